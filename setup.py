@@ -1,0 +1,31 @@
+"Turns `settings.ini`, and the version in the package, into the metadata that pyproject.toml lists as dynamic."
+from configparser import ConfigParser
+from pathlib import Path
+import re
+
+from setuptools import setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=["="])
+config.read(here/"settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+
+
+def lines(key): return [o for o in (line.strip() for line in cfg[key].splitlines()) if o]
+
+
+name = "sota_course"
+version = re.search(r'^__version__ = "([^"]+)"', (here/name/"__init__.py").read_text(encoding="utf-8"), re.M)[1]
+
+setup(
+    version=version,
+    author=cfg["author"],
+    license=cfg["license"],
+    keywords=cfg["keywords"].split(),
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Education", "Intended Audience :: Science/Research",
+                 "Topic :: Scientific/Engineering :: Artificial Intelligence", "Framework :: Jupyter"]
+                + [f"Programming Language :: Python :: 3.{o}" for o in cfg["python_minors"].split()],
+    install_requires=lines("requirements"),
+    extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
+    entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{name}={name}._modidx:d"]},
+)
