@@ -343,8 +343,9 @@ def aug_matrix(
     crop = _matrix((sw,o,(1-sw)*px),(o,sh,(1-sh)*py),(o,o,o+1))
     s,f,r = 1/d.zoom,1-2*d.flip,d.rotate*(math.pi/180)
     zoom = _matrix((s,o,(1-s)*cx),(o,s,(1-s)*cy),(o,o,o+1))
-    turn = _matrix((f*r.cos(),f*r.sin()*(h/w),o),(-r.sin()*(w/h),r.cos(),o),(o,o,o+1))
-    return warp_matrix(*d.warp.unbind(1)) @ turn @ zoom @ crop
+    turn = _matrix((f*r.cos(),f*r.sin(),o),(-r.sin(),r.cos(),o),(o,o,o+1))
+    oblong = torch.tensor([[1,h/w,1],[w/h,1,1],[1,1,1]], device=o.device)   # -1 to 1 is another length in x than in y
+    return warp_matrix(*d.warp.unbind(1)) @ (turn @ zoom * oblong) @ crop
 
 # %% ../nbs/tools/loader.ipynb #787363bf
 def _grid(m, size):
@@ -407,7 +408,8 @@ class BookAug(RandTransform):
         if not 0<min_scale<=1: raise ValueError(f"min_scale is a share of the area, above 0 and at most 1, not {min_scale}")
         if not 0<=max_lighting<1: raise ValueError(f"max_lighting must be at least 0 and below 1, not {max_lighting}")
         store_attr()
-        self.train = self.moves = bool(min_scale<1 or tuple(ratio)!=(1,1) or do_flip or max_rotate or max_warp or min_zoom<1 or max_zoom>1)
+        self.crops = min_scale<1 or tuple(ratio)!=(1,1)
+        self.train = self.moves = bool(self.crops or do_flip or max_rotate or max_warp or min_zoom<1 or max_zoom>1)
 
     def before_call(self, b, split_idx): self.do,self.train = True,not split_idx
     def encodes(self, x:TensorImage): return TensorImage(self.apply(x.as_subclass(torch.Tensor), getattr(x, "seed", None)))
@@ -441,7 +443,7 @@ def draw(self:BookAug,
     "Draw what happens to each of `n` pictures."
     gen = None if seed is None else torch.Generator().manual_seed(seed)
     u = torch.rand(n, 37, generator=gen).to(device)
-    side,place = _draw_crop(u[:,:22], self.min_scale, self.ratio, (h,w))
+    side,place = _draw_crop(u[:,:22], self.min_scale, self.ratio, (h,w)) if self.crops else (torch.ones_like(u[:,:2]),u[:,:2])
     p,q,log,half = self.p_affine,self.p_lighting,-math.log(1-self.max_lighting),self.max_lighting/2
     u = u[:,22:].unbind(1)
     warp = [_sometimes(u[i], p, _between(u[i+1], -self.max_warp, self.max_warp), 0.) for i in (0,2)]
