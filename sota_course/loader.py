@@ -391,11 +391,11 @@ def light_batch(
 def resize_batch(
     x:torch.Tensor, # pictures (n,3,h,w), uint8 or floats
     size:int, # side of the result, in pixels
-) -> torch.Tensor: # (n,3,size,size), floats of the same scale
+) -> torch.Tensor: # (n,3,size,size), floats of the same scale, always a new tensor
     "What `warp_batch` does with a matrix that changes nothing; from more than twice the size, without aliasing."
-    x = reduce_batch(x, size)
-    if tuple(x.shape[-2:])==(size,size): return x
-    return F.interpolate(x, (size,size), mode="bilinear", align_corners=True)
+    y = reduce_batch(x, size)
+    if tuple(x.shape[-2:])==(size,size): return y.clone() if y is x else y
+    return F.interpolate(y, (size,size), mode="bilinear", align_corners=True)
 
 def reduce_batch(
     x:torch.Tensor, # pictures (n,3,h,w), uint8 or floats
