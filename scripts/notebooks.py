@@ -69,7 +69,7 @@ def main():
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
     parser.add_argument("--with", dest="flags", action="append", default=[], choices=FLAGS, help="also run cells with this flag")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     failed = []
     for path in args.notebooks or notebooks():
         try: nb, seconds = execute(path.resolve(), args.flags)
