@@ -148,7 +148,7 @@ def pieces(r, # an open connection
             if got < slowest*passed: raise TimeoutError(f"only {got:,} bytes in {passed:.0f} s")
             start, got = time.monotonic(), 0
 
-# %% ../nbs/tools/fetch.ipynb #42ebd405
+# %% ../nbs/tools/fetch.ipynb #712d0c7a
 @contextmanager
 def byte_bar(total:int|None, # bytes to come, if known
              text:str, # shown behind the bar
@@ -158,10 +158,10 @@ def byte_bar(total:int|None, # bytes to come, if known
     if not show or not total: yield lambda done: None
     else:
         from fastprogress.fastprogress import progress_bar
-        bar, last = progress_bar(range(max(1, total//10**6))), [None]
+        bar, last = progress_bar(range(-(-total//10**6)), leave=False), [None]
         bar.comment = f"MB of {text}"
         def update(done):
-            if (mb := min(done//10**6, bar.total)) != last[0]: bar.update(mb)
+            if (mb := -(-min(done, total)//10**6)) != last[0]: bar.update(mb)
             last[0] = mb
         update(0)
         yield update
@@ -322,7 +322,7 @@ def set_aside(folder:Path):
     os.replace(folder, to)
     warnings.warn(f"{folder} lacked pictures, as after an interrupted download; it is now {to.name}", stacklevel=2)
 
-# %% ../nbs/tools/fetch.ipynb #49c686bc
+# %% ../nbs/tools/fetch.ipynb #42f655ea
 def extract(src:Source, # where it comes from and goes to
             path:Path, # the archive
             progress:bool=True, # show a bar?
@@ -333,8 +333,8 @@ def extract(src:Source, # where it comes from and goes to
     with on_disk(src, tmp):
         shutil.rmtree(tmp, ignore_errors=True) # what a killed process left
         tmp.mkdir(parents=True)
-    check_room(src, tmp, total)
     try:
+        check_room(src, tmp, total)
         with open_archive(src, path) as (tar, _), byte_bar(total, src.folder.name, progress) as show:
             done = 0
             for m in tar:
