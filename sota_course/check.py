@@ -196,8 +196,8 @@ def walk(root:Path): # a folder
             yield from ((folder/o, None) for o in names if not os.path.isdir(folder/o))
         except OSError as e: yield folder, disk_problem(e)
 
-# %% ../nbs/tools/check.ipynb #7711c74a
-ENDINGS = {k for k, v in mimetypes.types_map.items() if v.startswith("image/")}
+# %% ../nbs/tools/check.ipynb #45493955
+ENDINGS = {k for k, v in mimetypes.types_map.items() if v.startswith("image/")} | {".webp", ".avif"}
 
 def class_problems(root:Path, # a folder with train/ or val/ in it
                    files:list, # paths of pictures below it
@@ -246,7 +246,7 @@ def strict():
         try: yield
         finally: ImageFile.LOAD_TRUNCATED_IMAGES = before
 
-# %% ../nbs/tools/check.ipynb #220549d0
+# %% ../nbs/tools/check.ipynb #9da13313
 def check_images(path_or_files, # a data set's folder, any folder, a file, or a list of files
                  max_pixels:int=MAX_PIXELS, # width times height above which a picture is absurd; never more than Pillow's own limit
                  n_workers:int|None=None, # threads; default: one for each core, 8 at most
@@ -259,7 +259,7 @@ def check_images(path_or_files, # a data set's folder, any folder, a file, or a 
             if progress and files:
                 from fastprogress.fastprogress import progress_bar
                 results = progress_bar(results, total=len(files), leave=False)
-            known += zip(files, results)
+            known += [(o, found) for found, o in zip(results, files)] # this way round the bar gets to its end
     records = [ImageRecord(o.relative_to(root).as_posix(), name, detail, name in FATAL) for o, found in known for name, detail in found]
     return ImageReport(root, len(files), sorted(records, key=lambda o: (not o.fatal, o.file, o.problem)))
 
