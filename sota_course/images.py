@@ -65,7 +65,7 @@ def _from_array(a):
     if a.dtype!=np.uint8: raise TypeError(f"an array of pixels must be uint8, not {a.dtype}: scale it to 0 to 255 first")
     if a.ndim==3 and a.shape[-1]==1: a = a[...,0]
     if a.ndim!=2 and not (a.ndim==3 and a.shape[-1] in (3,4)):
-        raise ValueError(f"an array of pixels is height x width, or with 1, 3 or 4 channels last; this one is {a.shape}")
+        raise ImageError("array", f"an array of pixels is height x width, or with 1, 3 or 4 channels last; this one is {a.shape}")
     if not a.size: raise ImageError("array", "has no pixels")
     return Image.fromarray(np.ascontiguousarray(a))
 
@@ -81,7 +81,8 @@ def open_image(
     name = str(src) if isinstance(src, (str,os.PathLike)) else type(src).__name__
     try:
         img,name = _opened(src)
-        if min_side and img.format=="JPEG": img.draft(None, (math.ceil(min_side*MIN_REDUCED),)*2)
+        # a picture that the caller opened is the caller's: reducing it would change it for them
+        if min_side and img is not src and img.format in ("JPEG","MPO"): img.draft(None, (math.ceil(min_side*MIN_REDUCED),)*2)
         img.load()
         if not img.width*img.height: raise ImageError(name, "has no pixels")
         if img.getexif().get(0x0112, 1)!=1: img = ImageOps.exif_transpose(img)
