@@ -103,12 +103,13 @@ def written(node) -> dict[str, tuple[str, str]]:
     if isinstance(node, ast.ClassDef):
         node = next((o for o in node.body if isinstance(o, ast.FunctionDef) and o.name == "__init__"), None)
         if not node: return {}
-    def src(o): return ast.unparse(o).strip("'") if o else ""
+    def src(o): return ast.unparse(o) if o else ""
+    def kind(o): return o.value if isinstance(o, ast.Constant) and isinstance(o.value, str) else src(o)
     a = node.args
     pairs = [*zip([*a.posonlyargs, *a.args][::-1], a.defaults[::-1]), *zip(a.kwonlyargs, a.kw_defaults)]
     defaults = {arg.arg: src(o) for arg, o in pairs}
     every = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
-    return {o.arg: (src(o.annotation), defaults.get(o.arg, "")) for o in every} | {"return": (src(node.returns), "")}
+    return {o.arg: (kind(o.annotation), defaults.get(o.arg, "")) for o in every} | {"return": (kind(node.returns), "")}
 
 
 def plain(o) -> str:
@@ -207,8 +208,8 @@ class Site:
     def full(self, md: str, nb: str) -> str:
         "`md` from the notebook `nb` with full links, for its twin."
         def page(m):
-            other = m[1].removeprefix(self.at.blob("nbs/"))
-            return self.at.page(other) + ".md" if other in self.paths and other != m[1] else m[1]
+            other = m[1].partition("#")[0].removeprefix(self.at.blob("nbs/"))
+            return self.at.page(other) + ".md" if other in self.paths else m[1]
         return LINK.sub(page, absolute(md, f"nbs/{nb}".rpartition("/")[0], self.at))
 
     def picture(self, data: str, kind: str) -> tuple[str, str]:
@@ -265,6 +266,7 @@ class Site:
         cell.source = cell.source or "#"  # myst-nb drops a cell without code, and its outputs with it
         if {"code-fold", "hide_input"} & set(cell.directives_): tags.append("hide-input")
         cell.metadata = dict(tags=tags)
+        cell.outputs = [o for o in cell.outputs if "<progress" not in text(o.get("data", {}).get("text/html", ""))]
         for o in cell.outputs:
             data = o.get("data", {})
             if any(k.startswith("image/") for k in data) and "text/html" not in data:
@@ -280,8 +282,11 @@ class Site:
         names = [o for node in ast.parse(cell.source).body for o in defines(node)]
         if not (found := [self.known[o] for o in names if o in self.known]): return []
         up = "../"*nb.count("/")
-        links = " ".join(f'<a id="{s.name.lower()}" href="{up}{s.url}" title="{s.full} in the reference">{s.name}</a>' for s in found)
-        return [mk_cell(f'<div class="exported">{links}</div>', "markdown")]
+        links = "".join(f'<a id="{s.name.lower()}" href="{up}{s.url}" title="{s.full} in the reference">{s.name}</a>' for s in found)
+        # nbdev links to methods too.
+        methods = [o for s in found if s.kind == "class" for n, o in self.known.items() if n.startswith(f"{s.name}.") and o.node in s.node.body]
+        anchors = "".join(f'<span id="{s.name.lower()}"></span>' for s in methods)
+        return [mk_cell(f'<div class="exported">{links}{anchors}</div>', "markdown")]
 
     def reference(self, path: Path):
         "Write the reference page of the module at `path`."

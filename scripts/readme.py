@@ -7,6 +7,7 @@
 import argparse
 import re
 import sys
+from html import unescape
 from pathlib import Path
 
 from fastcore.nbio import NbCell
@@ -49,8 +50,17 @@ def output_markdown(output, picture) -> str:
     if output.output_type == "error": return fence(f"{output.ename}: {output.evalue}")
     data = output.data
     if "text/markdown" in data: return text(data["text/markdown"])
-    if "<img" in (html := text(data.get("text/html", ""))): return picture(html)
-    return fence(text(data.get("text/plain", ""))) if data.get("text/plain") else ""
+    html, plain = text(data.get("text/html", "")), text(data.get("text/plain", ""))
+    if "<img" in html: return picture(html)
+    if plain and not re.fullmatch(r"<[\w.]+ object.*>", plain.strip()): return fence(plain)
+    return html_table(html) if "<table" in html and "<progress" not in html else ""
+
+
+def html_table(html: str) -> str:
+    "The first table in `html` as Markdown: what training prints."
+    rows = [[" ".join(unescape(re.sub(r"<[^>]+>", "", o)).split()) for o in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.S)]
+            for row in re.findall(r"<tr\b.*?</tr>", html, re.S)]
+    return "\n".join("| " + " | ".join(o) + " |" for o in [rows[0], ["---"]*len(rows[0]), *rows[1:]])
 
 
 def markdown(path: Path,

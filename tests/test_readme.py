@@ -56,4 +56,11 @@ def test_outputs_are_kept_as_markdown_tables_words_or_text(notebook):
     assert made == "```python\nx\n```\n\n| A |\n\n```python\ny\n```\n\n*A CURVE*\n\n```python\nz\n```\n\n```\n1\n```\n"
 
 
+def test_what_training_prints_becomes_a_table(notebook):
+    fit = "<style>x</style><table><thead><tr><th>epoch</th><th>loss</th></tr></thead><tr><td>0</td><td>2 &lt; 3</td></tr></table>"
+    made = notebook(("code", "#| echo: false\nx", output(html=fit, plain="<IPython.core.display.HTML object>")),
+                    ("code", "#| echo: false\ny", output(html="<progress></progress>", plain="<IPython.core.display.HTML object>")))
+    assert made == "| EPOCH | LOSS |\n| --- | --- |\n| 0 | 2 < 3 |\n"
+
+
 def test_a_fence_is_longer_than_any_inside(): assert readme.fence("a\n```\nb") == "````\na\n```\nb\n````"
