@@ -192,7 +192,7 @@ class EpochSeeds(Callback):
         set_seed(s)
         self.dls.train.rng = random.Random(s)
 
-# %% ../nbs/01_baseline.ipynb #f3472ad8
+# %% ../nbs/01_baseline.ipynb #91f3b404
 class History(Callback):
     "Keep the losses, metrics and seconds of every epoch as a list of dicts."
     order = 55 # after fastai's Recorder
@@ -200,13 +200,13 @@ class History(Callback):
     def before_train(self): self.start, self.loss_sum, self.seen = time.perf_counter(), 0., 0
     def after_batch(self):
         if not self.training: return
-        self.loss_sum += self.learn.loss.item()*self.dl.bs
+        self.loss_sum += self.learn.loss.detach()*self.dl.bs # stays on the GPU: asking for the number would wait for it
         self.seen += self.dl.bs
     def after_train(self): self.seconds = time.perf_counter() - self.start
     def after_epoch(self):
         if self.epoch < len(self.rows): return # an epoch that a resumed run skips
         values = dict(zip(self.recorder.metric_names[2:-1], self.recorder.values[-1][1:]))
-        self.rows.append(dict(epoch=self.epoch, train_loss=self.loss_sum/self.seen, **{k: float(v) for k, v in values.items()}, train_seconds=self.seconds))
+        self.rows.append(dict(epoch=self.epoch, train_loss=float(self.loss_sum)/self.seen, **{k: float(v) for k, v in values.items()}, train_seconds=self.seconds))
 
 # %% ../nbs/01_baseline.ipynb #89b19650
 class Checkpoint(Callback):

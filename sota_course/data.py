@@ -7,19 +7,20 @@ Docs: https://sota-course.github.io/sota_course/data.html.md"""
 # %% auto #0
 __all__ = ['WOOF', 'METHODS', 'PIPELINES', 'check_layout', 'get_data', 'class_name', 'data_block', 'get_dls']
 
-# %% ../nbs/00_data.ipynb #d8e4ed0f
+# %% ../nbs/00_data.ipynb #ce11bd2b
 from difflib import get_close_matches
 from pathlib import Path
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import GrandparentSplitter, Normalize, RandomSplitter, get_image_files
+from fastai.data.transforms import GrandparentSplitter, Normalize, RandomSplitter
 from fastai.vision.augment import Resize, ResizeMethod, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
 from .check import check_images
-from .drawn import CLASSES, draw_dataset
-from .fetch import NAMES, DataError, fetch
-from .loader import cache_home, cached_dls
+from .drawn import CLASSES, DRAWING, draw_dataset
+from .fetch import SETS, DataError, fetch
+from .images import image_files
+from .loader import build_cache, cache_home, cached_dls, presize_for
 
 # %% ../nbs/00_data.ipynb #bf3c4d6e
 def check_layout(path, # folder with `train` and `val`, a folder for each class in both
@@ -35,8 +36,8 @@ def check_layout(path, # folder with `train` and `val`, a folder for each class 
         raise DataError(f"{path}: train and val must have the same classes, and only one of them has {', '.join(sorted(only))}")
     return sorted(found["train"])
 
-# %% ../nbs/00_data.ipynb #7d28dd4c
-def get_data(name="drawn", # "drawn", a name in `NAMES`, or the path of a folder with `train` and `val`
+# %% ../nbs/00_data.ipynb #456b0fd9
+def get_data(name="drawn", # "drawn", a name in `SETS`, or the path of a folder with `train` and `val`
              progress:bool=True, # show a progress bar
              **drawn, # for "drawn" only: `n_train`, `n_val`, `seed`, `noise`, as `draw_dataset` takes them
             ) -> Path: # folder with `train/<class>/` and `val/<class>/`
@@ -44,12 +45,12 @@ def get_data(name="drawn", # "drawn", a name in `NAMES`, or the path of a folder
     if drawn and name != "drawn": raise DataError(f"{', '.join(drawn)} can be chosen for \"drawn\" only, not for {str(name)!r}")
     if name == "drawn":
         parts = [drawn.get(k, default) for k, default in dict(n_train=1000, n_val=300, seed=42, noise=0.).items()]
-        return draw_dataset(cache_home()/("drawn-" + "-".join(f"{o:g}" for o in parts)), progress=progress, **drawn)
-    if name in NAMES: return fetch(name, progress=progress)
+        return draw_dataset(cache_home().parent/f"drawn-v{DRAWING}-{'-'.join(f'{o:g}' for o in parts)}", progress=progress, **drawn)
+    if name in SETS: return fetch(name, progress=progress)
     if not Path(name).is_dir():
-        close = get_close_matches(str(name), ["drawn", *NAMES], n=1)
+        close = get_close_matches(str(name), ["drawn", *SETS], n=1)
         raise DataError(f"there is no data set and no folder {str(name)!r}" + f": did you mean {close[0]!r}?"*bool(close)
-                        + f" Choose \"drawn\", {', '.join(NAMES)}, or the path of a folder with train/<class>/ and val/<class>/")
+                        + f" Choose \"drawn\", {', '.join(SETS)}, or the path of a folder with train/<class>/ and val/<class>/")
     check_layout(name)
     return Path(name)
 
@@ -79,7 +80,7 @@ def _splitter(path, valid_pct, seed):
     if not 0 < valid_pct < 1: raise ValueError(f"valid_pct is the share of validation images, between 0 and 1, not {valid_pct}")
     return RandomSplitter(valid_pct, seed=seed)
 
-# %% ../nbs/00_data.ipynb #8290f573
+# %% ../nbs/00_data.ipynb #b0af2252
 def data_block(path, # folder with `train/<class>/` and `val/<class>/`
                item_tfms=None, # fastai transforms of one image
                batch_tfms=None, # fastai transforms of a batch
@@ -88,10 +89,10 @@ def data_block(path, # folder with `train/<class>/` and `val/<class>/`
               ) -> DataBlock:
     "Images of `path`, their class names, and the split, as a fastai `DataBlock`. Raises `DataError` for another layout."
     check_layout(path)
-    return DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=class_name,
+    return DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=image_files, get_y=class_name,
                      splitter=_splitter(path, valid_pct, seed), item_tfms=item_tfms, batch_tfms=batch_tfms)
 
-# %% ../nbs/00_data.ipynb #fa660ccb
+# %% ../nbs/00_data.ipynb #3b0516ab
 METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)
 
 def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
@@ -101,7 +102,8 @@ def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress
     return data_block(path, Resize(presize or 460, method=METHODS[method]), tfms, **split).dataloaders(path, bs=bs, **kwargs)
 
 def _cached_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
-    "The same from the cache, which is built where it is missing or out of date."
+    "The same from the cache, which is built where it is missing or out of date; first, since fastai looks at an image to see what it is."
+    build_cache(image_files(path), presize or presize_for(size), method=method, progress=progress)
     return cached_dls(data_block(path, **split).datasets(path), bs=bs, size=size, presize=presize, method=method, stats=stats,
                       aug=dict(min_scale=min_scale), progress=progress, **kwargs)
 

@@ -93,7 +93,7 @@ def __exit__(self:Stopper, kind, error, trace):
     # A signal to the whole process group also kills fastai's data workers, and that error comes first.
     if self.signum and isinstance(error, Exception): raise Stopped(self.signum) from error
 
-# %% ../nbs/07_recipe.ipynb #d48cb895
+# %% ../nbs/07_recipe.ipynb #2e5fd279
 def train(
     data:str="drawn", # "drawn", "imagenette-160", ... or the path of a folder with train/<class>/ and val/<class>/
     size:int=64, # side of the pictures that the model sees, in pixels
@@ -119,7 +119,7 @@ def train(
     args = dict(locals())
     path = get_data(data, progress=can_draw_bars())
     stopper = Stopper()
-    run = Run(name or f"{path.name}-{arch}-{size}px", _learner(path, args), epochs, lr, [seed], Path(out), command_line(args), cbs=[stopper])
+    run = Run(name or f"{Path(data).name}-{arch}-{size}px", _learner(path, args), epochs, lr, [seed], Path(out), command_line(args), cbs=[stopper])
     _may_start(run, seed, resume, overwrite)
     try:
         with stopper: run.train()
