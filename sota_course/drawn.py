@@ -847,7 +847,7 @@ def light(x, rng): # x: (h, w, 3), float32, 0 to 255
     if chance(rng, .5):
         patches = Image.fromarray(rng.uniform(.7, 1.2, (5,5)).astype(np.float32)).resize((w,h), Image.BICUBIC)
         gain = gain*np.asarray(patches)
-    cast = np.exp(rng.normal(0, .08, 3))*rng.uniform(.8, 1.2)
+    cast = np.exp(rng.normal(0, .08, 3))*rng.uniform(.85, 1.3)
     return x*gain[...,None]*cast.astype(np.float32)
 
 # %% ../nbs/tools/drawn.ipynb #7e0c77b4
@@ -885,7 +885,7 @@ def draw_hard(name, scene, thing, camera, size): # three generators
     pick(scene, SCENES)(Pen(img), scene)
     scatter(img, scene, scene.integers(0, 4), img.width/2, img.height/2, max(img.size)/2, (.08*short, .2*short))
     img = Image.blend(img, Image.new("RGB", img.size, any_colour(scene, (0,.3), (.3,1))), scene.uniform(.1,.6))
-    pick(thing, KINDS[name][:1 if chance(thing, .4) else None])(any_pen(thing, img, any_pose(thing, x, y, r, TURN[name])), thing)
+    pick(thing, KINDS[name][:1 if chance(thing, .5) else None])(any_pen(thing, img, any_pose(thing, x, y, r, TURN[name])), thing)
     scatter(img, scene, scene.integers(0, 2), x, y, 1.2*r, (.15*r, .35*r))
     return photograph(img.reduce(SS), camera)
 
@@ -959,8 +959,11 @@ def _draw(folder, card, n_workers):
             finally: os.close(w)
             for line in lines:
                 if line.strip(): raise OSError(*json.loads(line))
+                if any(o.poll() for o in workers): break # one crashed: don't wait for the others
                 yield
-            if any([o.wait() for o in workers]):
+            else:
+                for o in workers: o.wait()
+            if any(o.poll() for o in workers):
                 log.seek(0)
                 raise RuntimeError(f"a drawing process ended early, with exit codes {[o.returncode for o in workers]}; its last words:\n"
                                    f"{log.read().decode(errors='replace')[-2000:] or '(none)'}\nTry again, or with n_workers=0.")
@@ -975,8 +978,10 @@ DRAWING = 1 # the version of the drawing code: higher whenever the same seed giv
 # %% ../nbs/tools/drawn.ipynb #0a8c4297
 def _card(n_train, n_val, seed, noise):
     "What a data set is made from, checked. Raises `ValueError` or `TypeError`, naming the argument."
-    counts = {k: operator.index(v) for k,v in dict(n_train=n_train, n_val=n_val, seed=seed).items()}
+    counts = dict(n_train=n_train, n_val=n_val, seed=seed)
     for k,v in counts.items():
+        if not hasattr(v, "__index__"): raise TypeError(f"{k} is {v!r}: it must be a whole number")
+        counts[k] = operator.index(v) # an int for JSON, whatever integer came
         if v < 0: raise ValueError(f"{k} is {v}: it must be 0 or more")
     if not 0 <= noise < 1: raise ValueError(f"noise is {noise}: it is the share of wrong labels, from 0 to below 1")
     return {**counts, "noise": float(noise)}
@@ -989,7 +994,8 @@ def _present(path, card):
     if not (path/CARD).exists():
         if any(path.iterdir()): raise FileExistsError(f"{path} holds something else than a drawn data set: choose another folder")
         return False
-    want,have = {"drawing": DRAWING, **card}, json.loads((path/CARD).read_text())
+    try: want,have = {"drawing": DRAWING, **card}, json.loads((path/CARD).read_text())
+    except ValueError: raise FileExistsError(f"{path/CARD} is damaged: delete the folder, and it will be drawn again") from None
     if have != want:
         raise FileExistsError(f"{path} holds a drawn data set with {have}, and you asked for {want}: choose another folder, or delete this one")
     missing = card["n_train"] + card["n_val"] - sum(1 for _ in path.glob("*/*/*.JPEG"))
@@ -1035,14 +1041,15 @@ def draw_dataset(path, # folder to make; its parents are made too
     A process that asks for a data set that another one is drawing waits for it. Raises `FileExistsError` where something
     else is at `path`, `ValueError` or `TypeError` for bad arguments, and `OSError` where the disk is full or may not be written."""
     card,path = _card(n_train, n_val, seed, noise),Path(path).expanduser().absolute()
+    if n_workers is not None and n_workers < 0: raise ValueError(f"n_workers is {n_workers}: it must be 0 or more")
     if n_workers is None: n_workers = min(os.cpu_count() or 1, 8, (card["n_train"]+card["n_val"])//100)
     if _present(path, card): return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent/f".{path.name}.lock"):
             if not _present(path, card): _build(path, card, n_workers, progress)
-    except (FileExistsError, NotADirectoryError): raise
     except OSError as e:
+        if e.errno is None: raise # said above, by `_present`
         mb = (card["n_train"] + card["n_val"])*.01
         raise OSError(e.errno, f"the drawn data set can't be written to {path} ({e.strerror}): it needs about {mb:.0f} MB "
                       "in a folder that you may write to; free some space or choose another folder. Nothing was left there") from e
