@@ -277,7 +277,18 @@ def test_the_module_is_light():
 
 # Each class at seed 0: the mean of each quarter of a grey 64 x 64 version. If this changes, so do readers' pictures: raise
 # `DRAWING`, so that a set drawn before is not taken for one drawn now, and write the new numbers here.
-QUARTERS = {}
+QUARTERS = {1: {
+    "tench": [133, 173, 126, 153],
+    "English springer": [152, 172, 180, 209],
+    "cassette player": [130, 164, 129, 146],
+    "chain saw": [126, 192, 110, 178],
+    "church": [160, 183, 154, 188],
+    "French horn": [162, 199, 161, 182],
+    "garbage truck": [143, 193, 123, 182],
+    "gas pump": [165, 199, 171, 193],
+    "golf ball": [180, 218, 177, 218],
+    "parachute": [136, 167, 148, 179],
+}}
 
 
 @pytest.mark.parametrize("name", CLASSES.values())
