@@ -977,9 +977,8 @@ def _work(folder, card, share, n_workers):
 
 # %% ../nbs/tools/drawn.ipynb #35c3a421
 def _start(pipe, log, *args):
-    "A new Python that runs `_work(*args)`. It finds modules where this one does, and leaves Ctrl-C to its parent."
-    code = ("import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-            "from sota_course.drawn import _work; _work(*json.loads(sys.argv[1]))")
+    "A new Python that runs `_work(*args)`. It finds modules where this one does, and none in the user's working folder."
+    code = "import json, sys; from sota_course.drawn import _work; _work(*json.loads(sys.argv[1]))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code, json.dumps(args)], cwd=args[0], env=env,
