@@ -10,12 +10,12 @@ __all__ = ['CLASSES', 'KINDS', 'SKIES', 'GROUNDS', 'SCENES', 'CLUTTER', 'TURN', 
            'pick', 'chance', 'arch', 'shade', 'steeple', 'church_colours', 'church_side', 'church_front', 'gas_pump',
            'gas_station', 'gas_pump_alone', 'tench', 'angler', 'springer_colours', 'springer_head', 'springer_portrait',
            'springer_standing', 'springer_profile', 'springer_sitting', 'cassette', 'knob', 'speaker', 'boombox',
-           'pocket_player', 'deck', 'chain_saw', 'tube', 'horn', 'wheel', 'bin_', 'truck_side', 'truck_rear', 'ball_on',
-           'ball_colour', 'golf_tee', 'golf_lying', 'golf_hole', 'jumper', 'parachute_round', 'parachute_wing',
-           'parachute_below', 'wash', 'outdoors', 'meadow', 'town', 'room', 'tabletop', 'studio', 'woods', 'water',
-           'tree', 'house', 'car', 'ball', 'balloon', 'hoop', 'carton', 'person', 'lamp', 'leaf', 'bush', 'bottle',
-           'pose', 'any_pose', 'layout', 'TonedPen', 'any_pen', 'scatter', 'light', 'photograph', 'draw_image',
-           'draw_hard', 'draw_clean', 'plan', 'save_image', 'draw_dataset']
+           'pocket_player', 'deck', 'chain_saw', 'tube', 'horn', 'wheel', 'any_bin', 'truck_side', 'truck_rear',
+           'ball_on', 'ball_colour', 'golf_tee', 'golf_lying', 'golf_hole', 'jumper', 'parachute_round',
+           'parachute_wing', 'parachute_below', 'wash', 'outdoors', 'meadow', 'town', 'room', 'tabletop', 'studio',
+           'woods', 'water', 'tree', 'house', 'car', 'ball', 'balloon', 'hoop', 'carton', 'person', 'lamp', 'leaf',
+           'bush', 'bottle', 'pose', 'any_pose', 'layout', 'TonedPen', 'any_pen', 'scatter', 'light', 'photograph',
+           'draw_image', 'draw_hard', 'draw_clean', 'plan', 'save_image', 'draw_dataset']
 
 # %% ../nbs/tools/drawn.ipynb #c7300b99
 import colorsys, contextlib, csv, json, math, operator, os, shutil, subprocess, sys, tempfile
@@ -73,7 +73,7 @@ class Pen:
         if ink and self.ink: self.canvas.line(xy, fill=self.ink, width=self.width(width + 2*self.thick), joint="curve")
         self.canvas.line(xy, fill=colour, width=self.width(width), joint="curve")
 
-    def width(self, width): return max(1, round(width*self.scale))
+    def width(self, width): return max(1, round(width*self.scale)) # in pixels
 
 # %% ../nbs/tools/drawn.ipynb #00aad48d
 def oval(x, y, rx, ry=None, start=0, end=360, n=32): # angles in degrees, clockwise from the right
@@ -112,7 +112,9 @@ def turned(degrees):
     return np.array([[c,s], [-s,c]])
 
 # %% ../nbs/tools/drawn.ipynb #c0458a07
-def hsv(h, s, v): return tuple(round(255*o) for o in colorsys.hsv_to_rgb(h % 1, s, v)) # all three from 0 to 1
+def hsv(h, s, v): # all three from 0 to 1
+    "A colour from hue, saturation and brightness."
+    return tuple(round(255*o) for o in colorsys.hsv_to_rgb(h % 1, s, v))
 
 # %% ../nbs/tools/drawn.ipynb #2790eeba
 def tint(c, k): # k < 1: darker, black at 0; k > 1: lighter, white at 2
@@ -120,16 +122,26 @@ def tint(c, k): # k < 1: darker, black at 0; k > 1: lighter, white at 2
     return tuple(round(o*k if k <= 1 else o + (255-o)*(k-1)) for o in c)
 
 # %% ../nbs/tools/drawn.ipynb #a17533ae
-def any_colour(rng, s=(.25,.95), v=(.35,.95)): return hsv(rng.random(), rng.uniform(*s), rng.uniform(*v))
-def pick(rng, options): return options[rng.integers(len(options))]
-def chance(rng, p): return rng.random() < p
+def any_colour(rng, s=(.25,.95), v=(.35,.95)): # s, v: from, to
+    "A colour of any hue."
+    return hsv(rng.random(), rng.uniform(*s), rng.uniform(*v))
+
+def pick(rng, options):
+    "One of `options`."
+    return options[rng.integers(len(options))]
+
+def chance(rng, p):
+    "True with probability `p`."
+    return rng.random() < p
 
 # %% ../nbs/tools/drawn.ipynb #209d91be
 def arch(x, y, w, h):
     "Points of an arched window or door, `w` wide, with its foot at `y`."
     return np.concatenate([[(x+w/2,y)], oval(x, y-h+w/2, w/2, start=0, end=-180, n=10), [(x-w/2,y)]])
 
-def shade(a=70): return (20,20,45,a) # a veil of shadow
+def shade(a=70):
+    "The colour of a shadow, which lets what is below through."
+    return (20,20,45,a)
 
 # %% ../nbs/tools/drawn.ipynb #39716660
 def steeple(pen, rng, x, w, top, wall, roof): # x: middle, w: half its width, top: where the walls end
@@ -138,7 +150,8 @@ def steeple(pen, rng, x, w, top, wall, roof): # x: middle, w: half its width, to
     pen.fill(box(x+.35*w, top, x+w, 1), shade(), ink=False)
     tip = -.84
     if chance(rng, .2): # an onion
-        bulb = [(x-.55*w,top), (x-1.15*w,top-.14), (x-.35*w,tip+.12), (x,tip), (x+.35*w,tip+.12), (x+1.15*w,top-.14), (x+.55*w,top)]
+        bulb = [(x-.55*w,top), (x-1.15*w,top-.14), (x-.35*w,tip+.12), (x,tip),
+                (x+.35*w,tip+.12), (x+1.15*w,top-.14), (x+.55*w,top)]
         pen.fill(smooth(bulb), roof)
     else:
         pen.fill([(x-1.18*w,top), (x,tip), (x+1.18*w,top)], roof)
@@ -188,7 +201,7 @@ def gas_pump(pen, rng, x, y0, y1, colour): # y0: top, y1: foot
     "One pump: a cabinet with a display and a hose that hangs in a loop."
     h,w = y1-y0, (y1-y0)*.24
     side = pick(rng, (-1,1))
-    hose = [(x+side*w,y0+.3*h), (x+side*1.75*w,y0+.5*h), (x+side*1.8*w,y0+.85*h), (x+side*1.25*w,y0+.9*h), (x+side*1.2*w,y0+.45*h)]
+    hose = np.array([(1,.3), (1.75,.5), (1.8,.85), (1.25,.9), (1.2,.45)])*(side*w,h) + (x,y0)
     pen.line(smooth(hose)[:26], .05*h, (35,35,38))
     pen.fill(box(x-w, y0, x+w, y1, .06*h), colour)
     pen.fill(box(x+.5*w, y0+.05*h, x+w, y1), shade(50), ink=False)
@@ -278,7 +291,8 @@ def springer_head(pen, rng, x=0, y=0, k=1, colours=None): # k: size
     at = lambda *points: np.array(points)*k + (x,y)
     drop = rng.uniform(.5,.75)
     pen.fill(smooth(at((-.42,-.55), (0,-.72), (.42,-.55), (.5,0), (.3,.42), (0,.6), (-.3,.42), (-.5,0))), dark)
-    pen.fill(smooth(at((-.06,-.7), (.06,-.7), (.1,-.2), (.32,.2), (.24,.5), (0,.62), (-.24,.5), (-.32,.2), (-.1,-.2))), white, ink=False)
+    blaze = at((-.06,-.7), (.06,-.7), (.1,-.2), (.32,.2), (.24,.5), (0,.62), (-.24,.5), (-.32,.2), (-.1,-.2))
+    pen.fill(smooth(blaze), white, ink=False)
     for s in (-1,1):
         pen.fill(smooth(at((s*.36,-.52), (s*.62,-.42), (s*.8,.1), (s*.78,drop), (s*.56,drop+.06), (s*.5,.2))), tint(dark, .82))
         pen.fill(oval(x+s*.22*k, y-.12*k, .075*k), (40,22,14))
@@ -346,6 +360,7 @@ def cassette(pen, rng, x, y, w, h): # x, y: centre; w, h: half its width and hei
 
 # %% ../nbs/tools/drawn.ipynb #7a3d3270
 def knob(pen, x, y, r, c):
+    "A round knob with its mark."
     pen.fill(oval(x, y, r), c)
     pen.line([(x,y), (x+.6*r,y-.6*r)], r*.25, tint(c, .4))
 
@@ -391,7 +406,8 @@ def deck(pen, rng):
     for x in (.08,.52):
         pen.fill(box(x-.19, -.3, x+.19, 0), (250,225,160))
         pen.line([(x,-.02), (x+rng.uniform(-.14,.14),-.24)], .02, (180,40,30))
-    for x in np.linspace(-.05, .62, 6): pen.fill(box(x-.05, .2, x+.05, .34), tint(case, 1.6) if sum(case) < 300 else tint(case, .5))
+    key = tint(case, 1.6 if sum(case) < 300 else .5)
+    for x in np.linspace(-.05, .62, 6): pen.fill(box(x-.05, .2, x+.05, .34), key)
     knob(pen, .86, .2, .09, (200,200,200)), knob(pen, .86, -.15, .07, (200,200,200))
 
 # %% ../nbs/tools/drawn.ipynb #592e6232
@@ -442,12 +458,13 @@ def horn(pen, rng):
 
 # %% ../nbs/tools/drawn.ipynb #7ae38411
 def wheel(pen, x, y, r):
+    "A tyre and its rim."
     pen.fill(oval(x, y, r), (34,34,36))
     pen.fill(oval(x, y, .5*r), (150,150,154), ink=False)
 
-def bin_(pen, x, y, k, c, turn=0): # x, y: middle of its foot; k: size
+def any_bin(pen, rng, x, y, k, turn=0): # x, y: middle of its foot; k: size
     "A wheeled bin."
-    m = turned(turn)*k
+    m,c = turned(turn)*k,any_colour(rng, (.3,.9), (.3,.7))
     pen.fill(np.array([(-.3,0), (.3,0), (.36,-.9), (-.36,-.9)])@m + (x,y), c)
     pen.fill(np.array([(-.42,-.9), (.42,-.9), (.36,-1.05), (-.36,-1.05)])@m + (x,y), tint(c, .7))
 
@@ -468,7 +485,7 @@ def truck_side(pen, rng):
     if chance(rng, .7):
         stripe = any_colour(rng, (.6,.95), (.5,.95))
         pen.fill(box(front+.07, .3, .49, .4), stripe, ink=False)
-    if chance(rng, .6): bin_(pen, .98, .62 if chance(rng, .5) else .35, .38, any_colour(rng, (.3,.9), (.3,.7)), rng.uniform(-50,0))
+    if chance(rng, .6): any_bin(pen, rng, .98, rng.uniform(.35, .62), .38, rng.uniform(-50,0))
     for x in (-.68,.2,.52): wheel(pen, x, .7, .2)
 
 # %% ../nbs/tools/drawn.ipynb #d69df761
@@ -483,10 +500,10 @@ def truck_rear(pen, rng):
     for s in (-1,1):
         pen.fill(box(s*half*.86-.06, top+.1, s*half*.86+.06, -.05), tint(body, .7))
         pen.fill(box(s*half*.82-.08, .64, s*half*.82+.08, .72), (220,50,40))
-    for k in np.linspace(-.8, .7, 6): pen.fill([(k*half,-.08), (k*half+.08,-.08), (k*half+.16,.03), (k*half+.08,.03)], (245,200,60), ink=False)
+    for k in np.linspace(-.8, .7, 6)*half: pen.fill([(k,-.08), (k+.08,-.08), (k+.16,.03), (k+.08,.03)], (245,200,60), ink=False)
     pen.fill(oval(0, top+.12, .06), (255,170,40))
     pen.line([(-half*.5,top+.3), (half*.5,top+.3)], .06, tint(body, .6))
-    if chance(rng, .7): bin_(pen, rng.uniform(-.3,.3), .95, .55, any_colour(rng, (.3,.9), (.3,.7)))
+    if chance(rng, .7): any_bin(pen, rng, rng.uniform(-.3,.3), .95, .55)
 
 # %% ../nbs/tools/drawn.ipynb #8b2d73b6
 def ball_on(pen, rng, x, y, r, colour):
@@ -506,7 +523,9 @@ def ball_on(pen, rng, x, y, r, colour):
         pen.fill(rim*.75 + at + .2*s*math.cos(k), tint(colour, .9), ink=False)
 
 # %% ../nbs/tools/drawn.ipynb #0ffa5338
-def ball_colour(rng): return pick(rng, [(248,248,246)]*3 + [(250,232,90), (250,150,60), (245,150,180)])
+def ball_colour(rng):
+    "White, mostly."
+    return pick(rng, [(248,248,246)]*3 + [(250,232,90), (250,150,60), (245,150,180)])
 
 def golf_tee(pen, rng):
     "A ball on its tee."
@@ -548,8 +567,8 @@ def parachute_round(pen, rng):
     for o in np.linspace(-.93, .93, n+1): pen.line([(o,y), (0,.68)], .014, (70,70,75))
     pen.fill(oval(0, y, .93, .14), tint(a, .4))
     for i in range(n):
-        t = np.linspace(0, 1, 8)
-        rim = np.stack([x[i] + (x[i+1]-x[i])*t, y + .07*np.sin(np.pi*(t)) + .1*np.sqrt(np.maximum(0,1-(x[i]+(x[i+1]-x[i])*t)**2))], 1)
+        u = np.linspace(x[i], x[i+1], 8)
+        rim = np.stack([u, y + .07*np.sin(np.linspace(0, np.pi, 8)) + .1*np.sqrt(1-u**2)], 1)
         up = lambda o: [(o*math.cos(k), y-h*math.sin(k)) for k in np.linspace(0, np.pi/2, 8)]
         pen.fill(np.concatenate([up(x[i])[::-1], rim, up(x[i+1])]), a if i%2 else b)
     pen.fill(oval(-.3, y-.35*h, .3, .35*h), (255,255,255,40), ink=False)
@@ -611,7 +630,8 @@ def outdoors(pen, rng, skies=SKIES, grounds=GROUNDS, horizon=(-.2,.75)):
         x = np.linspace(-1.1, 1.1, 12)
         pen.fill([(-1.1,y), *np.stack([x, y-rng.uniform(.02,.3,12)], 1), (1.1,y)], hill, ink=False)
     wash(pen, y, 1, tint(ground, 1.15), tint(ground, .75))
-    for x,v in rng.uniform((-1,y), (1,1), (rng.integers(0,60),2)): pen.line([(x,v), (x+.01,v-.04)], .008, tint(ground, rng.uniform(.7,1.3)))
+    for x,v in rng.uniform((-1,y), (1,1), (rng.integers(0,60),2)):
+        pen.line([(x,v), (x+.01,v-.04)], .008, tint(ground, rng.uniform(.7,1.3)))
 
 # %% ../nbs/tools/drawn.ipynb #c8c95535
 def meadow(pen, rng):
@@ -673,7 +693,8 @@ def woods(pen, rng):
     for x,w in rng.uniform((-1,.03), (1,.16), (rng.integers(4,12),2)):
         pen.fill(box(x, -1, x+w, y+.05), tint(hsv(.07, rng.uniform(.1,.5), rng.uniform(.2,.6)), 1), ink=False)
     wash(pen, y, 1, tint(c, .8), tint(c, .45))
-    for x,v,k in rng.uniform((-1,-1.1,.08), (1,-.4,.35), (14,3)): pen.fill(oval(x, v, k, k*.6, n=14), (*tint(c, rng.uniform(.5,1.2)),200), ink=False)
+    for x,v,k in rng.uniform((-1,-1.1,.08), (1,-.4,.35), (14,3)):
+        pen.fill(oval(x, v, k, k*.6, n=14), (*tint(c, rng.uniform(.5,1.2)),200), ink=False)
 
 # %% ../nbs/tools/drawn.ipynb #3013549f
 def water(pen, rng):
@@ -688,6 +709,7 @@ SCENES = [outdoors, town, room, tabletop, studio, woods, water]
 
 # %% ../nbs/tools/drawn.ipynb #a9ed754c
 def tree(pen, rng):
+    "A round one or a fir."
     leaf = hsv(rng.uniform(.1,.4), rng.uniform(.3,.8), rng.uniform(.25,.7))
     pen.fill(box(-.1, .1, .1, 1), (96,66,44))
     if chance(rng, .4): pen.fill([(-.6,.5), (0,-1), (.6,.5)], leaf)
@@ -695,13 +717,16 @@ def tree(pen, rng):
         for x,y,r in ((-.35,0,.45), (.35,0,.45), (0,-.45,.5)): pen.fill(oval(x, y, r), leaf)
 
 def house(pen, rng):
+    "A roof as the church has it, and no steeple."
     wall = any_colour(rng, (.05,.6), (.5,.95))
     pen.fill(box(-.8, -.1, .8, 1), wall)
-    pen.fill([(-1,-.1), (0,-.9), (1,-.1)] if chance(rng, .6) else [(-1,-.1), (-.6,-.7), (.6,-.7), (1,-.1)], any_colour(rng, (.3,.7), (.25,.6)))
+    ridge = [(0,-.9)] if chance(rng, .6) else [(-.6,-.7), (.6,-.7)]
+    pen.fill([(-1,-.1), *ridge, (1,-.1)], any_colour(rng, (.3,.7), (.25,.6)))
     for x in (-.5,.2): pen.fill(box(x, .15, x+.3, .5), (90,120,150))
     pen.fill(box(-.12, .55, .14, 1), tint(wall, .5))
 
 def car(pen, rng):
+    "Wheels and a window, as the truck has them."
     c = any_colour(rng)
     pen.fill(smooth([(-.95,.5), (-.9,.1), (-.5,0), (-.3,-.4), (.4,-.4), (.6,0), (.95,.1), (.95,.5)]), c)
     pen.fill([(-.4,0), (-.25,-.3), (.35,-.3), (.48,0)], (170,205,225))
@@ -709,6 +734,7 @@ def car(pen, rng):
 
 # %% ../nbs/tools/drawn.ipynb #cc58f32e
 def ball(pen, rng):
+    "Round, without dimples."
     c = any_colour(rng, (0,.9), (.5,1))
     pen.fill(oval(0, 0, .9), c)
     style = rng.integers(3)
@@ -718,16 +744,19 @@ def ball(pen, rng):
     pen.fill(oval(-.3, -.35, .25), (255,255,255,110), ink=False)
 
 def balloon(pen, rng):
+    "It hangs in the air, as a parachute does."
     c = any_colour(rng)
     pen.line([(0,.3), (.05,1)], .03, (80,80,80))
     pen.fill(smooth([(0,.4), (-.6,-.3), (0,-1), (.6,-.3)]), c)
     pen.fill(oval(-.2, -.5, .12, .2), (255,255,255,110), ink=False)
 
 def hoop(pen, rng):
+    "One ring or two, like a horn's tubes."
     c = any_colour(rng)
     for k in ((.85,) if chance(rng, .6) else (.85,.5)): pen.line(oval(0, 0, k), rng.uniform(.06,.16), c, ink=True)
 
 def carton(pen, rng):
+    "A box with a label or two holes, like a cassette player."
     c = any_colour(rng, (.1,.8), (.4,.9))
     pen.fill(box(-.9, -.5, .9, .8), c)
     pen.fill([(-.9,-.5), (-.6,-.8), (1,-.8), (.9,-.5)], tint(c, 1.3))
@@ -737,6 +766,7 @@ def carton(pen, rng):
 
 # %% ../nbs/tools/drawn.ipynb #a8135a78
 def person(pen, rng):
+    "As an angler or a jumper, without the fish or the canopy."
     c,skin = any_colour(rng, (.2,.9), (.2,.9)), pick(rng, [(236,190,160), (196,140,104), (128,84,60)])
     for s in (-1,1): pen.line([(s*.12,.2), (s*.2,.98)], .2, tint(c, .5))
     pen.fill(box(-.3, -.55, .3, .3, .12), c)
@@ -744,20 +774,24 @@ def person(pen, rng):
     pen.fill(oval(0, -.77, .2), skin)
 
 def lamp(pen, rng):
+    "A post with a lamp or a board, as at a gas station."
     pen.fill(box(-.06, -.8, .06, 1), (90,90,95))
     if chance(rng, .5): pen.fill(box(-.4, -1, .4, -.6), any_colour(rng))
     else: pen.fill(oval(0, -.8, .22), (250,240,200))
 
 def leaf(pen, rng):
+    "Pointed and long, like a fish."
     c = hsv(rng.uniform(0,.4), rng.uniform(.4,.9), rng.uniform(.3,.8))
     pen.fill(smooth([(-1,0), (-.2,-.4), (.7,0), (-.2,.4)]), c)
     pen.line([(-.9,0), (1,0)], .04, tint(c, .6))
 
 def bush(pen, rng):
+    "A heap of leaves."
     c = hsv(rng.uniform(.15,.42), rng.uniform(.3,.8), rng.uniform(.2,.65))
     for x,y in rng.uniform(-.6, .6, (9,2)): pen.fill(oval(x, y+.3, .4, .35, n=16), tint(c, rng.uniform(.75,1.25)), ink=False)
 
 def bottle(pen, rng):
+    "A bottle with a label."
     c = any_colour(rng)
     pen.fill(smooth([(-.12,-1), (.12,-1), (.14,-.5), (.36,-.2), (.36,1), (-.36,1), (-.36,-.2), (-.14,-.5)], 4), c)
     pen.fill(box(-.36, .1, .36, .6), tint(c, 1.6), ink=False)
@@ -786,7 +820,8 @@ TURN = {"tench": 15, "English springer": 10, "cassette player": 12, "chain saw":
 # %% ../nbs/tools/drawn.ipynb #2141cb8a
 def any_pose(rng, x, y, scale, turn):
     "A random pose around (`x`, `y`), turned by up to `turn` degrees."
-    return pose(x, y, scale, rng.uniform(-turn, turn), chance(rng, .5), rng.uniform(.9, 1.12), rng.uniform(-.1, .1), rng.uniform(-.1, .1, 2))
+    return pose(x, y, scale, rng.uniform(-turn, turn), chance(rng, .5), stretch=rng.uniform(.9, 1.12),
+                shear=rng.uniform(-.1, .1), tilt=rng.uniform(-.1, .1, 2))
 
 # %% ../nbs/tools/drawn.ipynb #e65af7a9
 AT_EDGE = 0.15 # share of the pictures whose object lies at an end of the longer side
@@ -799,7 +834,7 @@ def layout(rng, size=None):
     short = int(rng.integers(96, 225))
     w,h = size or (short, round(short*ratio))[::1 if turned else -1]
     short = min(w, h)
-    scale = short*(rng.uniform(.32, .42) if edge else rng.uniform(.4, .56))
+    scale = short*(rng.uniform(.32, .42) if edge else rng.uniform(.43, .58))
     x,y = (rng.uniform(min(.9*scale, o/2), max(o - .9*scale, o/2)) for o in (w,h))
     if edge:
         at = .7*scale
@@ -817,7 +852,8 @@ class TonedPen(Pen):
         super().__init__(img, matrix, ink, thick)
         self.tone,self.strength = tone,strength
 
-    def mix(self, c): return (*(round(o + (t-o)*self.strength) for o,t in zip(c, self.tone)), *c[3:])
+    def mix(self, c):
+        return (*(round(o + (t-o)*self.strength) for o,t in zip(c, self.tone)), *c[3:])
     def fill(self, points, colour, ink=True): super().fill(points, self.mix(colour), ink)
     def line(self, points, width, colour, ink=False): super().line(points, width, self.mix(colour), ink)
 
@@ -825,7 +861,8 @@ class TonedPen(Pen):
 def any_pen(rng, img, matrix):
     "A pen with a random style."
     ink = pick(rng, [None, None, (30,28,32), (240,238,230)])
-    return TonedPen(img, matrix, ink, rng.uniform(.012,.03), any_colour(rng, (.1,.9), (.2,1)), rng.uniform(0,.5) if chance(rng, .3) else 0)
+    strength = rng.uniform(0, .5) if chance(rng, .25) else 0
+    return TonedPen(img, matrix, ink, rng.uniform(.012,.03), any_colour(rng, (.1,.9), (.2,1)), strength)
 
 # %% ../nbs/tools/drawn.ipynb #11d21c31
 def scatter(img, rng, n, x, y, far, scale):
@@ -847,7 +884,7 @@ def light(x, rng): # x: (h, w, 3), float32, 0 to 255
     if chance(rng, .5):
         patches = Image.fromarray(rng.uniform(.7, 1.2, (5,5)).astype(np.float32)).resize((w,h), Image.BICUBIC)
         gain = gain*np.asarray(patches)
-    cast = np.exp(rng.normal(0, .08, 3))*rng.uniform(.8, 1.2)
+    cast = np.exp(rng.normal(0, .08, 3))*rng.uniform(.85, 1.3)
     return x*gain[...,None]*cast.astype(np.float32)
 
 # %% ../nbs/tools/drawn.ipynb #7e0c77b4
@@ -858,7 +895,7 @@ def photograph(img, rng):
     if chance(rng, GREY): x = np.repeat(x.mean(2, keepdims=True), 3, 2)
     middle = x.mean()
     x = middle + (x - middle)*np.float32(rng.uniform(.75, 1.15))
-    x += rng.standard_normal(x.shape, dtype=np.float32)*np.float32(rng.uniform(0, 14))
+    x += rng.standard_normal(x.shape, dtype=np.float32)*np.float32(rng.uniform(0, 12))
     return Image.fromarray(np.clip(x, 0, 255).astype(np.uint8))
 
 # %% ../nbs/tools/drawn.ipynb #11566925
@@ -869,10 +906,11 @@ def draw_image(label:str, # a synset or a class's name
                size=None, # (w, h) in pixels, or one int for a square; varied if None (256 if clean)
                clean:bool=False, # the object large in the middle of a calm scene, without the difficulties
               ) -> Image.Image: # RGB
-    "Draw one picture of a class; the same arguments give the same picture. Raises `ValueError` for an unknown class or a bad size."
+    "One picture of a class; the same arguments give the same picture. Raises `ValueError` for an unknown class or a bad size."
     name = class_name(label)
     if isinstance(size, int): size = (size,size)
-    if size is not None and not (len(size) == 2 and min(size) >= 8): raise ValueError(f"size is (w, h), each 8 pixels or more, not {size}")
+    if size is not None and not (len(size) == 2 and min(size) >= 8):
+        raise ValueError(f"size is (w, h), each 8 pixels or more, not {size}")
     rngs = [np.random.default_rng(o) for o in np.random.SeedSequence(seed).spawn(3)]
     return (draw_clean if clean else draw_hard)(name, *rngs, size)
 
@@ -884,8 +922,9 @@ def draw_hard(name, scene, thing, camera, size): # three generators
     x,y,r,short = SS*x, SS*y, SS*r, SS*min(size)
     pick(scene, SCENES)(Pen(img), scene)
     scatter(img, scene, scene.integers(0, 4), img.width/2, img.height/2, max(img.size)/2, (.08*short, .2*short))
-    img = Image.blend(img, Image.new("RGB", img.size, any_colour(scene, (0,.3), (.3,1))), scene.uniform(.1,.6))
-    pick(thing, KINDS[name][:1 if chance(thing, .4) else None])(any_pen(thing, img, any_pose(thing, x, y, r, TURN[name])), thing)
+    haze = Image.new("RGB", img.size, any_colour(scene, (0,.3), (.3,1))) # the scene stands back, as the air does it
+    img = Image.blend(img, haze, scene.uniform(.2,.65))
+    pick(thing, KINDS[name][:1 if chance(thing, .5) else None])(any_pen(thing, img, any_pose(thing, x, y, r, TURN[name])), thing)
     scatter(img, scene, scene.integers(0, 2), x, y, 1.2*r, (.15*r, .35*r))
     return photograph(img.reduce(SS), camera)
 
@@ -938,10 +977,10 @@ def _work(folder, card, share, n_workers):
 
 # %% ../nbs/tools/drawn.ipynb #35c3a421
 def _start(pipe, log, *args):
-    "A new Python that runs `_work(*args)`. It finds modules where this one does, and leaves Ctrl-C to its parent."
-    code = ("import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-            "from sota_course.drawn import _work; _work(*json.loads(sys.argv[1]))")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    "A new Python that runs `_work(*args)`. It finds modules where this one does, and none in the user's working folder."
+    code = "import json, sys; from sota_course.drawn import _work; _work(*json.loads(sys.argv[1]))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+           "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code, json.dumps(args)], cwd=args[0], env=env,
                             stdin=subprocess.DEVNULL, stdout=pipe, stderr=log)
 
@@ -959,11 +998,15 @@ def _draw(folder, card, n_workers):
             finally: os.close(w)
             for line in lines:
                 if line.strip(): raise OSError(*json.loads(line))
+                if any(o.poll() for o in workers): break # one crashed: don't wait for the others
                 yield
-            if any([o.wait() for o in workers]):
+            else:
+                for o in workers: o.wait()
+            if any(o.poll() for o in workers):
                 log.seek(0)
-                raise RuntimeError(f"a drawing process ended early, with exit codes {[o.returncode for o in workers]}; its last words:\n"
-                                   f"{log.read().decode(errors='replace')[-2000:] or '(none)'}\nTry again, or with n_workers=0.")
+                words = log.read().decode(errors="replace")[-2000:] or "(none)"
+                raise RuntimeError(f"a drawing process ended early, with exit codes {[o.returncode for o in workers]}; "
+                                   f"its last words:\n{words}\nTry again, or with n_workers=0.")
         finally:
             for o in workers: o.kill()
             for o in workers: o.wait()
@@ -975,8 +1018,10 @@ DRAWING = 1 # the version of the drawing code: higher whenever the same seed giv
 # %% ../nbs/tools/drawn.ipynb #0a8c4297
 def _card(n_train, n_val, seed, noise):
     "What a data set is made from, checked. Raises `ValueError` or `TypeError`, naming the argument."
-    counts = {k: operator.index(v) for k,v in dict(n_train=n_train, n_val=n_val, seed=seed).items()}
+    counts = dict(n_train=n_train, n_val=n_val, seed=seed)
     for k,v in counts.items():
+        if not hasattr(v, "__index__"): raise TypeError(f"{k} is {v!r}: it must be a whole number")
+        counts[k] = operator.index(v) # an int for JSON, whatever integer came
         if v < 0: raise ValueError(f"{k} is {v}: it must be 0 or more")
     if not 0 <= noise < 1: raise ValueError(f"noise is {noise}: it is the share of wrong labels, from 0 to below 1")
     return {**counts, "noise": float(noise)}
@@ -989,9 +1034,11 @@ def _present(path, card):
     if not (path/CARD).exists():
         if any(path.iterdir()): raise FileExistsError(f"{path} holds something else than a drawn data set: choose another folder")
         return False
-    want,have = {"drawing": DRAWING, **card}, json.loads((path/CARD).read_text())
+    try: want,have = {"drawing": DRAWING, **card}, json.loads((path/CARD).read_text())
+    except ValueError: raise FileExistsError(f"{path/CARD} is damaged: delete the folder, and it will be drawn again") from None
     if have != want:
-        raise FileExistsError(f"{path} holds a drawn data set with {have}, and you asked for {want}: choose another folder, or delete this one")
+        raise FileExistsError(f"{path} holds a drawn data set with {have}, and you asked for {want}: "
+                              "choose another folder, or delete this one")
     missing = card["n_train"] + card["n_val"] - sum(1 for _ in path.glob("*/*/*.JPEG"))
     if missing: raise FileExistsError(f"{path} lacks {missing} of its pictures: delete the folder, and they will be drawn again")
     return True
@@ -1018,6 +1065,7 @@ def _build(path, card, n_workers, progress):
 
 # %% ../nbs/tools/drawn.ipynb #f89e0541
 def _bar(pictures, n):
+    "A progress bar over `pictures`."
     from fastprogress.fastprogress import progress_bar # not at the top: workers don't need it
     return progress_bar(pictures, total=n)
 
@@ -1030,20 +1078,21 @@ def draw_dataset(path, # folder to make; its parents are made too
                  n_workers:int|None=None, # processes; 0 to draw in this one; one for each core, 8 at most, if None
                  progress:bool=True, # show a progress bar
                 ) -> Path: # `path`, absolute
-    """Draw the ten classes into `path/train/<synset>` and `path/val/<synset>`, with `labels.csv` beside; at once if they are there already.
+    """Draw the ten classes into `path/train/<synset>` and `path/val/<synset>`, with `labels.csv`; at once if they are there.
 
     A process that asks for a data set that another one is drawing waits for it. Raises `FileExistsError` where something
-    else is at `path`, `ValueError` or `TypeError` for bad arguments, and `OSError` where the disk is full or may not be written."""
+    else is at `path`, `ValueError` or `TypeError` for bad arguments, `OSError` where the disk is full or may not be written."""
     card,path = _card(n_train, n_val, seed, noise),Path(path).expanduser().absolute()
+    if n_workers is not None and n_workers < 0: raise ValueError(f"n_workers is {n_workers}: it must be 0 or more")
     if n_workers is None: n_workers = min(os.cpu_count() or 1, 8, (card["n_train"]+card["n_val"])//100)
     if _present(path, card): return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent/f".{path.name}.lock"):
             if not _present(path, card): _build(path, card, n_workers, progress)
-    except (FileExistsError, NotADirectoryError): raise
     except OSError as e:
-        mb = (card["n_train"] + card["n_val"])*.01
-        raise OSError(e.errno, f"the drawn data set can't be written to {path} ({e.strerror}): it needs about {mb:.0f} MB "
-                      "in a folder that you may write to; free some space or choose another folder. Nothing was left there") from e
+        if e.errno is None: raise # said above, by `_present`
+        raise OSError(e.errno, f"the drawn data set can't be written to {path} ({e.strerror}): it needs about "
+                      f"{(card['n_train']+card['n_val'])*.01:.0f} MB in a folder that you may write to. Free some space, "
+                      "or choose another folder; nothing was left there") from e
     return path
