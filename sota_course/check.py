@@ -19,14 +19,15 @@ from fastcore.basics import patch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from .fetch import DataError
 
-# %% ../nbs/tools/check.ipynb #7a7be248
+# %% ../nbs/tools/check.ipynb #5f8005b7
 FATAL = {"empty": "has no bytes", "unreadable": "isn't a picture, or is damaged", "truncated": "ends too early",
          "too large": "has more pixels than any training needs", "no permission": "may not be read",
          "folder loop": "links back to a folder that it lies in", "no pictures": "there is nothing to train on",
          "no train pictures": "a class that is only in val"}
 HARMLESS = {"grey": "one channel", "CMYK": "printing colours", "palette": "colours from a table", "alpha": "transparency",
             "16-bit": "more than 256 levels", "colour space": "neither RGB nor grey", "rotated": "EXIF says to turn it",
-            "misnamed": "another format than its name says", "not a picture": "ignored in training",
+            "damaged EXIF": "unreadable notes beside sound pixels", "misnamed": "another format than its name says",
+            "not a picture": "ignored in training",
             "linked twice": "the same folder as another one; looked at once",
          "empty class": "a class folder without pictures", "no val pictures": "a class that is only in train"}
 
@@ -71,13 +72,13 @@ def cut_short(head:bytes, tail:bytes, size:int) -> bool:
     if what == "a WebP": return size < 8 + int.from_bytes(head[4:8], "little")
     return False
 
-# %% ../nbs/tools/check.ipynb #b04f4815
+# %% ../nbs/tools/check.ipynb #9e45125e
 def decode_problems(im) -> list[tuple[str, str]]:
-    "Decodes `im`, whose errors pass: says whether EXIF wants it turned."
+    "Decodes `im`, whose errors pass: says whether EXIF wants it turned, if it can be read."
     im.draft(im.mode, (1, 1))
     im.load()
     try: turn = im.getexif().get(0x112, 1)
-    except Exception: return [] # damaged notes beside sound pixels
+    except Exception as e: return [("damaged EXIF", f"{e}")]
     return [("rotated", f"EXIF orientation {turn}")] if isinstance(turn, int) and 2 <= turn <= 8 else []
 
 # %% ../nbs/tools/check.ipynb #060b18ba

@@ -57,6 +57,8 @@ PROBLEMS = {
     "cut.webp": (data(photo(), "WEBP")[:-100], {"truncated"}), "cut.gif": (data(photo(), "GIF")[:-900], {"truncated"}),
     "cut.bmp": (data(photo(), "BMP")[:-3000], {"truncated"}), "cut.tiff": (data(photo(), "TIFF")[:-3000], None),
     "crc.png": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], {"unreadable"}),
+    "chunk.png": (PNG[:45] + b"\xc3" + PNG[46:], {"unreadable"}), "number.jpg": (b"P6\n64x48\n255\n" + bytes(9216), {"unreadable"}),
+    "notes.jpg": (data(photo(), "JPEG", dpi=(72, 72), exif=turned(6)).replace(b"MM\0*", b"MM\xff*"), {"damaged EXIF"}),
     "grey.jpg": (data(photo().convert("L"), "JPEG"), {"grey"}), "bilevel.png": (data(photo().convert("1"), "PNG"), {"grey"}),
     "cmyk.jpg": (data(photo().convert("CMYK"), "JPEG"), {"CMYK"}), "palette.gif": (data(photo(), "GIF"), {"palette"}),
     "palette.png": (data(photo().convert("P"), "PNG"), {"palette"}), "rgba.png": (data(photo().convert("RGBA"), "PNG"), {"alpha"}),
@@ -90,6 +92,15 @@ def test_problem(name, tmp_path):
     else: assert found <= {"truncated", "unreadable"} and found
     assert {(o.file, o.fatal) for o in report.records} == {(name, bool(found & set(FATAL)))}
     for text in (str(report), report._repr_markdown_()): assert name in text and all(o in text for o in found)
+
+
+def test_no_program_is_started(tmp_path, monkeypatch):
+    "Pillow hands PostScript to Ghostscript, whatever the file's name."
+    from PIL import EpsImagePlugin
+    (tmp_path/"a.jpg").write_bytes(data(photo(), "EPS"))
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args) or photo().im)
+    assert problems(tmp_path)[0][0] == "unreadable" and "PostScript" in problems(tmp_path)[0][1] and not started
 
 
 def test_giants_are_not_decoded(tmp_path, monkeypatch):
@@ -186,15 +197,13 @@ def test_a_class_that_is_a_link(tmp_path):
 
 def test_deep_folders(tmp_path):
     "Deeper than Python's recursion goes."
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        for _ in range(1500):
-            os.mkdir("d", dir_fd=fd)
-            inner = os.open("d", os.O_RDONLY, dir_fd=fd)
-            os.close(fd)
-            fd = inner
-    finally: os.close(fd)
-    assert names(tmp_path) <= {"no pictures", "unreadable"}
+    deep = [tmp_path/"/".join("d"*(i+1)) for i in range(1200)]
+    for o in deep: o.mkdir()
+    (deep[-1]/"a.jpg").write_bytes(JPEG)
+    try: assert check_images(tmp_path, progress=False).n_files == 1
+    finally: # pytest's own cleaning up is recursive
+        (deep[-1]/"a.jpg").unlink()
+        for o in reversed(deep): o.rmdir()
 
 
 # ---- a data set's folder ----
