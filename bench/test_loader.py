@@ -1,0 +1,147 @@
+"""The fast input path beside fastai's own: batches fed, caches built, and what JPEG's reduced decoding loses.
+
+    SOTA_COURSE_PHOTOS=<folder that holds imagenette2-160sq> pytest bench/test_loader.py
+
+Without the variable it runs on pictures drawn here. Both sides of a comparison alternate in one run, and the ratio is that of
+their medians, so that what else the machine does falls on both.
+"""
+import os
+import random
+import shutil
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, Normalize, Resize, aug_transforms,
+                               imagenet_stats, parent_label, set_seed)
+from PIL import Image
+
+from sota_course.images import image_files, open_image
+from sota_course.loader import build_cache, cached_dls
+
+N, BS, NAME = 1200, 64, "imagenette2-160sq"
+torch.set_num_threads(min(2, os.cpu_count()))
+
+
+def drawn(folder, n):
+    "Noise of all grain sizes in two classes, 160 pixels a side: a JPEG of it costs about as much to decode as one of a photo."
+    rng = np.random.default_rng(0)
+    scale = 1/(np.hypot(*np.meshgrid(np.fft.fftfreq(160)*160, np.fft.fftfreq(160)*160)) + 1)
+    for i in range(n):
+        a = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 160, 160)))*scale).real
+        a = (128 + 45*a.mean(0, keepdims=True)/a.mean(0).std() + 12*a/a.std()).clip(0, 255).astype(np.uint8)
+        f = folder/("val" if i % 4 == 3 else "train")/("a", "b")[i//4 % 2]/f"{i}.jpg"
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(a.transpose(1, 2, 0)).save(f, quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    "The same random thousand pictures for all, and what they are"
+    photos = os.environ.get("SOTA_COURSE_PHOTOS")
+    if photos and not (Path(photos)/NAME).is_dir(): pytest.skip(f"SOTA_COURSE_PHOTOS names a folder without {NAME}")
+    folder = Path(photos)/NAME if photos else drawn(tmp_path_factory.mktemp("drawn"), N)
+    found = image_files(folder)
+    return sorted(random.Random(0).sample(found, min(N, len(found)))), f"{NAME}, {N} of {len(found)}" if photos else f"{N} drawn pictures"
+
+
+def alternate(sides, rounds):
+    "Seconds of each of `sides` in each of `rounds`, taking turns"
+    times = {k: [] for k in sides}
+    for _ in range(rounds):
+        for k, f in sides.items():
+            start = time.perf_counter()
+            f()
+            times[k].append(time.perf_counter()-start)
+    return times
+
+
+def datasets(files, **kwargs):
+    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: files, get_y=parent_label,
+                     splitter=GrandparentSplitter(valid_name="val"), **kwargs)
+
+
+class Feed:
+    "Endless training batches: a call takes `n`"
+    def __init__(self, dl, n): self.dl, self.n, self.it = dl, n, iter(dl)
+    def __call__(self):
+        for _ in range(self.n):
+            try: x, y = next(self.it)
+            except StopIteration:
+                self.it = iter(self.dl)
+                x, y = next(self.it)
+        assert x.dtype == torch.float32 and len(x) == BS
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_feeding(benchmark, files, size, tmp_path):
+    "Training batches from the warm cache against fastai's best: at least ten times as many pictures a second."
+    files, data = files
+    set_seed(0)
+    tfms = [*aug_transforms(size=size, min_scale=.75), Normalize.from_stats(*imagenet_stats)]
+    theirs = datasets(files, item_tfms=Resize(460), batch_tfms=tfms)
+    dls = {f"fastai, {w} workers": theirs.dataloaders("", bs=BS, num_workers=w) for w in (0, 2)}
+    ours = cached_dls(datasets(files).datasets(""), bs=BS, size=size, stats=imagenet_stats, cache_dir=tmp_path, progress=False)
+    batches = {"fastai, 0 workers": 1, "fastai, 2 workers": 2, "cached": 10}
+    feeds = {k: Feed(dl.train, batches[k]) for k, dl in {**dls, "cached": ours}.items()}
+    alternate(feeds, 1)   # starts the workers, brings the cache into memory
+    times = alternate(feeds, 5)
+    benchmark.pedantic(feeds["cached"], rounds=5)
+    speed = {k: batches[k]*BS/statistics.median(v) for k, v in times.items()}
+    best = max(v for k, v in speed.items() if k != "cached")
+    benchmark.extra_info.update(data=data, size=size, batch=BS, images_per_second={k: round(v) for k, v in speed.items()},
+                                ratio=round(speed["cached"]/best, 1), required=10)
+    assert speed["cached"] >= 10*best
+
+
+def decode(f):
+    with Image.open(f) as img: return np.asarray(img.convert("RGB"))
+
+
+@pytest.mark.parametrize("presize", [80, 160])
+def test_building(benchmark, files, presize, tmp_path):
+    "Building the cache, written to disk, against decoding alone with as many threads: at least 0.8 of its speed."
+    files, data = files
+    workers = min(2, os.cpu_count())
+    def build():
+        shutil.rmtree(tmp_path/"cache", ignore_errors=True)
+        build_cache(files, presize, cache_dir=tmp_path/"cache", n_workers=workers, progress=False)
+    def decoding():
+        with ThreadPoolExecutor(workers) as ex:
+            for _ in ex.map(decode, files, chunksize=16): pass
+    alternate(dict(build=build, decode=decoding), 1)
+    times = alternate(dict(decode=decoding, build=build), 9)
+    benchmark.pedantic(build, rounds=3)
+    speed = {k: len(files)/statistics.median(v) for k, v in times.items()}
+    ratio = statistics.median(d/b for d, b in zip(times["decode"], times["build"]))
+    benchmark.extra_info.update(data=data, presize=presize, threads=workers, images_per_second={k: round(v) for k, v in speed.items()},
+                                ratio=round(ratio, 2), required=.8)
+    assert ratio >= .8
+
+
+def psnr(a, b): return 10*np.log10(255**2/np.square(np.asarray(a, dtype=float)-b).mean())
+
+
+def test_reduced_decoding(benchmark, files):
+    "A JPEG decoded at half its size, against the whole one through Pillow's filters: no further away than those from one another."
+    files, data = files
+    R, found = Image.Resampling, {}
+    for side in (80, 64, 48):
+        rows = []
+        for f in files[::10]:
+            whole, half = open_image(f), open_image(f, side)
+            assert half.width < whole.width
+            tri, box, lanczos = (np.asarray(whole.resize((side, side), o), dtype=float) for o in (R.BILINEAR, R.BOX, R.LANCZOS))
+            half = np.asarray(half.resize((side, side), R.BILINEAR), dtype=float)
+            rows.append((psnr(half, tri), psnr(box, tri), psnr(lanczos, tri), psnr(half, box), abs(half-tri).mean()))
+        names = ("reduced from bilinear", "box from bilinear", "lanczos from bilinear", "reduced from box")
+        mean = np.mean(rows, 0)
+        found[f"160 to {side}"] = {**{k: round(float(v), 1) for k, v in zip(names, mean)}, "mean difference, levels": round(float(mean[4]), 2)}
+        assert mean[0] > min(mean[1:3])-1
+    benchmark.pedantic(lambda: [open_image(f, 80) for f in files[:200]], rounds=3)
+    benchmark.extra_info.update(data=data, psnr_dB=found)

@@ -1,0 +1,460 @@
+"""The cache under faults (two builders, kills, damage, full disks, changed sources), and fastai's whole interface on top of it."""
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+import torch
+from fastai.vision.all import (CategoryBlock, ClassificationInterpretation, ColReader, ColSplitter, CrossEntropyLossFlat, DataBlock,
+                               FlipItem, GrandparentSplitter, ImageBlock, IntToFloatTensor, Learner, MultiCategoryBlock, Normalize,
+                               PILImage, RandomErasing, RegressionBlock, Resize, TensorCategory, TensorImage, TensorMultiCategory,
+                               TransformBlock, accuracy, aug_transforms, imagenet_stats, load_learner, nn, parent_label, set_seed)
+from hypothesis import given, settings, strategies as st
+
+from sota_course import loader
+from sota_course.images import ImageError, image_files, open_image
+from sota_course.loader import (BadImages, BookAug, CachedDL, CacheError, build_cache, cache_info, cached_dls, clear_cache,
+                                image_sources, load_presized, presize_image, warp_batch)
+
+matplotlib.use("agg")
+
+
+def photo(seed, w=60, h=48):
+    "Smooth colours, so that JPEG hardly changes them, and no two alike."
+    a = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(a).resize((w, h), PIL.Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    "A folder of 24 training and 8 validation photos of two classes, and a home for caches."
+    monkeypatch.setenv("SOTA_COURSE_HOME", str(tmp_path/"home"))
+    for i in range(32):
+        f = tmp_path/"photos"/("val" if i % 4 == 3 else "train")/("cat", "dog")[i//4 % 2]/f"{i:02}.jpg"
+        f.parent.mkdir(parents=True, exist_ok=True)
+        photo(i, *((60, 48), (48, 60), (50, 50))[i % 3]).save(f, quality=95)
+    return tmp_path/"photos"
+
+
+def build(files, size=40, **kwargs): return build_cache(files, size, progress=False, **kwargs)
+def dls_of(source, **kwargs): return cached_dls(source, **{**dict(bs=8, size=32, progress=False), **kwargs})
+def caches(): return sorted(o for o in loader.cache_home().rglob("*") if o.suffix in (".u8", ".json", ".part"))
+
+
+def run(code, photos):
+    "`code` in another process, started but not waited for."
+    head = f"from pathlib import Path; from sota_course import loader; files = loader.image_files(Path({str(photos)!r}))\n"
+    return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+def test_pixels_are_those_of_the_files(photos):
+    files = image_files(photos)
+    cache = build(files[::-1])
+    assert all((cache[i] == load_presized(f, 40)).all() for i, f in enumerate(files[::-1])) and cache.intact(None)
+
+
+def test_two_builders_at_once(photos):
+    slow = ("import time; load = loader.load_presized\n"
+            "def slowly(*args): time.sleep(.05); print('decoded', flush=True); return load(*args)\n"
+            "loader.load_presized = slowly\n"
+            "print(loader.build_cache(files, 40, progress=False).intact(None))")
+    outs = [p.communicate(timeout=120)[0].split() for p in [run(slow, photos) for _ in range(2)]]
+    assert sorted(o.count("decoded") for o in outs) == [0, 32] and [o[-1] for o in outs] == ["True"]*2
+
+
+def test_a_kill_leaves_no_cache(photos):
+    hang = ("import time; load = loader.load_presized\n"
+            "def hanging(f, *args): time.sleep(1000*(f.endswith('31.jpg'))); return load(f, *args)\n"
+            "loader.load_presized = hanging; loader.build_cache(files, 40, n_workers=2, progress=False)")
+    p = run(hang, photos)
+    until = time.time() + 60
+    while not any(o.stat().st_size for o in caches()) and time.time() < until: time.sleep(.05)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert [o.suffix for o in caches()] == [".part"]
+    assert build(image_files(photos)).intact(None)
+    assert [o.suffix for o in caches()] == [".json", ".u8"]
+
+
+def test_an_interrupted_build_cleans_up(photos, monkeypatch):
+    def interrupt(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(loader, "load_presized", interrupt)
+    with pytest.raises(KeyboardInterrupt): build(image_files(photos))
+    assert caches() == []
+
+
+def truncate(p): p.write_bytes(p.read_bytes()[:-100])
+def lengthen(p): p.write_bytes(p.read_bytes() + b"more")
+def zero(p): p.write_bytes(p.read_bytes()[:40*60*3*2] + bytes(4096) + p.read_bytes()[40*60*3*2+4096:])
+def garble(p): p.write_bytes(p.read_bytes().replace(b'"presize": 40', b'"presize": 41'))
+def empty(p): p.write_bytes(b"")
+
+
+@pytest.mark.parametrize("suffix,damage", [(".u8", truncate), (".u8", lengthen), (".u8", zero), (".u8", empty), (".u8", Path.unlink),
+                                           (".json", garble), (".json", truncate), (".json", empty), (".json", Path.unlink)])
+@pytest.mark.filterwarnings("ignore:the cache .* is damaged")
+def test_a_damaged_cache_is_built_again(photos, suffix, damage):
+    files = image_files(photos)
+    build(files)
+    damage(next(o for o in caches() if o.suffix == suffix))
+    cache = build(files)
+    assert cache.intact(None) and len(caches()) == 2 and all((cache[i] == load_presized(f, 40)).all() for i, f in enumerate(files))
+
+
+def test_another_version_is_not_read(photos, monkeypatch):
+    old = build(image_files(photos))
+    monkeypatch.setattr(loader, "VERSION", loader.VERSION+1)
+    new = build(image_files(photos))
+    assert new.pixels is not old.pixels and len(caches()) == 2 and loader._read_index(new.path.with_suffix(".json"))["version"] == loader.VERSION
+
+
+def decodes(monkeypatch):
+    "A list that fills with the files that are decoded."
+    seen, load = [], loader.load_presized
+    monkeypatch.setattr(loader, "load_presized", lambda f, *args: seen.append(f) or load(f, *args))
+    return seen
+
+
+def test_unchanged_files_are_not_decoded_again(photos, monkeypatch):
+    files, seen = image_files(photos), decodes(monkeypatch)
+    build(files); build(files); build(files[::-1]); build(files[:5]); build(image_files(photos/"train"/"cat"))
+    assert len(seen) == 32
+
+
+@pytest.mark.parametrize("method,size", [("squish", 40), ("crop", 41)])
+def test_another_size_or_method_is_another_cache(photos, method, size):
+    build(image_files(photos)); build(image_files(photos), size, method=method)
+    assert len(cache_info()) == 2
+
+
+def test_a_changed_source_is_decoded_again_and_the_old_cache_goes(photos):
+    files = image_files(photos)
+    old = build(files)
+    photo(99, 80, 70).save(files[3])
+    new = build(files)
+    assert (new[3] == load_presized(files[3], 40)).all() and not old.path.exists() and len(caches()) == 2
+    assert old[0].shape and (old[0] == new[0]).all()   # a map that is in use stays readable
+
+
+def test_a_new_time_alone_is_a_change(photos, monkeypatch):
+    files = image_files(photos)
+    build(files)
+    seen = decodes(monkeypatch)
+    os.utime(files[0], (1, 1))
+    build(files)
+    assert len(seen) == 32
+
+
+def test_added_and_removed_files(photos):
+    files = image_files(photos)
+    build(files)
+    added = photos/"train"/"cat"/"new.jpg"
+    photo(50).save(added)
+    assert len(build(image_files(photos))) == 33 and len(caches()) == 2
+    files[0].unlink()
+    assert len(build(image_files(photos))) == 32
+    with pytest.raises(BadImages, match=files[0].name): build(files)
+
+
+def test_all_bad_files_are_named_at_once(photos):
+    files = image_files(photos)
+    files[0].write_bytes(b""); files[9].write_bytes(files[9].read_bytes()[:300]); files[20].write_text("no picture")
+    with pytest.raises(BadImages) as e: build(files)
+    assert [o.name for o in e.value.errors] == [str(files[i]) for i in (0, 9, 20)] and all(str(files[i]) in str(e.value) for i in (0, 9, 20))
+    assert "leave them out" in str(e.value) and caches() == []
+    assert len(build([f for i, f in enumerate(files) if i not in (0, 9, 20)])) == 29
+
+
+def test_bad_files_stop_dls_before_fastai_opens_one(photos):
+    files = image_files(photos)
+    for f in (files[0], files[-1]): f.write_bytes(f.read_bytes()[:300])
+    with pytest.raises(BadImages) as e: dls_of(photos)
+    assert {o.name for o in e.value.errors} == {str(files[0]), str(files[-1])} and caches() == []
+    assert pickle.loads(pickle.dumps(e.value)).errors[0].name == str(files[0])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(photos):
+    files = image_files(photos)
+    names, root, stats = loader._source(files)
+    folder = loader._folder(loader.cache_home(), root, 40, "crop")
+    folder.mkdir(parents=True)
+    (folder/f"{loader._digest(stats)}.part").symlink_to("/dev/full")
+    with pytest.raises(CacheError, match="No space left on device.*SOTA_COURSE_HOME") as e: build(files)
+    assert caches() == [] and pickle.loads(pickle.dumps(e.value)).folder == e.value.folder
+    assert build(files).intact(None)
+
+
+def test_an_unwritable_place_is_a_clear_error_with_the_way_out(photos, tmp_path):
+    (tmp_path/"file").touch()
+    with pytest.raises(CacheError, match="cache_dir="): build(image_files(photos), cache_dir=tmp_path/"file"/"caches")
+    assert build(image_files(photos), cache_dir=tmp_path/"other").intact(None)
+
+
+def test_a_cache_that_may_only_be_read_is_used(photos, monkeypatch):
+    build(image_files(photos))
+    def refuse(path): raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(loader, "FileLock", refuse)
+    assert len(build(image_files(photos))) == 32
+    with pytest.raises(CacheError, match="Permission denied"): build(image_files(photos), 20)
+
+
+def test_home_and_clearing(photos, tmp_path, monkeypatch):
+    build(image_files(photos)); build(image_files(photos), 20)
+    assert sum(cache_info().values()) > 32*40*40*3 and len(cache_info()) == 2
+    with pytest.raises(ValueError, match="there are photos-20-crop"): clear_cache("other")
+    assert clear_cache(next(iter(cache_info()))) > 0 and clear_cache() > 0 and cache_info() == {}
+    monkeypatch.delenv("SOTA_COURSE_HOME"); monkeypatch.setenv("HOME", str(tmp_path/"me"))
+    assert loader.cache_home() == tmp_path/"me"/".cache"/"sota_course"/"pixels"
+
+
+def test_a_cache_travels_to_another_process_without_its_pixels(photos):
+    cache = build(image_files(photos))
+    data = pickle.dumps(cache)
+    assert len(data) < 20000 and (pickle.loads(data)[5] == cache[5]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.sampled_from(loader.METHODS))
+def test_any_shape_gives_squares_to_cut(w, h, size, method):
+    a = presize_image(PIL.Image.new("RGB", (w, h)), size, method)
+    assert a.dtype == np.uint8 and min(a.shape[:2]) == size and a.shape[2] == 3
+    assert max(a.shape[:2]) <= size*(loader.MAX_ASPECT if method == "crop" else 2) + 1
+
+
+def test_odd_files_in_the_cache(photos):
+    folder = photos/"train"/"cat"
+    base = photo(1, 64, 48)
+    exif = PIL.Image.Exif(); exif[0x0112] = 6
+    base.save(folder/"turned.jpg", exif=exif, quality=95)
+    base.convert("CMYK").save(folder/"cmyk.jpg", quality=95)
+    base.convert("P").save(folder/"palette.png")
+    PIL.Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16)*257).save(folder/"deep.png")
+    base.putalpha(0); base.save(folder/"clear.png")
+    cache = build(image_files(folder))
+    get = lambda name: cache[cache.row(folder/name)].astype(int)
+    straight = presize_image(photo(1, 64, 48), 40).astype(int)
+    assert get("turned.jpg").shape == (53, 40, 3) and abs(get("turned.jpg") - np.rot90(straight, 3)).mean() < 4
+    assert (get("clear.png") == 255).all() and abs(get("cmyk.jpg") - straight).mean() < 4
+    grey = presize_image(photo(1, 64, 48).convert("L").convert("RGB"), 40).astype(int)
+    assert abs(get("deep.png") - grey).max() <= 1
+
+
+def test_opening_leaves_the_callers_picture_alone(photos):
+    with PIL.Image.open(image_files(photos)[0]) as img:
+        size = tuple(img.size)
+        open_image(img, 8)
+        assert tuple(img.size) == size
+
+
+# ---- the loader ------------------------------------------------------------------------------------------------------
+
+def datasets(photos, blocks=(ImageBlock, CategoryBlock), **kwargs):
+    kwargs = {**dict(get_items=image_files, get_y=parent_label), **kwargs}
+    return DataBlock(blocks, splitter=GrandparentSplitter(valid_name="val"), **kwargs).datasets(photos)
+
+
+def test_batches_are_cut_from_the_cache(photos):
+    dls = dls_of(photos, aug=False, presize=32)
+    x, y = dls.valid.one_batch()
+    want = [load_presized(f, 32) for f in dls.valid_ds.items[:8]]
+    centre = [a[(a.shape[0]-32)//2:][:32, (a.shape[1]-32)//2:][:, :32] for a in want]
+    assert torch.allclose(x.as_subclass(torch.Tensor), torch.from_numpy(np.stack(centre)).permute(0, 3, 1, 2)/255)
+    assert [dls.vocab[o] for o in y] == [f.parent.name for f in dls.valid_ds.items[:8]]
+    assert type(x) is TensorImage and type(y) is TensorCategory and x.dtype == torch.float32
+    assert len(dls.train) == 3 and len(dls.valid) == 1 and dls.train.shuffle and not dls.valid.shuffle
+
+
+def test_training_crops_vary_along_the_long_side_and_validation_is_central(photos):
+    f = image_files(photos/"train")[0]   # 60 x 48
+    dls = dls_of(photos, aug=False, presize=32, bs=4)
+    i = list(dls.train_ds.items).index(f)
+    crops = torch.stack([dls.train.create_batch([i])[0][0] for _ in range(40)]).permute(0, 2, 3, 1)
+    full = torch.from_numpy(np.array(load_presized(f, 32)))
+    at = [next(l for l in range(full.shape[1]-31) if torch.equal(c, full[:, l:l+32])) for c in crops.as_subclass(torch.Tensor)]
+    assert len(set(at)) > 4
+    with dls.train_ds.set_split_idx(1): centre = dls.train.create_batch([i])[0][0].permute(1, 2, 0)
+    assert torch.equal(centre.as_subclass(torch.Tensor), full[:, (full.shape[1]-32)//2:][:, :32])
+
+
+def test_all_of_fastai_on_top(photos, tmp_path):
+    "show_batch, training, tta, results, interpretation, test sets, prediction, export: as with fastai's own loaders."
+    dls = dls_of(datasets(photos), stats=imagenet_stats, path=tmp_path)
+    dls.show_batch(); dls.valid.show_batch(max_n=2)
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2)), metrics=accuracy, loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-2)
+        preds, targs = learn.get_preds()
+        plain, aug = learn.tta(beta=1)[0], learn.tta(beta=0)[0]
+        assert torch.allclose(plain, preds) and not torch.allclose(aug, preds, atol=1e-4)
+        learn.show_results(max_n=2)
+        interp = ClassificationInterpretation.from_learner(learn)
+        interp.plot_top_losses(2)
+        assert interp.confusion_matrix().sum() == 8
+        f = dls.valid_ds.items[0]
+        for item in (f, str(f), PILImage.create(f), np.array(PIL.Image.open(f))):
+            assert torch.allclose(learn.predict(item)[2], preds[0], atol=1e-5)
+        assert learn.predict(f)[0] in dls.vocab
+        assert torch.equal(learn.get_preds(dl=dls.test_dl(dls.valid_ds.items, with_labels=True))[1], targs)
+        new = tmp_path/"new.png"
+        photo(77).save(new)
+        assert len(dls.test_dl([new]).one_batch()) == 1 and dls.test_dl([new]).one_batch()[0].shape == (1, 3, 32, 32)
+        learn.lr_find(num_it=3, show_plot=False)
+        learn.export("model.pkl")
+        assert (tmp_path/"model.pkl").stat().st_size < 100000
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = load_learner(tmp_path/"model.pkl")
+        with again.no_bar(): assert torch.allclose(again.predict(f)[2], learn.predict(f)[2], atol=1e-5)
+
+
+def test_a_bad_new_file_is_named(photos, tmp_path):
+    dls = dls_of(photos)
+    (tmp_path/"bad.jpg").write_text("no picture")
+    with pytest.raises(ImageError, match="bad.jpg"): dls.test_dl([tmp_path/"bad.jpg"]).one_batch()
+
+
+def test_multi_label_regression_and_tables(photos):
+    labels = lambda f: ["pet", f.parent.name]
+    _, y = dls_of(datasets(photos, (ImageBlock, MultiCategoryBlock), get_y=labels)).one_batch()
+    assert type(y) is TensorMultiCategory and y.shape == (8, 3) and (y.sum(1) == 2).all()
+    _, y = dls_of(datasets(photos, (ImageBlock, RegressionBlock), get_y=lambda f: int(f.stem)/2)).valid.one_batch()
+    assert [float(o) for o in y] == [int(f.stem)/2 for f in image_files(photos/"val")]
+    df = pd.DataFrame(dict(name=[str(f.relative_to(photos)) for f in image_files(photos)]))
+    df["label"], df["is_val"] = df.name.str.split("/").str[1], df.name.str.startswith("val")
+    dsets = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader("name", pref=f"{photos}/"), get_y=ColReader("label"),
+                      splitter=ColSplitter("is_val")).datasets(df)
+    dls = dls_of(dsets)
+    assert dls.train.cache is not None and [dls.vocab[o] for o in dls.valid.one_batch()[1]] == list(df[df.is_val].label)
+    dls.valid.one_batch()
+    assert None not in dls.valid._rows
+
+
+def test_targets_that_do_not_stack(photos):
+    dsets = datasets(photos, (ImageBlock, TransformBlock), get_y=lambda f: f.name)
+    assert list(dls_of(dsets).valid.one_batch()[1]) == [f.name for f in image_files(photos/"val")]
+
+
+def test_an_epoch_depends_on_the_loaders_rng_alone(photos):
+    dls = dls_of(photos)
+    def epoch(seed, noise=0):
+        dls.train.rng = random.Random(seed)
+        out = []
+        for x, y in dls.train: torch.rand(noise); np.random.rand(noise+1); random.random(); out.append((x, y))
+        return torch.cat([o[0] for o in out]), torch.cat([o[1] for o in out])
+    a, b, c = epoch(1), epoch(1, noise=5), epoch(2)
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[0], c[0])
+    set_seed(3); d = dls_of(photos).one_batch()[0]
+    set_seed(3); e = dls_of(photos).one_batch()[0]
+    assert torch.equal(d, e)
+
+
+def test_pictures_of_a_batch_are_augmented_apart(photos):
+    dls = dls_of(photos)
+    x = dls.train.after_batch(dls.train.create_batch([0]*6))[0]
+    assert all(not torch.allclose(x[0], o, atol=1e-3) for o in x[1:])
+
+
+@pytest.mark.parametrize("aug,same", [(False, True), (None, True), (dict(max_lighting=0), False), (dict(max_lighting=.5), False), (True, False)])
+def test_augmentation_is_a_choice(photos, aug, same):
+    dls = dls_of(photos, aug=aug, presize=32, method="squish")
+    i = 5
+    x = dls.train.after_batch(dls.train.create_batch([i]))[0]
+    want = torch.from_numpy(np.array(load_presized(dls.train_ds.items[i], 32, "squish"))).permute(2, 0, 1)[None]/255
+    assert torch.allclose(x.as_subclass(torch.Tensor), want, atol=1e-6) == same
+
+
+def test_more_batch_transforms_and_statistics_from_a_batch(photos):
+    dls = dls_of(photos, after_batch=[Normalize(), RandomErasing(p=1.)])
+    x = dls.valid.one_batch()[0]
+    assert abs(float(x.mean())) < .8 and x.min() < 0
+    own = dls_of(photos, aug=aug_transforms(size=24), after_batch=IntToFloatTensor())
+    assert own.one_batch()[0].shape == (8, 3, 24, 24)
+
+
+def test_validation_is_training_without_draws(photos):
+    aug, x = BookAug(32), torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    aug.train = False
+    assert torch.allclose(aug.apply(x), warp_batch(x/255, torch.eye(3).expand(3, 3, 3), 32), atol=1e-4)
+
+
+def test_far_too_large_pictures_do_not_alias():
+    "A checkerboard of single pixels is grey from afar; picking pixels would give stripes."
+    x = ((torch.arange(320)[:, None]+torch.arange(320)) % 2).float().expand(2, 3, 320, 320)
+    aug = BookAug(32, max_lighting=0)
+    for aug.train in (True, False): assert (aug.apply(x, seed=1)-.5).abs().max() < .02
+
+
+def test_draws_follow_the_seed_or_torch():
+    aug = BookAug(32)
+    x = torch.rand(4, 3, 40, 40)
+    assert torch.equal(aug.apply(x, 5), aug.apply(x, 5)) and not torch.equal(aug.apply(x, 5), aug.apply(x, 6))
+    torch.manual_seed(1); a = aug.apply(x)
+    torch.manual_seed(1); b = aug.apply(x)
+    assert torch.equal(a, b) and not torch.equal(b, aug.apply(x))
+
+
+def test_the_callers_batch_is_not_changed():
+    x = torch.rand(4, 3, 32, 32)
+    before = x.clone()
+    for train in (True, False):
+        for kwargs in ({}, dict(min_scale=1, do_flip=False, max_rotate=0, max_zoom=1, max_warp=0)):
+            aug = BookAug(32, **kwargs); aug.train = train
+            aug.apply(x, 1)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("n", [0, 1, 33])
+def test_batches_of_any_number(n):
+    assert BookAug(64).apply(torch.zeros(n, 3, 80, 80, dtype=torch.uint8), 1).shape == (n, 3, 64, 64)
+
+
+def test_a_batch_in_pieces_is_the_batch(monkeypatch):
+    aug, x = BookAug(32), torch.randint(0, 256, (9, 3, 40, 40), dtype=torch.uint8)
+    whole = aug.apply(x, 3)
+    monkeypatch.setattr(loader, "_pieces", lambda n, *args: [slice(i, i+2) for i in range(0, n, 2)])
+    assert torch.allclose(aug.apply(x, 3), whole, atol=1e-6)
+
+
+def test_crops_of_other_ratios_fit_and_vary():
+    d = BookAug(32, min_scale=.2, ratio=(.5, 2)).draw(2000, 60, 40, seed=1)
+    height, width = d.side[:, 0]*60, d.side[:, 1]*40
+    ratio, area = width/height, height*width/2400
+    assert d.side.max() <= 1 and (ratio > .499).all() and (ratio < 2.001).all() and area.min() > .199 and ratio.std() > .2
+
+
+@pytest.mark.parametrize("change,error", [
+    (dict(bs=64), "64 can't be made of 24"), (dict(method="stretch"), "crop, squish, pad"), (dict(size=0, presize=None), "at least 1"),
+    (dict(aug=dict(min_scale=0)), "min_scale"), (dict(aug=dict(max_lighting=1)), "max_lighting"), (dict(presize=40.5), "whole number")])
+def test_bad_arguments_are_named(photos, change, error):
+    with pytest.raises(ValueError, match=error): dls_of(photos, **change)
+
+
+def test_what_a_cache_cannot_do_is_said(photos):
+    with pytest.raises(ValueError, match="batch transforms"): dls_of(photos).train.new(after_item=Resize(20))
+    with pytest.raises(ValueError, match="2 inputs"): dls_of(datasets(photos, (ImageBlock, ImageBlock, CategoryBlock), n_inp=2))
+    late = TransformBlock(type_tfms=[PILImage.create, FlipItem()])
+    with pytest.raises(ValueError, match="after it is opened"): dls_of(datasets(photos, (late, CategoryBlock)))
+    with pytest.raises(ValueError, match="needs a batch size"): dls_of(photos).train.new(bs=None)
+    with pytest.raises(FileNotFoundError, match="train and val"): dls_of(photos/"train")
+    with pytest.raises(ValueError, match="empty"): build([])
+
+
+def test_small_sets_keep_the_incomplete_batch_on_request(photos):
+    assert len(dls_of(photos, bs=64, drop_last=False).one_batch()[0]) == 24
+
+
+def test_sources_of_pictures(photos):
+    assert image_sources(datasets(photos).valid) == image_files(photos/"val")
