@@ -8,12 +8,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"scripts"))
+import notebooks
 import readme
 from links import address
 
 
 def test_readme_is_made_from_the_front_page():
     assert (ROOT/"README.md").read_text(encoding="utf-8") == readme.readme(), "run `python scripts/readme.py`"
+
+
+def test_tables_of_the_front_page_are_up_to_date():
+    "Chapters and results come and go; the committed tables show those that are there."
+    path = ROOT/"nbs/index.ipynb"
+    now, _ = notebooks.execute(path)
+    def tables(nb): return [o["data"]["text/markdown"] for c in nb.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    then = tables(nbformat.read(path, as_version=4))
+    assert then == tables(now), "run `python scripts/notebooks.py run --save nbs/index.ipynb` and `python scripts/readme.py`"
+    assert len(then) == 2
 
 
 def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
