@@ -1,6 +1,9 @@
 "README.md is the front page, nbs/index.ipynb, with links that work anywhere."
+import ast
 import re
 import sys
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import nbformat
@@ -33,6 +36,17 @@ def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
     below = address().blob("")
     missing = [o for o in targets if o.startswith(below) and not (ROOT/o.removeprefix(below)).exists()]
     assert not missing
+
+
+def test_the_first_use_calls_what_exists():
+    "Training takes too long to run it here; its names and arguments are checked."
+    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S)
+    tree, known = ast.parse(code), {}
+    for o in tree.body:
+        if isinstance(o, ast.ImportFrom): known |= {a.name: getattr(import_module(o.module), a.name) for a in o.names}
+    calls = [o for o in ast.walk(tree) if isinstance(o, ast.Call) and isinstance(o.func, ast.Name)]
+    assert {o.func.id for o in calls} == set(known)
+    for o in calls: signature(known[o.func.id]).bind(*o.args, **{k.arg: k.value for k in o.keywords})
 
 
 @pytest.fixture
