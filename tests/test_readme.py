@@ -1,6 +1,9 @@
 "README.md is the front page, nbs/index.ipynb, with links that work anywhere."
+import ast
 import re
 import sys
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import nbformat
@@ -8,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"scripts"))
+import notebooks
 import readme
 from links import address
 
@@ -16,12 +20,33 @@ def test_readme_is_made_from_the_front_page():
     assert (ROOT/"README.md").read_text(encoding="utf-8") == readme.readme(), "run `python scripts/readme.py`"
 
 
+def test_tables_of_the_front_page_are_up_to_date():
+    "Chapters and results come and go; the committed tables show those that are there."
+    path = ROOT/"nbs/index.ipynb"
+    now, _ = notebooks.execute(path)
+    def tables(nb): return [o["data"]["text/markdown"] for c in nb.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    then = tables(nbformat.read(path, as_version=4))
+    assert then == tables(now), "run `python scripts/notebooks.py run --save nbs/index.ipynb` and `python scripts/readme.py`"
+    assert len(then) == 2
+
+
 def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
     targets = re.findall(r"\]\(([^)]*)\)", (ROOT/"README.md").read_text(encoding="utf-8"))
     assert not [o for o in targets if not o.startswith("https://")]
     below = address().blob("")
     missing = [o for o in targets if o.startswith(below) and not (ROOT/o.removeprefix(below)).exists()]
     assert not missing
+
+
+def test_the_first_use_calls_what_exists():
+    "Training takes too long to run it here; its names and arguments are checked."
+    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S)
+    tree, known = ast.parse(code), {}
+    for o in tree.body:
+        if isinstance(o, ast.ImportFrom): known |= {a.name: getattr(import_module(o.module), a.name) for a in o.names}
+    calls = [o for o in ast.walk(tree) if isinstance(o, ast.Call) and isinstance(o.func, ast.Name)]
+    assert {o.func.id for o in calls} == set(known)
+    for o in calls: signature(known[o.func.id]).bind(*o.args, **{k.arg: k.value for k in o.keywords})
 
 
 @pytest.fixture
