@@ -10,7 +10,7 @@ MINOR := $(shell sed -n 's/^requires-python = ">=3\.\([0-9]*\)"/\1/p' pyproject.
 NEEDS := sota_course needs Python 3.$(MINOR) or newer
 
 # Nothing of another environment gets in; an empty HOME is as good as none.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV JUPYTER_PATH
 ifeq ($(strip $(HOME)),)
 unexport HOME
 endif

@@ -17,13 +17,15 @@ from notebooks import root
 pytestmark = pytest.mark.browser
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}, # every cell is in the page, also those out of sight
             "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
+# What a cell wrote to stderr looks the same, but for the traceback.
+ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
 # A cell was run when it has its number, and a failed one stops those after it.
 FINISHED = """() => {
     const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(o => o.querySelector('.cm-content')?.innerText.trim())
     const prompts = cells.map(o => o.querySelector('.jp-InputPrompt').innerText)
-    const failed = document.querySelector(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    const failed = [...document.querySelectorAll("ERROR")].some(o => o.innerText.includes('Traceback'))
     return prompts.length && !prompts.some(o => o.includes('*')) && (failed || prompts.every(o => /\\d/.test(o)))
-}"""
+}""".replace("ERROR", ERROR)
 PICTURE = ".jp-OutputArea-output img"
 
 
@@ -76,9 +78,9 @@ def run(browser, lab, tmp_path):
     def open_and_run(name, seconds=240):
         page.goto(f"{url}lab/tree/{name}?token={token}&reset", timeout=60_000)
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=60_000)
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)
+        for label, text in ((".lm-MenuBar-itemLabel", "Run"), (".lm-Menu-itemLabel", "Run All Cells")):
+            page.locator(label, has_text=re.compile(f"^{text}$")).click()
         page.wait_for_function(FINISHED, timeout=seconds*1000)
         return page
     yield open_and_run
@@ -86,7 +88,7 @@ def run(browser, lab, tmp_path):
     context.close()
 
 
-def errors(page): return [o.inner_text() for o in page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all()]
+def errors(page): return [text for o in page.locator(ERROR).all() if "Traceback" in (text := o.inner_text())]
 
 
 def bare(page): return page.eval_on_selector_all(PICTURE, "imgs => imgs.filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.outerHTML.slice(0, 200))")
