@@ -18,8 +18,9 @@ TARGETS = ("course", "lab", "test", "docs", "bench", "help")
 
 
 def make(*args, cwd=root, **env):
-    "Run `make`: a variable given as None is not in its environment."
-    env = {k: str(v) for k, v in (os.environ | {"PYTHON": sys.executable} | env).items() if v is not None}
+    "Run `make` as from a shell, also where a `make` runs these tests."
+    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "TORCH")}
+    env = {k: str(v) for k, v in (inherited | {"PYTHON": sys.executable} | env).items()}
     return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 

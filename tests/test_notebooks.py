@@ -81,6 +81,8 @@ def test_runs(path, record_property):
 def test_readable(path):
     nb = read(path)
     assert re.match(r"# \S.*\n+> \S", nb.cells[0].source), "the first cell is a title and a summary: '# …', then '> …'"
+    # Without a kernel's name, JupyterLab asks for one before anything runs.
+    assert nb.metadata.get("kernelspec", {}).get("name") == "python3" and set(nb.metadata) == {"kernelspec"}, f"metadata: {dict(nb.metadata)}"
     errors = [o.ename for c in nb.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
     assert not errors, f"an error among the outputs: {errors}"
     assert path.stat().st_size < 2_000_000, "over 2 MB: make the pictures smaller"

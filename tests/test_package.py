@@ -52,7 +52,7 @@ def clean(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clean")/"venv"
     run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", folder)
     python = folder/"bin"/"python"
-    torch = re.search(r"^TORCH \?= (.+)$", (root/"Makefile").read_text(), re.M)[1].split()
+    torch = (os.environ.get("TORCH") or re.search(r"^TORCH \?= (.+)$", (root/"Makefile").read_text(), re.M)[1]).split()
     # ipykernel stands for the notebook that Colab would bring.
     run(python, "-m", "pip", "install", "-q", "--no-input", "--disable-pip-version-check", wheel, "ipykernel", *torch, cwd=folder)
     run(python, root/"scripts"/"torchvision_cpu.py", cwd=folder)
