@@ -29,5 +29,9 @@ setup(
                 + [f"Programming Language :: Python :: 3.{o}" for o in range(first_python, int(cfg["last_python_minor"]) + 1)],
     install_requires=lines("requirements"),
     extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
+    # The measured runs travel with the package: a chapter that is opened alone shows them too.
+    packages=[name, f"{name}.results"],
+    package_dir={f"{name}.results": "results"},
+    package_data={f"{name}.results": ["*/*.json"]},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{name}={name}._modidx:d"]},
 )

@@ -61,7 +61,9 @@ def clean(wheel, tmp_path_factory) -> Path:
 
 def test_contents(wheel):
     with zipfile.ZipFile(wheel) as z: names = [o for o in z.namelist() if ".dist-info/" not in o]
-    assert sorted(names) == sorted(o.relative_to(root).as_posix() for o in files() if o.relative_to(root).parts[0] == "sota_course")
+    ours = [o.relative_to(root).as_posix() for o in files()]
+    results = [f"sota_course/{o}" for o in ours if re.fullmatch(r"results/[^/]+/[^/]+\.json", o)]
+    assert results and sorted(names) == sorted([o for o in ours if o.startswith("sota_course/")] + results)
 
 
 def test_metadata(wheel):
@@ -108,3 +110,8 @@ def test_a_notebook_alone(clean, tmp_path):
     shutil.copy(root/"nbs"/"00_data.ipynb", tmp_path)
     nb, _ = execute(tmp_path/"00_data.ipynb", python=clean, paths=())
     assert any(o.output_type != "stream" for c in nb.cells if c.cell_type == "code" for o in c.outputs)
+
+
+def test_the_measured_runs_come_along(clean, tmp_path):
+    code = "from sota_course.baseline import load_results; print(*load_results('imagenette-64'))"
+    assert "cached" in run(clean, "-c", code, cwd=tmp_path).split()

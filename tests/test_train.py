@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SOTA_TRAIN = [sys.executable, "-c", "from sota_course.recipe import main; main()"]
+SOTA_TRAIN = [sys.executable, "-c", "from sota_course.train import main; main()"]
 
 
 @pytest.fixture(scope="module")
