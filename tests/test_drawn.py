@@ -39,7 +39,7 @@ def alive(session):
     return [o for o in map(str.split, ps.splitlines()) if int(o[1]) == session and not o[2].startswith("Z")]
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -246,17 +246,17 @@ def test_ctrl_c_leaves_no_process_and_no_folder(tmp_path):
     p = python(DRAW.format(args="2000, 0, n_workers=2"), tmp_path/"set")
     until(lambda: len(pictures(tmp_path)) > 20)
     os.killpg(p.pid, signal.SIGINT) # as a terminal does: to all of them
-    err = p.communicate(timeout=20)[1]
+    err = p.communicate(timeout=120)[1]
     assert err.rstrip().endswith("KeyboardInterrupt") and err.count("Traceback") == 1
     assert not alive(p.pid) and not [o for o in tmp_path.iterdir() if o.suffix != ".lock"]
 
 
 def test_a_worker_that_crashes_is_an_error(tmp_path):
-    p = python(DRAW.format(args="2000, 0, n_workers=2"), tmp_path/"set")
+    p = python(DRAW.format(args="30000, 0, n_workers=2"), tmp_path/"set")
     until(lambda: len(pictures(tmp_path)) > 20)
     worker = next(int(o[0]) for o in alive(p.pid) if int(o[0]) != p.pid)
     os.kill(worker, signal.SIGKILL)
-    err = p.communicate(timeout=10)[1] # well before the other worker is through
+    err = p.communicate(timeout=120)[1] # the other worker would need longer
     assert "RuntimeError: a drawing process ended early" in err and "-9" in err
     assert not alive(p.pid) and not [o for o in tmp_path.iterdir() if o.suffix != ".lock"]
 
