@@ -282,7 +282,7 @@ def test_a_server_that_sends_other_parts(src, site):
 
 def test_wrong_size_is_seen_before_the_download(site, home):
     src = url_source(site.url, size=99003388)
-    with pytest.raises(ArchiveError, match="and 99,003,388 are right") as e: fetch_source(src, **QUICK)
+    with pytest.raises(ArchiveError, match="and 99,003,388 are right: another file, or the log-in page") as e: fetch_source(src, **QUICK)
     assert_helpful(e, src)
     assert_absent(src)
     assert not src.part.exists() and len(site.asked) == 1
@@ -333,7 +333,8 @@ def broken_header(tar):
 
 DAMAGED = {"cut": lambda: tgz()[:-200], "cut in the trailer": lambda: tgz()[:-3], "flipped": flipped,
            "no end": lambda: tgz(finish=no_end), "broken header": lambda: tgz(finish=broken_header),
-           "empty": lambda: b"", "a page": lambda: b"<!DOCTYPE html><html>Please log in</html>",
+           "cut behind its padding": lambda: tgz(finish=lambda tar: tar + bytes(2**20))[:-3],
+           "padded without end": lambda: tgz(finish=lambda tar: tar + bytes(2**25)), "empty": lambda: b"", "a page": lambda: b"<!DOCTYPE html><html>Please log in</html>",
            "a text": lambda: gzip.compress(b"not a tar file" * 100), "no zip": lambda: tgz()[:20] + b"\0"*1000}
 
 
@@ -385,6 +386,7 @@ def test_hostile_archive(what, old_python, src, site, tmp_path, monkeypatch):
     (out/"secret").write_text("secret")
     site.data = tgz(extra=[{k: v.format(out=out) if isinstance(v, str) else v for k, v in o.items()} for o in HOSTILE[what]])
     with pytest.raises(UnsafeArchiveError, match="isn't safe to unpack: its member .*Nothing was unpacked") as e: fetch_source(src, **QUICK)
+    assert "link" not in what or "is a link to" in str(e.value)
     assert_helpful(e, src)
     assert_absent(src)
     assert tree(out) == ["secret"] and not list(tmp_path.rglob("escaped"))
