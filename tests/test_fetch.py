@@ -12,7 +12,7 @@ from sota_course.fetch import (ArchiveError, DataError, DiskFullError, DownloadE
                                UnsafeArchiveError, extract, fetch, fetch_source, is_whole, named_source, unsafe, url_source)
 
 root = Path(__file__).resolve().parent.parent
-QUICK = dict(progress=False, tries=2, timeout=.5, pause=.01)
+QUICK = dict(progress=False, tries=2, timeout=10, pause=.01) # seconds that a busy machine may need
 
 
 def jpeg(shade, size=(24, 16)):
@@ -75,7 +75,7 @@ class Site:
         h.wfile.write(data[:len(data)//2])
     def stall(self, h):
         self.half(h)
-        time.sleep(20)
+        time.sleep(120)
     def trickle(self, h):
         for i, b in enumerate(self.head(h)):
             h.wfile.write(bytes([b]))
@@ -200,11 +200,11 @@ def test_no_download(what, says, src, site, monkeypatch):
     site.ranges = False
     if what == "refused": site.close()
     if what == "dns": monkeypatch.setattr(socket, "getaddrinfo", no_host)
-    site.plan = [{"stall": site.stall, "trickle": site.trickle, "silent": lambda h: time.sleep(20), "cut": site.half}.get(
+    site.plan = [{"stall": site.stall, "trickle": site.trickle, "silent": lambda h: time.sleep(120), "cut": site.half}.get(
         what, Site.status(int(what)) if what.isdigit() else None)]
     start = time.monotonic()
-    with pytest.raises(DownloadError) as e: fetch_source(src, **QUICK)
-    assert time.monotonic() - start < 10
+    with pytest.raises(DownloadError) as e: fetch_source(src, **{**QUICK, "timeout": .5})
+    assert time.monotonic() - start < 60
     assert f"can't download {src.url}: {says}" in str(e.value) and e.value.__cause__ is not None
     assert_helpful(e, src)
     assert_absent(src)
@@ -282,7 +282,7 @@ def test_a_server_that_sends_other_parts(src, site):
 
 def test_wrong_size_is_seen_before_the_download(site, home):
     src = url_source(site.url, size=99003388)
-    with pytest.raises(ArchiveError, match="and 99,003,388 are right") as e: fetch_source(src, **QUICK)
+    with pytest.raises(ArchiveError, match="and 99,003,388 are right: another file, or the log-in page") as e: fetch_source(src, **QUICK)
     assert_helpful(e, src)
     assert_absent(src)
     assert not src.part.exists() and len(site.asked) == 1
@@ -333,7 +333,8 @@ def broken_header(tar):
 
 DAMAGED = {"cut": lambda: tgz()[:-200], "cut in the trailer": lambda: tgz()[:-3], "flipped": flipped,
            "no end": lambda: tgz(finish=no_end), "broken header": lambda: tgz(finish=broken_header),
-           "empty": lambda: b"", "a page": lambda: b"<!DOCTYPE html><html>Please log in</html>",
+           "cut behind its padding": lambda: tgz(level=1, finish=lambda tar: tar + bytes(2**20))[:-3],
+           "padded without end": lambda: tgz(level=1, finish=lambda tar: tar + bytes(2**24 + 2**20)), "empty": lambda: b"", "a page": lambda: b"<!DOCTYPE html><html>Please log in</html>",
            "a text": lambda: gzip.compress(b"not a tar file" * 100), "no zip": lambda: tgz()[:20] + b"\0"*1000}
 
 
@@ -385,6 +386,7 @@ def test_hostile_archive(what, old_python, src, site, tmp_path, monkeypatch):
     (out/"secret").write_text("secret")
     site.data = tgz(extra=[{k: v.format(out=out) if isinstance(v, str) else v for k, v in o.items()} for o in HOSTILE[what]])
     with pytest.raises(UnsafeArchiveError, match="isn't safe to unpack: its member .*Nothing was unpacked") as e: fetch_source(src, **QUICK)
+    assert "link" not in what or "is a link to" in str(e.value)
     assert_helpful(e, src)
     assert_absent(src)
     assert tree(out) == ["secret"] and not list(tmp_path.rglob("escaped"))
@@ -412,11 +414,11 @@ def test_negative_size_does_not_loop(src, site):
 
 
 def test_more_than_the_disk_holds(src, site, monkeypatch):
-    "An archive of a few kilobytes that unpacks to 50 MB, on a disk with 20 MB."
-    site.data = tgz(FILES | {"imagenette2-160/train/n03028079/bomb.JPEG": bytes(50_000_000)})
+    "An archive of a few kilobytes that unpacks to 25 MB, on a disk with 10 MB."
+    site.data = tgz(FILES | {"imagenette2-160/train/n03028079/bomb.JPEG": bytes(25_000_000)})
     Usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 20_000_000))
-    with pytest.raises(DiskFullError, match=r"needs 50 MB in .*, where 20 MB are free"): fetch_source(src, **QUICK)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 10_000_000))
+    with pytest.raises(DiskFullError, match=r"needs 25 MB in .*, where 10 MB are free"): fetch_source(src, **QUICK)
     assert_absent(src)
 
 
