@@ -21,7 +21,7 @@ def make(*args, cwd=root, **env):
     "Run `make` as from a shell, also where a `make` runs these tests."
     inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "TORCH")}
     env = {k: str(v) for k, v in (inherited | {"PYTHON": sys.executable} | env).items()}
-    return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture

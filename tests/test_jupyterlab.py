@@ -76,9 +76,9 @@ def run(browser, lab, tmp_path):
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     def open_and_run(name, seconds=240):
-        page.goto(f"{url}lab/tree/{name}?token={token}&reset", timeout=60_000)
-        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
-        page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)
+        page.goto(f"{url}lab/tree/{name}?token={token}&reset", timeout=120_000)
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
+        page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=120_000)
         for label, text in ((".lm-MenuBar-itemLabel", "Run"), (".lm-Menu-itemLabel", "Run All Cells")):
             page.locator(label, has_text=re.compile(f"^{text}$")).click()
         page.wait_for_function(FINISHED, timeout=seconds*1000)
