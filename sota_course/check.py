@@ -13,7 +13,7 @@ __all__ = ['FATAL', 'HARMLESS', 'KINDS', 'FORMATS', 'MAX_PIXELS', 'ENDINGS', 'ki
 import csv, errno, html, mimetypes, os, re, shutil, stat, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -126,7 +126,7 @@ class ImageRecord:
 @dataclass
 class ImageReport:
     "What `check_images` found."
-    root:Path # what the records' files are relative to
+    root:Path = field(repr=False) # what the records' files are relative to
     n_files:int # files looked at
     records:list # of `ImageRecord`, the fatal ones first
 
