@@ -151,6 +151,13 @@ def served(site):
     server.shutdown()
 
 
+def new_page(browser, **kwargs):
+    "A page that has patience: a busy machine is no failure."
+    page = browser.new_page(**kwargs)
+    page.set_default_timeout(180_000)
+    return page
+
+
 def watch(page, base):
     "What goes wrong on `page` from now on: messages of errors, requests to other places, answers that say no."
     wrong = []
@@ -179,7 +186,7 @@ def visits(site, served, browser):
     "What the browser found on each page, on a phone's width."
     res = {}
     for name in pages(site):
-        page = browser.new_page(viewport=dict(width=390, height=800))
+        page = new_page(browser, viewport=dict(width=390, height=800))
         wrong = watch(page, served)
         page.goto(served + name, wait_until="load")
         res[name] = page.evaluate(LOOK) | dict(wrong=wrong)
@@ -226,7 +233,7 @@ def test_pages_have_titles_of_their_own(visits):
 
 @pytest.fixture
 def page(browser, served):
-    page = browser.new_page(color_scheme="light")
+    page = new_page(browser, color_scheme="light")
     yield page
     page.close()
 
@@ -285,7 +292,7 @@ def test_the_reference_shows_docments(page, served):
 
 @pytest.mark.browser
 def test_the_site_works_from_a_folder(browser, site):
-    page = browser.new_page()
+    page = new_page(browser)
     wrong = watch(page, "file://")
     page.goto((site/"index.html").as_uri())
     page.locator("a.right-next").click()
