@@ -9,19 +9,25 @@ import argparse
 import copy
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
-from fastcore.nbio import read_nb, write_nb, dict2nb
+from fastcore.nbio import write_nb, dict2nb
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbdev.clean import clean_nb
 from nbdev.test import nb_test_cells
 
 root = Path(__file__).resolve().parent.parent
 FLAGS = ("slow", "cuda")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class NotebookError(Exception): "Which notebook failed, where, and how."
 
 
 def notebooks(folder: Path = root/"nbs") -> list[Path]:
@@ -34,21 +40,45 @@ def runnable(path: Path, flags=()) -> set[str]:
     return {o.id for o in nb_test_cells(path, skip_flags=FLAGS, force_flags=list(flags))}
 
 
-def execute(path: Path, flags=(), cwd: Path | None = None, timeout: int = 600) -> tuple[nbformat.NotebookNode, float]:
-    "Run `path` in a kernel of its own: the notebook with its outputs, and the seconds that it took."
+def kernel_class(python: str, folder: str) -> type[AsyncKernelManager]:
+    """A kernel of `python`, whatever kernels the user has registered. It talks over sockets in `folder`: nobody else can
+    listen in, no port is taken, and ipykernel has nothing to warn of."""
+    class Kernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            return KernelSpec(argv=[python, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python")
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            if os.name != "nt": self.transport, self.ip = "ipc", f"{folder}/kernel"
+            self.connection_file = f"{folder}/kernel.json"
+    return Kernel
+
+
+def execute(path: Path,
+            flags=(), # run the cells with these flags too
+            cwd: Path | None = None, # where the kernel starts: the notebook's folder if None
+            timeout: int = 600, # seconds for one cell
+            python: str = sys.executable, # whose kernel
+            paths=(root,), # what the kernel imports from first: the checkout, also where another copy is installed
+           ) -> tuple[nbformat.NotebookNode, float]: # the notebook with its outputs, and the seconds that it took
+    "Run `path` in a kernel of its own. A failing cell, a dead kernel or a cell that hangs is a `NotebookError`."
     nb = nbformat.read(path, as_version=4)
     run = runnable(path, flags)
     ran = copy.copy(nb)
     ran.cells = [o for o in nb.cells if o.cell_type == "code" and o.id in run]
-    client = NotebookClient(ran, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(cwd or path.parent)}})
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if paths: env["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    at = []
     start = time.perf_counter()
-    # The kernel imports the checkout, also where another copy of the package is installed.
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), before]))
-    try: client.execute()
-    finally:
-        if before is None: del os.environ["PYTHONPATH"]
-        else: os.environ["PYTHONPATH"] = before
+    with tempfile.TemporaryDirectory(prefix="kernel") as folder:
+        client = NotebookClient(ran, timeout=timeout, kernel_manager_class=kernel_class(str(python), folder), kernel_name="python3",
+                                resources={"metadata": {"path": str(cwd or path.parent)}}, on_cell_start=lambda cell, cell_index: at.append(cell))
+        try: client.execute(env=env)
+        except CellExecutionError as e: raise NotebookError(f"{path.name}: {e}") from None
+        except CellTimeoutError: raise NotebookError(f"{path.name}: a cell ran longer than {timeout} s:\n{at[-1].source}") from None
+        except (DeadKernelError, RuntimeError) as e:
+            where = f"in this cell:\n{at[-1].source}" if at else "before the first cell"
+            raise NotebookError(f"{path.name}: the kernel died (out of memory, or a crash in a library) {where}\n{e}") from None
     return nb, time.perf_counter() - start
 
 
@@ -72,10 +102,11 @@ def main():
     args = parser.parse_intermixed_args()
     failed = []
     for path in args.notebooks or notebooks():
+        if not path.is_file(): parser.error(f"there is no notebook {path}")
         try: nb, seconds = execute(path.resolve(), args.flags)
-        except CellExecutionError as e:
+        except NotebookError as e:
             failed.append(path)
-            print(f"{path}: failed\n{e}", flush=True)
+            print(e, flush=True)
             continue
         if args.save: write_nb(tidy(nb), path)
         print(f"{path}: {seconds:.0f} s", flush=True)

@@ -5,6 +5,8 @@ torchvision survives, except that it then registers fake kernels for two operato
 Where that happens, this puts a start-up hook into the environment it is run with: it declares the two operators
 just before torchvision's first import, and nothing else. Everything that this project uses of torchvision is
 Python; calling the C++ operators (`nms` and the like) still raises torchvision's own clear error.
+
+Run again after another torch or torchvision was installed: a hook that isn't needed any more is removed.
 """
 import subprocess
 import sys
@@ -20,9 +22,10 @@ class _BeforeTorchvision:
         if name != "torchvision": return None
         sys.meta_path.remove(self)
         import torch
-        self.lib = torch.library.Library("torchvision", "DEF")
-        for op in ("nms", "qnms"): self.lib.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        keep.append(self)
+        if torch.version.cuda is None:
+            self.lib = torch.library.Library("torchvision", "DEF")
+            for op in ("nms", "qnms"): self.lib.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            keep.append(self)
 
 
 keep = []
@@ -35,14 +38,19 @@ def imports() -> subprocess.CompletedProcess:
 
 
 def main():
+    site = Path(sysconfig.get_path("purelib"))
+    hook, start = site/"_torchvision_cpu.py", site/"_torchvision_cpu.pth"
+    for o in (start, hook): o.unlink(missing_ok=True)
     first = imports()
     if first.returncode == 0: return
     if "operator torchvision::nms does not exist" not in first.stderr: sys.exit(first.stderr)
-    site = Path(sysconfig.get_path("purelib"))
-    (site/"_torchvision_cpu.py").write_text(HOOK)
-    (site/"_torchvision_cpu.pth").write_text("import _torchvision_cpu\n")
+    # The start-up line comes last: without the hook it would complain at every start of Python.
+    hook.write_text(HOOK)
+    start.write_text("import _torchvision_cpu\n")
     second = imports()
-    if second.returncode: sys.exit(second.stderr)
+    if second.returncode:
+        for o in (start, hook): o.unlink()
+        sys.exit(second.stderr)
     print("torchvision: its CUDA operators are declared, not loaded (CPU build of torch)")
 
 

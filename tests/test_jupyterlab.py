@@ -1,0 +1,120 @@
+"The notebooks in a real JupyterLab, in a real browser: they run from the menu, show pictures, and their sliders move."
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+
+from notebooks import root
+
+pytestmark = pytest.mark.browser
+SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}, # every cell is in the page, also those out of sight
+            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
+# What a cell wrote to stderr looks the same, but for the traceback.
+ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
+# A cell was run when it has its number, and a failed one stops those after it.
+FINISHED = """() => {
+    const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(o => o.querySelector('.cm-content')?.innerText.trim())
+    const prompts = cells.map(o => o.querySelector('.jp-InputPrompt').innerText)
+    const failed = [...document.querySelectorAll("ERROR")].some(o => o.innerText.includes('Traceback'))
+    return prompts.length && !prompts.some(o => o.includes('*')) && (failed || prompts.every(o => /\\d/.test(o)))
+}""".replace("ERROR", ERROR)
+PICTURE = ".jp-OutputArea-output img"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
+    folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
+    for path in ("nbs/index.ipynb", "nbs/00_data.ipynb", "nbs/tools/plots.ipynb"):
+        nb = nbformat.read(root/path, as_version=4)
+        for o in nb.cells:
+            if o.cell_type == "code": o.outputs = []
+        nbformat.write(nb, folder/path.split("/")[-1])
+    env = os.environ | {f"JUPYTER_{o}_DIR": str(home/o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")}
+    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home/"workspaces"), "PYTHONPATH": str(root)}
+    for name, value in SETTINGS.items():
+        (file := home/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value))
+    token = secrets.token_hex(16)
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
+               "--LabApp.extension_manager=readonly", "--LabApp.news_url=", "--ServerApp.open_browser=False"]
+    with open(home/"log", "wb") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield wait_for(server, home), token, folder
+    finally:
+        server.terminate()
+        try: server.wait(20)
+        except subprocess.TimeoutExpired: server.kill()
+
+
+def wait_for(server, home, seconds=90) -> str:
+    "The server's address, once it answers: it took a free port, and says which in its runtime folder."
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.poll() is None:
+        for info in (home/"runtime").glob("jpserver-*.json"):
+            try:
+                url = json.loads(info.read_text())["url"]
+                with urllib.request.urlopen(f"{url}api", timeout=5): return url
+            except (OSError, ValueError): pass # half written, or not yet listening
+        time.sleep(.2)
+    pytest.fail("JupyterLab did not start:\n" + (home/"log").read_text()[-3000:])
+
+
+@pytest.fixture
+def run(browser, lab, tmp_path):
+    "Open a notebook and choose Run > Run All Cells: the page, when all have run."
+    url, token, folder = lab
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    def open_and_run(name, seconds=240):
+        page.goto(f"{url}lab/tree/{name}?token={token}&reset", timeout=120_000)
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
+        page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=120_000)
+        for label, text in ((".lm-MenuBar-itemLabel", "Run"), (".lm-Menu-itemLabel", "Run All Cells")):
+            page.locator(label, has_text=re.compile(f"^{text}$")).click()
+        page.wait_for_function(FINISHED, timeout=seconds*1000)
+        return page
+    yield open_and_run
+    page.screenshot(path=tmp_path/"lab.png")
+    context.close()
+
+
+def errors(page): return [text for o in page.locator(ERROR).all() if "Traceback" in (text := o.inner_text())]
+
+
+def bare(page): return page.eval_on_selector_all(PICTURE, "imgs => imgs.filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.outerHTML.slice(0, 200))")
+
+
+@pytest.mark.parametrize("name", ["index.ipynb", "00_data.ipynb"])
+def test_runs_from_the_menu(run, name):
+    page = run(name)
+    assert errors(page) == []
+    assert page.locator(PICTURE).count() > 0, "shows no picture"
+    assert bare(page) == [], "pictures that don't load, or have no alternative text"
+
+
+def test_an_error_is_seen(run, lab):
+    "Or the test above would pass whatever happens."
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in ("x = 1", "1/0", "x")],
+                                            metadata={"kernelspec": {"name": "python3", "display_name": "python3"}}), lab[2]/"bad.ipynb")
+    assert "ZeroDivisionError" in errors(run("bad.ipynb"))[0]
+
+
+def test_a_slider_moves_its_picture(run):
+    page = run("plots.ipynb")
+    wave = page.locator(f"{PICTURE}[alt^='A sine wave of frequency']")
+    before = wave.get_attribute("alt"), wave.get_attribute("src")
+    assert before[0] == "A sine wave of frequency 5."
+    page.locator(".noUi-handle").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator(f"{PICTURE}[alt='A sine wave of frequency 6.']").wait_for(timeout=30_000)
+    assert wave.get_attribute("src") != before[1]
