@@ -373,6 +373,7 @@ d = { 'settings': { 'branch': 'main',
                                    'sota_course.train._report': ('tools/train.html#_report', 'sota_course/train.py'),
                                    'sota_course.train.command_line': ('tools/train.html#command_line', 'sota_course/train.py'),
                                    'sota_course.train.main': ('tools/train.html#main', 'sota_course/train.py'),
+                                   'sota_course.train.options': ('tools/train.html#options', 'sota_course/train.py'),
                                    'sota_course.train.run_figure': ('tools/train.html#run_figure', 'sota_course/train.py'),
                                    'sota_course.train.train': ('tools/train.html#train', 'sota_course/train.py'),
                                    'sota_course.train.worst': ('tools/train.html#worst', 'sota_course/train.py')}}}
