@@ -114,7 +114,7 @@ def test_resuming_with_other_settings_says_which_differ(small, tmp_path):
     (["--valid-pct", "20"], "between 0 and 1"),
     (["--epochs", "0"], "at least one epoch"),
     (["--bs", "0"], "at least one image"),
-    (["--bs", "1000"], "smaller"),
+    (["--bs", "1000"], "lower bs"),
 ])
 def test_a_wrong_option_is_answered_with_a_sentence(small, tmp_path, args, word):
     done = sota_train("--data", small, "--size", 32, "--arch", "xresnet10", "--out", tmp_path, *args)
