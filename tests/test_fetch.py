@@ -457,6 +457,7 @@ def test_no_room_is_seen_before_the_download(src, site, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 1000))
     with pytest.raises(DiskFullError, match="a smaller set"): fetch_source(src, **QUICK)
     assert_absent(src)
+    assert not src.part.exists()
 
 
 REALLY_FULL = """
