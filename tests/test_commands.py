@@ -28,7 +28,7 @@ def make(*args, cwd=root, **env):
 def checkout(tmp_path) -> Path:
     "The project without its requirements, at a path with spaces: its environment is made in seconds."
     folder = tmp_path/"a folder with spaces"
-    for name in ("Makefile", "pyproject.toml", "setup.py", "settings.ini", "README.md", "LICENSE", "scripts", "sota_course"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", "settings.ini", "README.md", "LICENSE", "scripts", "sota_course", "results"):
         path = root/name
         if path.is_dir(): shutil.copytree(path, folder/name, ignore=shutil.ignore_patterns("__pycache__"))
         else: folder.mkdir(exist_ok=True); shutil.copy(path, folder/name)
