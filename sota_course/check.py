@@ -13,7 +13,7 @@ __all__ = ['FATAL', 'HARMLESS', 'KINDS', 'FORMATS', 'MAX_PIXELS', 'ENDINGS', 'ki
 import csv, errno, html, mimetypes, os, re, shutil, stat, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -114,7 +114,7 @@ def file_problems(path:Path, # any file, or what claims to be one
         with open(path, "rb") as f: return picture_problems(f, path, max_pixels)
     except OSError as e: return disk_problem(e)
 
-# %% ../nbs/tools/check.ipynb #886fe89a
+# %% ../nbs/tools/check.ipynb #f85904af
 @dataclass(frozen=True)
 class ImageRecord:
     "One finding about one file or folder."
@@ -123,10 +123,10 @@ class ImageRecord:
     detail:str # what exactly
     fatal:bool # would it end a training?
 
-@dataclass
+@dataclass(repr=False)
 class ImageReport:
     "What `check_images` found."
-    root:Path = field(repr=False) # what the records' files are relative to
+    root:Path # what the records' files are relative to
     n_files:int # files looked at
     records:list # of `ImageRecord`, the fatal ones first
 
@@ -155,13 +155,16 @@ def summary(self:ImageReport) -> str:
     n = len(self.fatal)
     return f"{self.n_files:,} files looked at: {n:,} fatal and {len(self.records) - n:,} harmless findings."
 
-# %% ../nbs/tools/check.ipynb #7b9192ce
+# %% ../nbs/tools/check.ipynb #5fee1b40
 @patch
 def __str__(self:ImageReport):
     lines = [self.summary()]
     for name, n, fatal, means, words in self.rows():
         lines += [f"{'FATAL ' if fatal else ''}{name}: {n:,}, {means}", *("    " + o for o in words)]
     return "\n".join(lines)
+
+@patch
+def __repr__(self:ImageReport): return str(self)
 
 @patch
 def _repr_markdown_(self:ImageReport):

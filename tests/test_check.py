@@ -54,6 +54,7 @@ PROBLEMS = {
     "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", {"unreadable"}),
     "cut.jpg": (JPEG[:-60], {"truncated"}), "cut in the header.jpg": (JPEG[:100], {"truncated"}), "start.jpg": (JPEG[:4], {"truncated"}),
     "cut.png": (PNG[:len(PNG)//2], {"truncated"}), "start.png": (PNG[:20], {"truncated"}),
+    "between chunks.png": (PNG[:33], {"truncated"}),
     "cut.webp": (data(photo(), "WEBP")[:-100], {"truncated"}), "cut.gif": (data(photo(), "GIF")[:-900], {"truncated"}),
     "cut.bmp": (data(photo(), "BMP")[:-3000], {"truncated"}), "cut.tiff": (data(photo(), "TIFF")[:-3000], None),
     "crc.png": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], {"unreadable"}),
@@ -262,8 +263,9 @@ def test_names_that_nobody_expects(tmp_path, capsys):
     assert {o.file for o in report.fatal} == set(NASTY)
     print(report)
     assert len(str(report).splitlines()) == 6
-    table = report._repr_markdown_().encode().decode().splitlines() # no lone surrogates
-    assert table[-1].count("|") == 6 and "<b>" not in table[-1]
+    for o in NASTY:
+        row = check_images([tmp_path/o], progress=False)._repr_markdown_().encode().splitlines()[-1] # no lone surrogates
+        assert row.count(b"|") == 6 and b"<b>" not in row and b"`" not in row
     report.to_csv(tmp_path/"report.csv")
     import csv
     with open(tmp_path/"report.csv", newline="", encoding="utf-8") as f: rows = list(csv.reader(f))
@@ -404,15 +406,15 @@ def test_import_is_light():
 
 
 def test_speed(tmp_path):
-    "At least 0.9 of the speed of decoding alone, with as many threads; the middle of seven rounds, side by side."
+    "At most the processor time of decoding alone over 0.9, in as many threads; on a busy machine the clock says little."
     for i in range(60): (tmp_path/f"{i}.jpg").write_bytes(data(photo((640, 480), i), "JPEG"))
     files = sorted(tmp_path.iterdir())
     def decode(path):
         with Image.open(path) as im: im.load()
     def seconds(f):
-        start = time.perf_counter()
+        start = time.process_time() # of all threads
         f()
-        return time.perf_counter() - start
+        return time.process_time() - start
     with ThreadPoolExecutor(2) as pool:
         rounds = [seconds(lambda: list(pool.map(decode, files))) / seconds(lambda: check_images(files, n_workers=2, progress=False)) for _ in range(7)]
     assert statistics.median(rounds) > .9, rounds
