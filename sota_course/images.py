@@ -73,6 +73,12 @@ def _from_array(a):
 # %% ../nbs/tools/images.ipynb #46291159
 MIN_REDUCED = 1.  # a reduced JPEG's short side is at least this times the side that is needed
 
+# %% ../nbs/tools/images.ipynb #e81f0a11
+def _upright(img):
+    "`img` turned as its EXIF data says; damaged EXIF data says nothing, and takes nothing from the pixels"
+    try: return ImageOps.exif_transpose(img) if img.getexif().get(ORIENTATION, 1)!=1 else img
+    except Exception: return img   # Pillow's EXIF reader has many errors, SyntaxError among them
+
 # %% ../nbs/tools/images.ipynb #3df168a5
 def open_image(
     src:"str|Path|bytes|Image.Image|np.ndarray", # file, its bytes, Pillow image, or uint8 array (height x width (x 1, 3 or 4))
@@ -85,8 +91,7 @@ def open_image(
         # A picture that the caller opened is the caller's: reducing it would change it for them.
         if min_side and img is not src and img.format in ("JPEG","MPO"): img.draft(None, (math.ceil(min_side*MIN_REDUCED),)*2)
         img.load()
-        if img.getexif().get(ORIENTATION, 1)!=1: img = ImageOps.exif_transpose(img)
-        return _to_rgb(img, name)
+        return _to_rgb(_upright(img), name)
     except (ImageError,TypeError): raise
     except UnidentifiedImageError as e: raise ImageError(name, "is not an image that Pillow knows") from e
     except Image.DecompressionBombError as e: raise ImageError(name, f"is absurdly large: {e}") from e
