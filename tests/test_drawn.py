@@ -49,7 +49,9 @@ def until(condition, seconds=120):
 def pictures(folder): return list(folder.rglob("*.JPEG"))
 
 
-DRAW = "import sys; from sota_course.drawn import draw_dataset; draw_dataset(sys.argv[1], {args}, progress=False)"
+# A shell that runs the tests in the background has them ignore Ctrl-C, and their children with them.
+DRAW = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from sota_course.drawn import draw_dataset; draw_dataset(sys.argv[1], {args}, progress=False)")
 
 
 @pytest.fixture(scope="module")

@@ -113,5 +113,5 @@ def test_a_notebook_alone(clean, tmp_path):
 
 
 def test_the_measured_runs_come_along(clean, tmp_path):
-    code = "from sota_course.baseline import load_results; print(*load_results('imagenette-64'))"
+    code = "from sota_course.runs import load_results; print(*load_results('imagenette-64'))"
     assert "cached" in run(clean, "-c", code, cwd=tmp_path).split()
