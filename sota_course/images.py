@@ -54,7 +54,8 @@ def _opened(src, name):
     if isinstance(src, np.ndarray): return _from_array(src)
     if isinstance(src, (bytes,bytearray)): data = bytes(src)
     elif isinstance(src, (str,os.PathLike)):
-        try: data = Path(src).read_bytes()
+        try:
+            with open(src, "rb") as f: data = f.read()
         except OSError as e: raise ImageError(name, f"can't be read ({e.strerror or e})") from e
     else: raise TypeError(f"open_image takes a path, bytes, a PIL image or a uint8 array, not {name}")
     if not data: raise ImageError(name, "is empty")

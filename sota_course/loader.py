@@ -84,7 +84,8 @@ def _checksum(a):
     "Sum of the bytes of `a` in words of 64 bits: it finds lost and overwritten pages, in a fifth of the time of a CRC"
     b = a.reshape(-1)
     n = b.size//8*8
-    return int((b[:n].view(np.uint64).sum() if n else 0) + np.uint64(int.from_bytes(b[n:].tobytes(), "little")))&(2**64-1)
+    words,rest = int(np.add.reduce(b[:n].view(np.uint64))),int.from_bytes(b[n:].tobytes(), "little")
+    return (words+rest)&(2**64-1)
 
 # %% ../nbs/tools/loader.ipynb #c4447576
 class ImageCache:
@@ -175,9 +176,9 @@ def _source(files):
     names = list(dict.fromkeys(os.path.abspath(o) for o in files))
     if not names: raise ValueError("there are no pictures to cache: the list of files is empty")
     root = os.path.commonpath([os.path.dirname(o) for o in names])
-    stats,missing = {},[]
+    stats,missing,cut = {},[],len(os.path.join(root, ""))
     for o in names:
-        try: s = os.stat(o); stats[os.path.relpath(o, root)] = [s.st_size,s.st_mtime_ns]
+        try: s = os.stat(o); stats[o[cut:]] = [s.st_size,s.st_mtime_ns]
         except OSError as e: missing.append(ImageError(o, f"can't be read ({e.strerror})"))
     if missing: raise BadImages(missing)
     return names,root,stats
@@ -229,9 +230,11 @@ def _write(folder, key, index, names, n_workers, progress):
         done = ex.map(lambda o: _decode(o, index["presize"], index["method"]), chunks)
         with open(part, "wb", buffering=0) as f:
             for res in (progress_bar(done, total=math.ceil(len(names)/16)) if progress else done):
-                for a,s in res:
-                    if s is None: bad.append(a)
-                    elif not bad: _write_all(f, a); shapes.append(a.shape[:2]); sums.append(s)
+                bad += [a for a,s in res if s is None]
+                if bad: continue   # the others are still looked at, to report all that are bad
+                _write_all(f, [a for a,_ in res])
+                shapes += [a.shape[:2] for a,_ in res]
+                sums += [s for _,s in res]
         if bad: raise BadImages(bad)
         os.replace(part, folder/f"{key}.u8")
         part.write_bytes(_index_bytes({**index, "shapes":shapes, "sums":sums}))
@@ -241,10 +244,12 @@ def _write(folder, key, index, names, n_workers, progress):
         part.unlink(missing_ok=True)
 
 # %% ../nbs/tools/loader.ipynb #4f71e3fe
-def _write_all(f, a):
-    "An unbuffered write may take only a part, such as what still fits on the disk"
-    b = memoryview(a).cast("B")
-    while len(b): b = b[f.write(b):]
+def _write_all(f, arrays):
+    "Write `arrays` with one system call where there is one for that; it may take only a part, such as what still fits on the disk"
+    done = os.writev(f.fileno(), arrays) if hasattr(os, "writev") else 0
+    if done==sum(a.nbytes for a in arrays): return
+    rest = memoryview(b"".join(arrays))[done:]
+    while len(rest): rest = rest[f.write(rest):]
 
 # %% ../nbs/tools/loader.ipynb #47a63a55
 def _folder(home, root, size, method): return home/f"{Path(root).name}-{size}-{method}-{_digest(str(root))}"
