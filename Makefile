@@ -30,7 +30,7 @@ lab: env ## Open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root --no-browser) $(ARGS) nbs/index.ipynb
 
 test: python ## Set up, then run every test: notebooks, commands, clean installs, the site and JupyterLab in a browser
-	@"$(PYTHON)" scripts/environment.py --torch "$(TORCH)" --chromium
+	@"$(PYTHON)" scripts/environment.py --torch "$(TORCH)" --extras dev,bench --chromium
 	@$(BIN)/python -m pytest $(ARGS)
 
 docs: env ## Build the site in _docs
