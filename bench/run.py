@@ -13,16 +13,16 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
+from sota_course.runs import environment
 
 here = Path(__file__).resolve().parent
-PACKAGES = "torch", "torchvision", "fastai", "pillow", "numpy", "timm", "kornia", "ttach"
+PEERS = "timm", "kornia", "ttach", "torchmetrics"
 
 
-def versions() -> dict:
-    "Of Python and of those of `PACKAGES` that are installed."
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for o in PACKAGES:
+def peers() -> dict:
+    "Versions of those of `PEERS` that are installed."
+    found = {}
+    for o in PEERS:
         try: found[o] = version(o)
         except PackageNotFoundError: pass
     return found
@@ -30,9 +30,7 @@ def versions() -> dict:
 
 def distil(report: dict, command: str) -> dict:
     "What is worth keeping of pytest-benchmark's `report`: no name of the machine, no paths."
-    cpu = report["machine_info"]["cpu"]
-    return dict(command=command, date=str(date.today()), machine=dict(cpu=cpu.get("brand_raw", cpu.get("arch", "unknown")), cores=cpu.get("count"), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None),
-                versions=versions(), benchmarks={o["name"]: o["extra_info"] for o in report["benchmarks"]})
+    return dict(command=command, date=str(date.today()), environment=environment() | peers(), benchmarks={o["name"]: o["extra_info"] for o in report["benchmarks"]})
 
 
 def run(name: str):

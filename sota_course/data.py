@@ -7,8 +7,10 @@ Docs: https://sota-course.github.io/sota_course/data.html.md"""
 # %% auto #0
 __all__ = ['WOOF', 'METHODS', 'PIPELINES', 'check_layout', 'get_data', 'class_name', 'data_block', 'get_dls']
 
-# %% ../nbs/00_data.ipynb #ce11bd2b
+# %% ../nbs/00_data.ipynb #78ce8ba2
+import inspect
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
@@ -20,7 +22,7 @@ from .check import check_images
 from .drawn import CLASSES, DRAWING, draw_dataset
 from .fetch import SETS, DataError, fetch
 from .images import image_files
-from .loader import build_cache, cache_home, cached_dls, presize_for
+from .loader import build_cache, cached_dls, course_home, presize_for
 
 # %% ../nbs/00_data.ipynb #bf3c4d6e
 def check_layout(path, # folder with `train` and `val`, a folder for each class in both
@@ -36,7 +38,7 @@ def check_layout(path, # folder with `train` and `val`, a folder for each class 
         raise DataError(f"{path}: train and val must have the same classes, and only one of them has {', '.join(sorted(only))}")
     return sorted(found["train"])
 
-# %% ../nbs/00_data.ipynb #456b0fd9
+# %% ../nbs/00_data.ipynb #61b27cd9
 def get_data(name="drawn", # "drawn", a name in `SETS`, or the path of a folder with `train` and `val`
              progress:bool=True, # show a progress bar
              **drawn, # for "drawn" only: `n_train`, `n_val`, `seed`, `noise`, as `draw_dataset` takes them
@@ -44,8 +46,9 @@ def get_data(name="drawn", # "drawn", a name in `SETS`, or the path of a folder 
     "The folder of a data set: drawn, downloaded, or your own. What was drawn or downloaded once is kept. Raises `DataError`."
     if drawn and name != "drawn": raise DataError(f"{', '.join(drawn)} can be chosen for \"drawn\" only, not for {str(name)!r}")
     if name == "drawn":
-        parts = [drawn.get(k, default) for k, default in dict(n_train=1000, n_val=300, seed=42, noise=0.).items()]
-        return draw_dataset(cache_home().parent/f"drawn-v{DRAWING}-{'-'.join(f'{o:g}' for o in parts)}", progress=progress, **drawn)
+        params = inspect.signature(draw_dataset).parameters
+        parts = [f"{drawn.get(o, params[o].default):g}" for o in ("n_train", "n_val", "seed", "noise")]
+        return draw_dataset(course_home()/f"drawn-v{DRAWING}-{'-'.join(parts)}", progress=progress, **drawn)
     if name in SETS: return fetch(name, progress=progress)
     if not Path(name).is_dir():
         close = get_close_matches(str(name), ["drawn", *SETS], n=1)
@@ -92,7 +95,7 @@ def data_block(path, # folder with `train/<class>/` and `val/<class>/`
     return DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=image_files, get_y=class_name,
                      splitter=_splitter(path, valid_pct, seed), item_tfms=item_tfms, batch_tfms=batch_tfms)
 
-# %% ../nbs/00_data.ipynb #3b0516ab
+# %% ../nbs/00_data.ipynb #e6c373b6
 METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)
 
 def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
@@ -103,13 +106,12 @@ def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress
 
 def _cached_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
     "The same from the cache, which is built where it is missing or out of date; first, since fastai looks at an image to see what it is."
-    build_cache(image_files(path), presize or presize_for(size), method=method, progress=progress)
-    return cached_dls(data_block(path, **split).datasets(path), bs=bs, size=size, presize=presize, method=method, stats=stats,
-                      aug=dict(min_scale=min_scale), progress=progress, **kwargs)
+    cache = build_cache(image_files(path), presize or presize_for(size), method=method, progress=progress)
+    return cached_dls(data_block(path, **split).datasets(path), bs=bs, size=size, stats=stats, aug=dict(min_scale=min_scale), cache=cache, **kwargs)
 
 PIPELINES = dict(cached=_cached_dls, fastai=_book_dls)
 
-# %% ../nbs/00_data.ipynb #329d915c
+# %% ../nbs/00_data.ipynb #0cf39a29
 def get_dls(bs:int=64, # images in a batch
             size:int=224, # side of the square that the model sees, in pixels
             path=None, # folder of the data; default: the drawn set
@@ -122,8 +124,9 @@ def get_dls(bs:int=64, # images in a batch
             seed:int=42, # of the random split
             progress:bool=True, # show a bar while images are decoded
             **kwargs, # for the `DataLoader`s: `device`, `num_workers`, …
-           ) -> DataLoaders: # with the arguments in `args`
+           ) -> DataLoaders: # with the arguments in `args`, and `remake(**changes)`, which makes them anew with some changed
     "Training and validation batches with the book's augmentation. Raises `DataError` for bad data, `ValueError` for bad arguments."
+    given = {k: v for k, v in locals().items() if k != "kwargs"} | kwargs
     if bs < 1 or size < 1: raise ValueError(f"a batch needs at least one image of at least one pixel, not bs={bs} and size={size}")
     path = get_data("drawn", progress=progress) if path is None else Path(path)
     if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -132,4 +135,5 @@ def get_dls(bs:int=64, # images in a batch
     if not len(dls.train): raise DataError(f"{path.name} has fewer training images than a batch of {bs}: choose a smaller bs")
     dls.args = dict(data=path.name, size=size, presize=presize, method=method, stats=stats, min_scale=min_scale, pipeline=pipeline,
                     split="official" if valid_pct is None else f"random {valid_pct}, seed {seed}")
+    dls.remake = partial(get_dls, **given | dict(path=path))
     return dls

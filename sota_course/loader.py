@@ -6,9 +6,9 @@ Docs: https://sota-course.github.io/sota_course/tools/loader.html.md"""
 
 # %% auto #0
 __all__ = ['PRESIZE', 'MAX_ASPECT', 'METHODS', 'FILTER', 'VERSION', 'presize_for', 'presize_image', 'load_presized', 'ImageCache',
-           'BadImages', 'CacheError', 'cache_home', 'build_cache', 'cache_info', 'clear_cache', 'warp_matrix',
-           'AugDraw', 'aug_matrix', 'warp_batch', 'light_batch', 'resize_batch', 'reduce_batch', 'BookAug',
-           'image_sources', 'CachedDL', 'cached_dls']
+           'BadImages', 'CacheError', 'course_home', 'cache_home', 'build_cache', 'cache_info', 'clear_cache',
+           'warp_matrix', 'AugDraw', 'aug_matrix', 'warp_batch', 'light_batch', 'resize_batch', 'reduce_batch',
+           'BookAug', 'image_sources', 'CachedDL', 'cached_dls']
 
 # %% ../nbs/tools/loader.ipynb #2a30dbf2
 import hashlib, json, math, os, shutil, warnings
@@ -161,14 +161,17 @@ class CacheError(OSError):
         self.folder,self.cause = folder,e
     def __reduce__(self): return type(self),(self.folder,self.cause)
 
-# %% ../nbs/tools/loader.ipynb #494c67c0
+# %% ../nbs/tools/loader.ipynb #16c9262c
+def course_home() -> Path: # may not exist yet
+    "Where the course keeps what it makes: SOTA_COURSE_HOME, else ~/.cache/sota_course."
+    home = os.environ.get("SOTA_COURSE_HOME")
+    return Path(home).expanduser().absolute() if home else Path.home()/".cache"/"sota_course"
+
 def cache_home(
-    cache_dir:str|Path|None=None, # a folder of your choice; default: below SOTA_COURSE_HOME, else below ~/.cache/sota_course
+    cache_dir:str|Path|None=None, # a folder of your choice; default: `pixels` in `course_home()`
 ) -> Path: # may not exist yet
     "Where the caches are."
-    if cache_dir is not None: return Path(cache_dir).expanduser().absolute()
-    home = os.environ.get("SOTA_COURSE_HOME")
-    return (Path(home).expanduser().absolute() if home else Path.home()/".cache"/"sota_course")/"pixels"
+    return course_home()/"pixels" if cache_dir is None else Path(cache_dir).expanduser().absolute()
 
 # %% ../nbs/tools/loader.ipynb #6fa41cb8
 def _source(files):
@@ -610,7 +613,7 @@ def _folder_files(path):
     if not (path/"train").is_dir() or valid is None: raise FileNotFoundError(f"{path} has no folders train and val with a folder for each class")
     return image_files(path/"train")+image_files(path/valid),valid
 
-# %% ../nbs/tools/loader.ipynb #7431b24e
+# %% ../nbs/tools/loader.ipynb #926b5f10
 def cached_dls(
     dsets, # fastai `Datasets` with splits (a picture, then targets), or a folder with train/<class>/ and val/<class>/
     bs:int=64, # pictures in a batch
@@ -620,6 +623,7 @@ def cached_dls(
     aug=True, # True: the book's augmentation; False: none; a dict of `BookAug`'s arguments; or a transform in its place
     stats=None, # (mean, std) of the channels to normalize with, such as fastai's `imagenet_stats`; None: not normalized
     after_batch=None, # more batch transforms
+    cache:ImageCache|None=None, # of the pictures, where it is built already
     cache_dir:str|Path|None=None, # see `cache_home`
     n_workers:int|None=None, # threads that build the cache
     progress:bool=True, # show a bar while it is built
@@ -630,15 +634,14 @@ def cached_dls(
     presize,build = presize or presize_for(size),partial(build_cache, method=method, cache_dir=cache_dir, n_workers=n_workers, progress=progress)
     if isinstance(dsets, (str,Path)):
         files,valid = _folder_files(dsets)
-        build(files, presize)   # before fastai opens one
+        cache = cache or build(files, presize)   # before fastai opens one
         dsets = DataBlock((ImageBlock,CategoryBlock), get_items=noop, get_y=parent_label, splitter=GrandparentSplitter(valid_name=valid)).datasets(files)
     subsets = [dsets.subset(i) for i in range(dsets.n_subsets)]
-    files = [o for ds in subsets for o in image_sources(ds) if isinstance(o, (str,Path))]
     if len(subsets[0])<bs and kwargs.get("drop_last", kwargs.get("shuffle", True)):
         raise ValueError(f"a batch of {bs} can't be made of {len(subsets[0])} training pictures: lower bs, or keep the incomplete batch with drop_last=False")
     tfms = [*_aug(aug, size), *L(after_batch), *([Normalize.from_stats(*stats)] if stats is not None else [])]
-    return dsets.dataloaders(**merge(dict(bs=bs, dl_type=CachedDL, after_batch=tfms, cache=build(files, presize) if files else None,
-        presize=presize, method=method, pin_memory=torch.cuda.is_available()), kwargs))
+    if cache is None and (files := [o for ds in subsets for o in image_sources(ds) if isinstance(o, (str,Path))]): cache = build(files, presize)
+    return dsets.dataloaders(**merge(dict(bs=bs, dl_type=CachedDL, after_batch=tfms, cache=cache, presize=presize, method=method, pin_memory=torch.cuda.is_available()), kwargs))
 
 # %% ../nbs/tools/loader.ipynb #5eac0da0
 def _aug(aug, size):
