@@ -192,14 +192,14 @@ def _shaped(x, mean, std):
     to = dict(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
     return (o[:, None, None].to(**to) for o in (mean, std))
 
-# %% ../nbs/02_normalize.ipynb #e257103a
+# %% ../nbs/02_normalize.ipynb #5b249bc0
 def normalize(x:torch.Tensor, # floats `(…, channels, height, width)`
               mean, # of each channel, on the scale of `x`
               std, # of each channel
              ) -> torch.Tensor: # a new tensor of the same type
     "Subtract the mean of each channel and divide by its standard deviation. Raises `ValueError` where channels don't match."
     mean, std = _shaped(x, mean, std)
-    return ((x - mean)/std).to(x.dtype)
+    return (x - mean).div_(std).to(x.dtype) # in place on what the subtraction made, not on x
 
 def denormalize(x:torch.Tensor, # floats `(…, channels, height, width)`
                 mean, # that it was normalized with
@@ -207,7 +207,7 @@ def denormalize(x:torch.Tensor, # floats `(…, channels, height, width)`
                ) -> torch.Tensor: # a new tensor of the same type
     "The way back, for looking at pictures. Raises `ValueError` where channels don't match."
     mean, std = _shaped(x, mean, std)
-    return (x*std + mean).to(x.dtype)
+    return (x*std).add_(mean).to(x.dtype)
 
 # %% ../nbs/02_normalize.ipynb #b2c47789
 def check_scale(x:torch.Tensor, # a batch of floats that is about to be normalized
