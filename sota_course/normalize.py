@@ -244,11 +244,12 @@ class Normalize(FastaiNormalize):
 
     def decodes(self, x:TensorImage): return denormalize(x, self.mean, self.std)
 
-# %% ../nbs/02_normalize.ipynb #8077978f
+# %% ../nbs/02_normalize.ipynb #f2340d10
 def _pixel_batch():
     gen = torch.Generator().manual_seed(5)
     return torch.rand(4, 3, 2, 3, generator=gen)*torch.tensor([.2, .6, 1.])[:, None, None] + torch.arange(4)[:, None, None, None]*.1
 
+# %% ../nbs/02_normalize.ipynb #26ea19e4
 @exercise("normalize.1")
 def _exercise_1(answer):
     x = _pixel_batch()
@@ -281,7 +282,7 @@ def _exercise_2(answer):
         ((within + (n1*(m1 - half)**2 + n2*(m2 - half)**2)/n)**.5, "the common mean isn't the middle between the two means", "the larger group pulls it to its side")],
         eps=1e-6, hint="the variance of all is the mean variance within the groups, plus the variance of their means")
 
-# %% ../nbs/02_normalize.ipynb #61d04e93
+# %% ../nbs/02_normalize.ipynb #10412213
 def _folded(w, b, m, s):
     "Mistakes of `fold` by name, with the weight and bias that each gives."
     over, sums = w/s[:, None, None], lambda w: (w*m[:, None, None]).sum((1, 2, 3))
@@ -291,6 +292,7 @@ def _folded(w, b, m, s):
             "the bias is computed with the weights from before the division": (over, b - sums(w)),
             "the weights are multiplied by the standard deviation": (w*s[:, None, None], b - sums(w*s[:, None, None]))}
 
+# %% ../nbs/02_normalize.ipynb #48f3d0c4
 @exercise("normalize.3")
 def _exercise_3(answer):
     gen = torch.Generator().manual_seed(6)
@@ -307,13 +309,14 @@ def _exercise_3(answer):
             raise Wrong(name, hints.get(name, "write out (x - mean)/std times the weight, for one pixel and one channel"))
     for part, value in zip(got, ways["right"]): expect(part, value, hint="write out (x - mean)/std times the weight, for one pixel and one channel")
 
-# %% ../nbs/02_normalize.ipynb #159c924f
+# %% ../nbs/02_normalize.ipynb #2d9aa0e5
 _happened = dict(a="divided by 255 twice", b="right", c="not divided by 255", d="normalized twice")
 _clues = {"a": "all pixels are nearly one number: how could they have become that small before the mean was subtracted?",
           "b": "is a standard deviation of 1.22 a mistake? See the section on it",
           "c": "to get to 311 by a division by 0.229, the pixels must have had a spread of about 71",
           "d": "take the values of b, subtract 0.485, and divide by 0.229 again"}
 
+# %% ../nbs/02_normalize.ipynb #59d074f2
 @exercise("normalize.4")
 def _exercise_4(answer):
     if not isinstance(answer, dict) or set(answer) != set(_happened): raise Wrong("the answer must be a dictionary with the letters a, b, c and d", "such as {\"a\": \"right\", …}")
