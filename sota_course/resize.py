@@ -285,7 +285,7 @@ def reset_batchnorm(model:nn.Module):
     for m in model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.reset_running_stats()
 
-# %% ../nbs/03_resize.ipynb #8863c73e
+# %% ../nbs/03_resize.ipynb #a2369852
 class StageSwitch(Callback):
     "Before the epoch that a phase begins with: the loaders of its stage, what is frozen, and what was asked to be reset."
     order = -110 # before `EpochSeeds`, which seeds the loaders that an epoch will use
@@ -299,8 +299,14 @@ class StageSwitch(Callback):
         if self.phase and self.phase.stage != phase.stage: self._load(phase.stage)
         # A resumed run that goes on within a phase must not reset anything again.
         if self.epoch == phase.start: self._begin(phase, new_stage=phase.start and self.plan[self.plan.index(phase) - 1].stage != phase.stage)
-        if phase.frozen is not None: self.opt.freeze_to(-1 if phase.frozen else 0)
+        if phase.frozen is not None: self._freeze(phase.frozen)
         self.phase = phase
+
+    def _freeze(self, frozen):
+        self.opt.freeze_to(-1 if frozen else 0)
+        # Gradients that are left over, if only zeros, would let weight decay go on shrinking what is frozen.
+        for p in self.model.parameters():
+            if not p.requires_grad: p.grad = None
 
     def _find(self, epoch): return next((o for o in self.plan if o.start <= epoch < o.end), self.plan[-1])
     def _begin(self, phase, new_stage):
