@@ -177,9 +177,9 @@ def load_checkpoint(path) -> dict: # `model`, `opt`, `config` and `history`
     except Exception as e:
         raise ValueError(f"{Path(path).name} is not a checkpoint that can be resumed ({type(e).__name__}): delete it to start from the first epoch") from e
 
-# %% ../nbs/tools/runs.ipynb #011617aa
+# %% ../nbs/tools/runs.ipynb #07c4c578
 class Run:
-    "One configuration, trained once for each of `seeds` with the one-cycle schedule; `results` holds a `Result` for each."
+    "One configuration, trained once for each of `seeds`, with the one-cycle schedule unless told otherwise; `results` holds a `Result` for each."
     def __init__(self,
         name:str, # what the tables call it, and how its files begin
         make_learner, # a function without arguments that returns a new `Learner`
@@ -190,6 +190,7 @@ class Run:
         command:str="", # what to type to get these results again
         progress:bool=True, # show bars and the table of epochs while training
         cbs=(), # callbacks that watch the training and don't change it: they aren't part of the configuration
+        fit_func=None, # trains in place of the one-cycle schedule, as `fit_func(learn, epochs, lr, start_epoch=…, cbs=…)`; its `config`, a dict, is written down
     ):
         if epochs < 1: raise ValueError(f"a run needs at least one epoch, not {epochs}")
         store_attr()
@@ -210,7 +211,7 @@ def _same(self:Run, config, stored, path):
         what = "; ".join(f"{k} was {a} and is now {b}" for k, (a, b) in diff.items())
         raise ValueError(f"{path.name} comes from another configuration: {what}. Choose another name or folder, or delete the file")
 
-# %% ../nbs/tools/runs.ipynb #07a5db68
+# %% ../nbs/tools/runs.ipynb #2844af96
 def can_draw_bars() -> bool:
     "Whether a progress bar can be drawn: in a notebook or a terminal, but not in a log file."
     return IN_NOTEBOOK or sys.stdout.isatty()
@@ -226,7 +227,9 @@ def showing(learn, # its bars and its table of epochs
         yield
 
 @patch
-def _config(self:Run, learn): return describe(learn) | dict(epochs=self.epochs, lr=self.lr, schedule="one cycle")
+def _config(self:Run, learn):
+    own = getattr(self.fit_func, "config", dict(schedule=_name(self.fit_func))) if self.fit_func else {}
+    return describe(learn) | dict(epochs=self.epochs, lr=self.lr, schedule="one cycle") | own
 
 @patch
 def fit(self:Run, seed:int) -> Result:
@@ -241,7 +244,7 @@ def fit(self:Run, seed:int) -> Result:
         cbs.append(Checkpoint(path, config, history))
     with showing(learn, self.progress):
         done = len(history.rows)
-        if done < self.epochs: learn.fit_one_cycle(self.epochs, self.lr, start_epoch=done, cbs=cbs)
+        if done < self.epochs: (self.fit_func or Learner.fit_one_cycle)(learn, self.epochs, self.lr, start_epoch=done, cbs=cbs)
         start = time.perf_counter()
         self.logp, self.targets = predictions(learn)
     return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets), command=self.command,
