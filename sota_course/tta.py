@@ -260,11 +260,12 @@ def _evaluating(model, learn):
     finally:
         for o, mode in modes: o.training = mode
 
-# %% ../nbs/04_tta.ipynb #174aebbb
+# %% ../nbs/04_tta.ipynb #15a2cc02
 def _outputs(model, groups, cut, size):
     "(views, n, outputs) in the order of the batch, in single precision."
     like = next(model.parameters(), groups[0][1])
     xs = [x.as_subclass(torch.Tensor).to(like.device, like.dtype) for _, x, _ in groups]
+    if not any(map(len, xs)): return _outputs(model, [([0], xs[0].new_zeros(1, *xs[0].shape[1:]), ())], cut, size)[:, :0]   # many layers refuse none
     if cut == "dense": out = torch.cat([dense_five_crop(model, x, size) for x in xs], 1)
     else: out = torch.stack([model(v) for v in torch.cat([cut(x, size) for x in xs], 1)])
     if out.ndim != 3: raise ValueError(f"a classifier gives a row of outputs for each picture, and this model gives {tuple(out.shape[2:])}")
@@ -372,7 +373,7 @@ def five_crop_tta(self:Learner,
     "Predict from the four corners and the centre of each picture."
     return tta_predict(self, self.dls[ds_idx] if dl is None else dl, **kwargs)
 
-# %% ../nbs/04_tta.ipynb #2077dea6
+# %% ../nbs/04_tta.ipynb #119daec0
 def region_weights(starts, # first pixel of each crop, along one axis
                    size:int, # its pixels
                    pixels:int, # of the picture
@@ -380,9 +381,9 @@ def region_weights(starts, # first pixel of each crop, along one axis
                   ) -> torch.Tensor: # (crops, cells), rows sum to 1
     "How much each cell of a feature map counts in the average over each crop, along one axis."
     stride = next((2**k for k in range(16) if math.ceil(pixels/2**k) == cells), pixels/cells)
-    edges = (torch.arange(cells + 1)*stride).clamp(max=pixels).double()
-    start = torch.tensor(starts)[:, None]
-    w = (torch.minimum(edges[1:], start + size) - torch.maximum(edges[:-1], start)).clamp(min=0)
+    edges, start = (torch.arange(cells + 1)*stride).double(), torch.tensor(starts)[:, None]
+    end = start + stride*math.ceil(size/stride - 1e-6)   # a crop alone would have whole cells
+    w = (torch.minimum(edges[1:], end) - torch.maximum(edges[:-1], start)).clamp(min=0)
     return (w/w.sum(1, keepdim=True)).float()
 
 # %% ../nbs/04_tta.ipynb #74c17670
