@@ -87,16 +87,21 @@ def _room(x, size, pad):
         raise ValueError(f"a crop of {th} x {tw} doesn't fit into {h} x {w} pixels{hint}: take a smaller size, enlarge the picture, or choose a padding with pad=")
     return _widened(_widened(x, -2, th, pad), -1, tw, pad)
 
-# %% ../nbs/04_tta.ipynb #4a1fb5d7
+# %% ../nbs/04_tta.ipynb #4a274eed
+def _five(x, size):
+    "The five crops as slices of `x`, without a copy."
+    th, tw = _sides(size)
+    return [x[..., t:t+th, l:l+tw] for t, l in crop_places(*x.shape[-2:], size)]
+
+# %% ../nbs/04_tta.ipynb #a9407c40
 def five_crop(x:torch.Tensor, # pictures (…, height, width), of any type
               size, # side of the crops, or (height, width)
               pad:str=None, # what surrounds a picture that is too small: see `PADS`; None: that is an error
              ) -> torch.Tensor: # (5, …, size, size)
     "Top left, top right, bottom left, bottom right and centre. Raises `ValueError` where they don't fit. Krizhevsky et al., NeurIPS 2012."
-    x, (th, tw) = _room(x, size, pad), _sides(size)
-    return torch.stack([x[..., t:t+th, l:l+tw] for t, l in crop_places(*x.shape[-2:], size)])
+    return torch.stack(_five(_room(x, size, pad), size))
 
-# %% ../nbs/04_tta.ipynb #dea6299b
+# %% ../nbs/04_tta.ipynb #93510806
 def ten_crop(x:torch.Tensor, # pictures (…, height, width), of any type
              size, # side of the crops, or (height, width)
              vertical:bool=False, # mirror top to bottom, not left to right
@@ -104,7 +109,7 @@ def ten_crop(x:torch.Tensor, # pictures (…, height, width), of any type
             ) -> torch.Tensor: # (10, …, size, size)
     "The five crops of the pictures, then those of their mirror images."
     x = _room(x, size, pad)
-    return torch.cat([five_crop(x, size), five_crop(x.flip(-2 if vertical else -1), size)])
+    return torch.stack(_five(x, size) + _five(x.flip(-2 if vertical else -1), size))
 
 # %% ../nbs/04_tta.ipynb #1d6cfa45
 REDUCTIONS = ("mean", "max")
@@ -224,16 +229,20 @@ def _exclusive(act, n):
     if n == 1 and one: raise ValueError("the model has one output, and softmax of one number is always 1: pass act=torch.sigmoid")
     return one
 
-# %% ../nbs/04_tta.ipynb #d607a4af
-VIEWS = dict(centre=lambda x, size: five_crop(x, size)[4:], flip=lambda x, size: ten_crop(x, size)[[4, 9]], five=five_crop, ten=ten_crop)
+# %% ../nbs/04_tta.ipynb #06382b81
+VIEWS = dict(centre=[4], flip=[4, 9], five=range(5), ten=range(10)) # which of the ten crops
 
 def _cutter(views):
     "The function (pictures, size) -> views that `views` stands for."
     if callable(views): return views
     if views not in VIEWS: raise ValueError(f"views must be {', '.join(VIEWS)}, dense, or a function of pictures and size, not {views!r}")
-    return VIEWS[views]
+    def cut(x, size):
+        x = _room(x, size, None)
+        crops = _five(x, size) + (_five(x.flip(-1), size) if max(VIEWS[views]) > 4 else [])
+        return [crops[i] for i in VIEWS[views]]
+    return cut
 
-# %% ../nbs/04_tta.ipynb #2388ec13
+# %% ../nbs/04_tta.ipynb #c868cb7f
 def _whole(x, size):
     "One view (1, n, …): the middle of the pictures, as large as it can be, at `size`."
     (h, w), (th, tw) = x.shape[-2:], _sides(size)
@@ -242,7 +251,7 @@ def _whole(x, size):
     t, l = crop_places(h, w, (ch, cw))[-1]
     return F.interpolate(x[..., t:t+ch, l:l+cw].float(), (th, tw), mode="bilinear", antialias=True)[None]
 
-def _as_is(x, size): return x[None]
+def _as_is(x, size): return [x]
 
 # %% ../nbs/04_tta.ipynb #5120ac09
 @contextmanager
@@ -260,23 +269,25 @@ def _evaluating(model, learn):
     finally:
         for o, mode in modes: o.training = mode
 
-# %% ../nbs/04_tta.ipynb #15a2cc02
+# %% ../nbs/04_tta.ipynb #69e0aeda
+def _order(groups):
+    "What brings the pictures of `groups` back into the order of the batch."
+    return torch.tensor([i for idxs, _, _ in groups for i in idxs], dtype=torch.long).argsort()
+
 def _outputs(model, groups, cut, size):
     "(views, n, outputs) in the order of the batch, in single precision."
     like = next(model.parameters(), groups[0][1])
     xs = [x.as_subclass(torch.Tensor).to(like.device, like.dtype) for _, x, _ in groups]
     if not any(map(len, xs)): return _outputs(model, [([0], xs[0].new_zeros(1, *xs[0].shape[1:]), ())], cut, size)[:, :0]   # many layers refuse none
     if cut == "dense": out = torch.cat([dense_five_crop(model, x, size) for x in xs], 1)
-    else: out = torch.stack([model(v) for v in torch.cat([cut(x, size) for x in xs], 1)])
+    else: out = torch.stack([model(torch.cat(v) if len(v) > 1 else v[0]) for v in zip(*(cut(x, size) for x in xs))])
     if out.ndim != 3: raise ValueError(f"a classifier gives a row of outputs for each picture, and this model gives {tuple(out.shape[2:])}")
-    order = torch.tensor([i for idxs, _, _ in groups for i in idxs], dtype=torch.long).argsort()
-    return out.as_subclass(torch.Tensor).float()[:, order.to(out.device)]
+    return out.as_subclass(torch.Tensor).float()[:, _order(groups).to(out.device)]
 
-# %% ../nbs/04_tta.ipynb #8bc0ccad
+# %% ../nbs/04_tta.ipynb #eba82e72
 def _targets(groups):
     "The targets of a batch, in its order."
-    order = torch.tensor([i for idxs, _, _ in groups for i in idxs], dtype=torch.long).argsort()
-    return [torch.cat(ys)[order.to(ys[0].device)].cpu() for ys in zip(*(o[2] for o in groups))]
+    return [torch.cat(ys)[_order(groups).to(ys[0].device)].cpu() for ys in zip(*(o[2] for o in groups))]
 
 # %% ../nbs/04_tta.ipynb #68a2e20b
 def _run(model, batches, cuts, size, act, reduce):
