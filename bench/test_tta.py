@@ -24,7 +24,7 @@ from sota_course.loader import cached_dls
 from sota_course.tta import dense_five_crop, five_crop, tta_predict
 
 ttach = pytest.importorskip("ttach")
-N, BS, SIZE, PRESIZE = 256, 64, 64, 80
+N, BS, SIZE, PRESIZE = 192, 64, 64, 80
 torch.set_num_threads(min(2, os.cpu_count()))
 
 
