@@ -9,32 +9,21 @@ __all__ = ['PADS', 'REDUCTIONS', 'VIEWS', 'RATIO', 'crop_places', 'five_crop', '
            'tta_predict', 'region_weights', 'pool_regions', 'split_model', 'dense_five_crop', 'flips', 'scored',
            'verdict']
 
-# %% ../nbs/04_tta.ipynb #8454cf32
+# %% ../nbs/04_tta.ipynb #00fae0ac
 import math, time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.callback.fp16 import MixedPrecision
-from fastai.data.core import Datasets, TfmdDL
-from fastai.data.load import fa_collate
-from fastai.data.transforms import IntToFloatTensor, ToTensor
 from fastai.layers import AdaptiveConcatPool2d
 from fastai.learner import Learner
-from fastai.torch_core import no_random, to_device
-from fastai.vision.augment import CropPad, RandTransform, Resize
-from fastai.vision.core import PILImage, TensorImage
-from fastcore.basics import num_cpus, patch
+from fastcore.basics import patch
 from fastprogress import progress_bar
-from PIL import Image
 from torch import nn
-from .exercises import Wrong, call, exercise, expect
-from .loader import image_sources, load_presized
+from .exercises import call, exercise, expect
+from .larger import (checked_pictures, evaluating, input_size, loaded_batches, order_of, picture_sources, plain_batches,
+                                targets_of, tensor_batches)
 from .runs import can_draw_bars, score
 
 # %% ../nbs/04_tta.ipynb #2b65881a
@@ -54,9 +43,10 @@ def crop_places(h:int, # height of the picture, in pixels
     th, tw = _sides(size)
     return [(0, 0), (0, w - tw), (h - th, 0), (h - th, w - tw), (round((h - th)/2), round((w - tw)/2))]
 
-# %% ../nbs/04_tta.ipynb #1852ef15
+# %% ../nbs/04_tta.ipynb #f982ca7c
 PADS = ("zeros", "border", "reflection")
 
+# %% ../nbs/04_tta.ipynb #6504bffd
 def _columns(n, size, pad):
     "Which of `n` rows or columns each of `size` takes, and whether it lies inside."
     at = torch.arange(size) - (size - n)//2
@@ -111,9 +101,10 @@ def ten_crop(x:torch.Tensor, # pictures (…, height, width), of any type
     x = _room(x, size, pad)
     return torch.stack(_five(x, size) + _five(x.flip(-2 if vertical else -1), size))
 
-# %% ../nbs/04_tta.ipynb #1d6cfa45
+# %% ../nbs/04_tta.ipynb #0ecf62d1
 REDUCTIONS = ("mean", "max")
 
+# %% ../nbs/04_tta.ipynb #16d82644
 def merge_views(p:torch.Tensor, # (views, …, classes), probabilities
                 reduce:str="mean", # "mean", or "max", divided by its sum
                 distribution:bool=True, # the classes exclude each other, so that rows sum to 1; False for multi-label
@@ -124,93 +115,12 @@ def merge_views(p:torch.Tensor, # (views, …, classes), probabilities
     m = p.amax(0)
     return m/m.sum(-1, keepdim=True) if distribution else m
 
-# %% ../nbs/04_tta.ipynb #4d961460
-def _input_size(dl):
-    "Height and width of what `dl` feeds, found by sending one picture through it; no random state changes."
-    state = dl.rng.getstate()
-    with no_random():
-        b = to_device(dl.do_batch([dl.do_item(0)]), dl.device)
-        for f in dl.after_batch.fs: b = f(b, split_idx=1)
-    dl.rng.setstate(state)
-    return tuple(b[0].shape[-2:])
-
-# %% ../nbs/04_tta.ipynb #e476a990
-def _sources(dl):
-    "What the pictures of `dl` are opened from; None where it feeds anything but RGB pictures from a fastai `Datasets`."
-    if not isinstance(dl, TfmdDL) or not isinstance(getattr(dl, "dataset", None), Datasets) or not len(dl.dataset): return None
-    try: sources = image_sources(dl.dataset)
-    except ValueError: return None
-    x = dl.dataset.tls[0][0]
-    return sources if isinstance(x, Image.Image) and x.mode == "RGB" else None
-
-# %% ../nbs/04_tta.ipynb #11915ed5
-def _opener(dl, sources, short):
-    "A function that gives the presized picture `i`, uint8 (h, w, 3), and its targets."
-    resize = next((o for o in dl.after_item.fs if isinstance(o, Resize)), None)
-    cache, method = getattr(dl, "cache", None), str(getattr(resize, "method", None) or getattr(dl, "method", "crop"))
-    kept = [o for o in dl.after_item.fs if not isinstance(o, (RandTransform, CropPad, ToTensor))]
-    def pixels(o):
-        row = cache.row(o) if cache is not None and cache.presize >= short and isinstance(o, (str, Path)) else None
-        a = o if row is None else cache[row]
-        return a if row is not None and cache.presize == short else load_presized(a, short, method)
-    def load(i):
-        item = (pixels(sources[i]), *(tl[i] for tl in dl.dataset.tls[1:]))
-        for n, f in enumerate(kept): item = f((PILImage.create(item[0]), *item[1:]) if not n else item, split_idx=1)
-        return (np.asarray(item[0]), *item[1:])
-    return load
-
-# %% ../nbs/04_tta.ipynb #ef8fc600
-def _ahead(load, n, bs):
-    "Lists of `bs` loaded items; threads load the next one meanwhile."
-    workers = min(16, num_cpus())
-    ex, waiting = ThreadPoolExecutor(workers), deque()
-    def some(idxs): return [load(i) for i in idxs]
-    try:
-        for i in range(0, n, bs):
-            idxs, k = range(i, min(i + bs, n)), math.ceil(bs/workers/2)
-            waiting.append([ex.submit(some, idxs[j:j+k]) for j in range(0, len(idxs), k)])
-            if len(waiting) > 1: yield [o for f in waiting.popleft() for o in f.result()]
-        while waiting: yield [o for f in waiting.popleft() for o in f.result()]
-    finally: ex.shutdown(cancel_futures=True)
-
-# %% ../nbs/04_tta.ipynb #c1f9441c
-def _batch_tfms(dl, b):
-    "`b`, bytes and targets, after the batch transforms of `dl` that neither resize nor augment."
-    if not any(isinstance(o, IntToFloatTensor) for o in dl.after_batch.fs): b = (b[0]/255., *b[1:])
-    for f in dl.after_batch.fs:
-        if not isinstance(f, RandTransform): b = f(b, split_idx=1)
-    return b
-
-# %% ../nbs/04_tta.ipynb #95225cf2
-def _by_shape(dl, items):
-    "For each shape among `items`: their places, one tensor of pictures, their targets."
-    places = {}
-    for i, o in enumerate(items): places.setdefault(o[0].shape, []).append(i)
-    for idxs in places.values():
-        x = TensorImage(torch.from_numpy(np.stack([items[i][0] for i in idxs])).permute(0, 3, 1, 2))
-        ys = [fa_collate([items[i][j] for i in idxs]) for j in range(1, len(items[0]))]
-        x, *ys = _batch_tfms(dl, to_device((x, *ys), dl.device))
-        yield idxs, x, ys
-
-# %% ../nbs/04_tta.ipynb #0d59b0ae
-def _pieces(x, bs):
-    "The pictures `x` as pieces, each of one shape: lists of (places, tensor, no targets)."
-    if isinstance(x, torch.Tensor): return [[(range(len(x[i:i+bs])), x[i:i+bs], ())] for i in range(0, max(1, len(x)), bs)]
-    return [[([i], o[None], ()) for i, o in enumerate(x[j:j+bs])] for j in range(0, len(x), bs)]
-
-# %% ../nbs/04_tta.ipynb #72725c8e
-def _batches(dl):
-    "The batches of any loader, in its order."
-    for b in (dl.new(shuffle=False, drop_last=False) if isinstance(dl, TfmdDL) else dl):
-        x, *ys = b if isinstance(b, (tuple, list)) else (b,)
-        if not isinstance(x, torch.Tensor): raise TypeError(f"a batch must be a tensor of pictures, or a tuple that begins with one, not {type(x).__name__}")
-        yield [(range(len(x)), x, ys)]
-
-# %% ../nbs/04_tta.ipynb #effad59a
+# %% ../nbs/04_tta.ipynb #200c9c1f
 _softmax = partial(torch.softmax, dim=-1)
 _ACTS = {nn.CrossEntropyLoss: _softmax, F.cross_entropy: _softmax, nn.NLLLoss: torch.exp, F.nll_loss: torch.exp,
          nn.BCEWithLogitsLoss: torch.sigmoid, F.binary_cross_entropy_with_logits: torch.sigmoid, nn.MultiLabelSoftMarginLoss: torch.sigmoid}
 
+# %% ../nbs/04_tta.ipynb #43c4fa06
 def activation_of(loss, # a loss function or module; None: softmax
                  ):
     "What makes probabilities of a model's outputs when it was trained with `loss`. Raises `ValueError` for an unknown loss."
@@ -229,9 +139,10 @@ def _exclusive(act, n):
     if n == 1 and one: raise ValueError("the model has one output, and softmax of one number is always 1: pass act=torch.sigmoid")
     return one
 
-# %% ../nbs/04_tta.ipynb #06382b81
+# %% ../nbs/04_tta.ipynb #b756baa4
 VIEWS = dict(centre=[4], flip=[4, 9], five=range(5), ten=range(10)) # which of the ten crops
 
+# %% ../nbs/04_tta.ipynb #155b0096
 def _cutter(views):
     "The function (pictures, size) -> views that `views` stands for."
     if callable(views): return views
@@ -253,27 +164,7 @@ def _whole(x, size):
 
 def _as_is(x, size): return [x]
 
-# %% ../nbs/04_tta.ipynb #5120ac09
-@contextmanager
-def _evaluating(model, learn):
-    "Within: evaluation mode, no gradients, and the mixed precision of `learn`."
-    modes = [(o, o.training) for o in model.modules()]
-    cb = next((o for o in getattr(learn, "cbs", ()) if isinstance(o, MixedPrecision)), None)
-    dtype = torch.bfloat16 if cb is not None and cb.amp_mode.value == "bf16" else torch.float16
-    try:
-        model.eval()
-        with torch.no_grad():
-            if cb is None: yield
-            else:
-                with torch.autocast("cuda", dtype=dtype, enabled=torch.cuda.is_available()): yield
-    finally:
-        for o, mode in modes: o.training = mode
-
-# %% ../nbs/04_tta.ipynb #69e0aeda
-def _order(groups):
-    "What brings the pictures of `groups` back into the order of the batch."
-    return torch.tensor([i for idxs, _, _ in groups for i in idxs], dtype=torch.long).argsort()
-
+# %% ../nbs/04_tta.ipynb #2c89ee82
 def _outputs(model, groups, cut, size):
     "(views, n, outputs) in the order of the batch, in single precision."
     like = next(model.parameters(), groups[0][1])
@@ -282,44 +173,35 @@ def _outputs(model, groups, cut, size):
     if cut == "dense": out = torch.cat([dense_five_crop(model, x, size) for x in xs], 1)
     else: out = torch.stack([model(torch.cat(v) if len(v) > 1 else v[0]) for v in zip(*(cut(x, size) for x in xs))])
     if out.ndim != 3: raise ValueError(f"a classifier gives a row of outputs for each picture, and this model gives {tuple(out.shape[2:])}")
-    return out.as_subclass(torch.Tensor).float()[:, _order(groups).to(out.device)]
+    return out.as_subclass(torch.Tensor).float()[:, order_of(groups).to(out.device)]
 
-# %% ../nbs/04_tta.ipynb #eba82e72
-def _targets(groups):
-    "The targets of a batch, in its order."
-    return [torch.cat(ys)[_order(groups).to(ys[0].device)].cpu() for ys in zip(*(o[2] for o in groups))]
-
-# %% ../nbs/04_tta.ipynb #68a2e20b
+# %% ../nbs/04_tta.ipynb #7c403e03
 def _run(model, batches, cuts, size, act, reduce):
     "For each of `cuts` the merged probabilities of all pictures, then the targets."
     rows = []
     for groups in batches:
         ps = [act(_outputs(model, groups, cut, size)) for cut in cuts]
         exclusive = _exclusive(act, ps[0].shape[-1])
-        rows.append(([merge_views(p, reduce, exclusive).cpu() for p in ps], _targets(groups)))
+        rows.append(([merge_views(p, reduce, exclusive).cpu() for p in ps], targets_of(groups)))
     if not rows: raise ValueError("there are no pictures to predict")
     probs, targets = (list(map(torch.cat, zip(*o))) for o in zip(*rows))
     return *probs, (targets[0] if len(targets) == 1 else tuple(targets) or None)
 
-# %% ../nbs/04_tta.ipynb #22b19a6b
+# %% ../nbs/04_tta.ipynb #d09c5a5a
 RATIO = 256/224 # as in ImageNet's ten-crop: with the book's training crops, objects then look about as large as they did in training
 
-def _loaded(dl, sources, short, bs):
-    "The batches of `dl`, of pictures with the short side `short`, in the order of its dataset."
-    for items in _ahead(_opener(dl, sources, short), len(sources), bs): yield list(_by_shape(dl, items))
-
-# %% ../nbs/04_tta.ipynb #ff63a794
+# %% ../nbs/04_tta.ipynb #be6ee40b
 def _plan(dl, size, ratio, bs, beta):
     "Batches, how many, the size of views, and batches of plain pictures where these come from elsewhere."
-    if (sources := _sources(dl)) is not None:
-        size, n, bs = _sides(size or _input_size(dl)), len(sources), bs or dl.bs
-        return _loaded(dl, sources, round(max(size)*(ratio or RATIO)), bs), math.ceil(n/bs), size, _batches(dl) if beta != 0 else None
+    if (sources := picture_sources(dl)) is not None:
+        size, n, bs = _sides(size or input_size(dl)), len(sources), bs or dl.bs
+        return loaded_batches(dl, sources, round(max(size)*(ratio or RATIO)), bs), math.ceil(n/bs), size, plain_batches(dl) if beta != 0 else None
     if size is None: raise ValueError("how large are the views? These pictures come as they are, so pass size=, smaller than they are")
     if ratio is not None: raise ValueError("ratio is for loaders of files, which are opened larger; resize these pictures yourself")
     if isinstance(dl, (torch.Tensor, list, tuple)):
-        pieces = _pieces(dl, bs or 64)
+        pieces = tensor_batches(dl, bs or 64)
         return pieces, len(pieces), _sides(size), None
-    return _batches(dl), len(dl) if hasattr(dl, "__len__") else None, _sides(size), None
+    return plain_batches(dl), len(dl) if hasattr(dl, "__len__") else None, _sides(size), None
 
 # %% ../nbs/04_tta.ipynb #d4fe20c0
 def _bar(batches, n, learn, progress):
@@ -327,7 +209,7 @@ def _bar(batches, n, learn, progress):
     quiet = isinstance(learn, Learner) and not hasattr(learn, "progress")   # inside learn.no_bar()
     return progress_bar(batches, total=n, leave=False) if progress and n and not quiet and can_draw_bars() else batches
 
-# %% ../nbs/04_tta.ipynb #c626ba08
+# %% ../nbs/04_tta.ipynb #b238afbd
 def tta_predict(learn, # a fastai `Learner`, or any model
                 dl=None, # a loader, a tensor of pictures or a list of them; default: the learner's validation set
                 views="five", # "centre", "flip", "five", "ten", "dense", or a function (pictures, size) -> (views, n, …)
@@ -347,32 +229,23 @@ def tta_predict(learn, # a fastai `Learner`, or any model
     act = act or activation_of(getattr(learn, "loss_func", None))
     cut = views if views == "dense" else _cutter(views)
     batches, n, size, plain = _plan(dl, size, ratio, bs, beta)
-    with _evaluating(model, learn):
+    with evaluating(model, learn):
         cuts = [cut] if plain is not None or beta == 0 else [cut, _whole]
         *probs, targets = _run(model, _bar(batches, n, learn, progress), cuts, size, act, reduce)
         if plain is not None: probs += _run(model, plain, [_as_is], size, act, reduce)[:1]
     if beta is None: return tuple(probs), targets
     return (torch.lerp(*probs, beta) if beta else probs[0]), targets
 
-# %% ../nbs/04_tta.ipynb #23326c1d
+# %% ../nbs/04_tta.ipynb #de94e79a
 def _model_and_loader(learn, dl):
     "The model of `learn`, and `dl` as a loader or tensors."
     if not isinstance(learn, Learner):
         if not isinstance(learn, nn.Module): raise TypeError(f"a Learner or a model predicts, not {type(learn).__name__}")
         if dl is None: raise ValueError("a model alone has no pictures: pass a loader or a tensor of them")
-        return learn, _pictures(dl)
+        return learn, checked_pictures(dl)
     if dl is None: dl = learn.dls.valid
     files = isinstance(dl, (list, tuple)) and len(dl) and not isinstance(dl[0], torch.Tensor)
-    return learn.model, _pictures(learn.dls.test_dl(list(dl)) if files else dl)
-
-def _pictures(dl):
-    "`dl`, checked where it is tensors."
-    some = [dl] if isinstance(dl, torch.Tensor) else dl if isinstance(dl, (list, tuple)) else []
-    for o in some:
-        if not isinstance(o, torch.Tensor): raise TypeError(f"a list of pictures holds tensors (channels, height, width), not {type(o).__name__}")
-        if not o.is_floating_point(): raise TypeError(f"these pictures are {o.dtype}: bring them to the scale that the model was trained on, and normalize them, as floats")
-    if isinstance(dl, torch.Tensor) and dl.ndim != 4: raise ValueError(f"pictures are a tensor (n, channels, height, width), not {tuple(dl.shape)}; one alone needs an n of 1: x[None]")
-    return dl
+    return learn.model, checked_pictures(learn.dls.test_dl(list(dl)) if files else dl)
 
 # %% ../nbs/04_tta.ipynb #b1354467
 @patch
@@ -410,12 +283,13 @@ def pool_regions(f:torch.Tensor, # feature maps (n, channels, rows, columns)
         return torch.stack([f[:, :, most(a)][..., most(b)].amax((2, 3)) for a, b in zip(wy.to(f.device), wx.to(f.device))])
     return torch.cat([pool(o) for o in kinds], -1)[..., None, None]
 
-# %% ../nbs/04_tta.ipynb #48564141
+# %% ../nbs/04_tta.ipynb #5ba068ab
 def _layers(model):
     "The layers of nested Sequentials, in one row."
     if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward: return [model]
     return [o for m in model for o in _layers(m)]
 
+# %% ../nbs/04_tta.ipynb #d4b97079
 def _kinds(layer):
     "How a global pooling layer pools; none for any other layer."
     if isinstance(layer, AdaptiveConcatPool2d) and layer.size in (1, (1, 1)): return ("max", "avg")
@@ -488,9 +362,10 @@ def _exercise_1(answer):
         ((2, 4), "this is the middle of the picture", "where must a crop begin so that its own middle lies there?"),
         ((1, 4), "this is what is left over, not half of it", "half of it goes above and to the left")])
 
-# %% ../nbs/04_tta.ipynb #762b3a85
+# %% ../nbs/04_tta.ipynb #7059d8d6
 def _logits(): return torch.tensor([[[4., 0., 1.], [0., 0., 2.]], [[0., 3., 1.], [1., 0., 0.]], [[0., 2., 0.], [5., 1., 0.]]])
 
+# %% ../nbs/04_tta.ipynb #499fb93f
 @exercise("tta.2")
 def _exercise_2(answer):
     x = _logits()
