@@ -1,0 +1,101 @@
+"""Measure the chapter on test time augmentation: one view, crops, the dense five-crop and fastai's tta on the same trained models.
+
+    python bench/measure_tta.py --data <photos> [--sets imagenette flowers] [--seeds 0 1 2] [--out results]
+
+<photos> is the folder that holds imagenette2-160sq and flowers5. For each seed an xresnet10 is trained at 64 pixels, and predicts
+the validation set in every way. Results go to <out>/tta-imagenette and <out>/tta-flowers, a file for each way and seed. What is
+there already isn't done again, and an interrupted training goes on from its last epoch. The flowers have no official split: a
+fifth of each class, drawn once with seed 0, is their validation set.
+"""
+import argparse
+import os
+import random
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from fastai.torch_core import set_seed
+
+from sota_course.baseline import baseline_learner
+from sota_course.data import get_dls
+from sota_course.images import image_files
+from sota_course.runs import Run
+from sota_course.tta import flips, scored
+
+SIZE, BS, LR = 64, 64, 8e-3
+SETS = dict(imagenette=dict(folder="imagenette2-160sq", epochs=5), flowers=dict(folder="flowers5", epochs=10))
+
+# From a learner and the validation loader of the book's pipeline, which opens the files
+WAYS = {"plain": lambda l, book: l.get_preds(), "centre": lambda l, book: l.five_crop_tta(views="centre"), "flip": lambda l, book: l.five_crop_tta(views="flip"),
+        "five": lambda l, book: l.five_crop_tta(), "five, max": lambda l, book: l.five_crop_tta(reduce="max"), "five, beta 0.25": lambda l, book: l.five_crop_tta(beta=.25),
+        "five, ratio 1.25": lambda l, book: l.five_crop_tta(ratio=1.25), "ten": lambda l, book: l.five_crop_tta(views="ten"),
+        "dense": lambda l, book: l.five_crop_tta(views="dense"), "dense, ratio 1.25": lambda l, book: l.five_crop_tta(views="dense", ratio=1.25),
+        "fastai's tta": lambda l, book: l.tta(), "fastai's tta, from files": lambda l, book: l.tta(dl=book), "five, from files": lambda l, book: l.five_crop_tta(dl=book)}
+
+
+def linked(src, dst, limit=None):
+    "Links to the files of `src` in `dst`, in train and val; without an official split, a fifth of each class is val. The split's name."
+    official = (src/"train").is_dir()
+    for folder in sorted(o for o in (src.glob("*/*") if official else src.glob("*")) if o.is_dir()):
+        files = image_files(folder)
+        if not official: random.Random(0).shuffle(files)
+        files = files[:limit]
+        for i, f in enumerate(files):
+            split = folder.parent.name if official else "val" if i < len(files)//5 else "train"
+            (dst/split/folder.name).mkdir(parents=True, exist_ok=True)
+            os.symlink(f.resolve(), dst/split/folder.name/f.name)
+    return "official" if official else "a fifth of each class, seed 0"
+
+
+def loaders(path, split, **kwargs):
+    dls = get_dls(BS, SIZE, path, progress=False, **kwargs)
+    dls.args["split"] = split
+    return dls
+
+
+def measure(run, seed, book, say):
+    "Train `run` with `seed` where a way is missing, and write what each way gives."
+    def file(name): return run.folder/f"{name.replace(chr(39), '').replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
+    missing = [o for o in WAYS if not file(o).exists()]
+    if not missing: return
+    result, learn = run.fit(seed), run.learn
+    plain = run.logp.exp()
+    with learn.no_bar():
+        for name in missing:
+            set_seed(seed)
+            kept = []
+            def predict():
+                kept.append(WAYS[name](learn, book))
+                return kept[0]
+            o = scored(result, name, predict)
+            right, wrong = flips(plain, kept[0][0], run.targets)
+            o.extra = dict(became_right=len(right), became_wrong=len(wrong))
+            o.save(file(name))
+            say(f"{name} seed {seed}: accuracy {o.accuracy:.4f}, NLL {o.nll:.3f}, ECE {o.ece:.3f}, {o.predict_seconds:.1f} s, +{len(right)} -{len(wrong)}")
+    run.file(seed, ".pt").unlink(missing_ok=True)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--data", type=Path, required=True, help="folder of the photos' sets")
+    p.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    p.add_argument("--out", type=Path, default=Path("results"))
+    p.add_argument("--epochs", type=int, help="for a trial: fewer than the set's own")
+    p.add_argument("--limit", type=int, help="for a trial: pictures of each class")
+    args = p.parse_args()
+    start = time.perf_counter()
+    def say(text): print(f"{time.perf_counter() - start:6.0f} s  {text}", flush=True)
+    with tempfile.TemporaryDirectory() as tmp:
+        os.environ["SOTA_COURSE_HOME"] = tmp   # the cache of links goes with them
+        for name in args.sets:
+            o, path = SETS[name], Path(tmp)/SETS[name]["folder"]
+            split = linked(args.data/o["folder"], path, args.limit)
+            dls, book = loaders(path, split), loaders(path, split, pipeline="fastai", presize=SIZE*5//4, num_workers=2).valid
+            command = f"python bench/measure_tta.py --data <photos> --sets {name} --seeds {' '.join(map(str, args.seeds))}"
+            run = Run("model", partial(baseline_learner, dls, "xresnet10"), args.epochs or o["epochs"], LR, args.seeds, args.out/f"tta-{name}", command, progress=False)
+            for seed in args.seeds: measure(run, seed, book, say)
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,530 @@
+"""Crops equal to torchvision's, predictions equal to what is done by hand, and the traps of fastai's tta, ttach and FiveCrop."""
+import random
+from functools import partial
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.functional as TF
+import torchvision.transforms.v2.functional as TF2
+from fastai.vision.all import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
+                               LabelSmoothingCrossEntropy, Learner, MixedPrecision, MultiCategoryBlock, Normalize, PILImage, PILImageBW,
+                               RandomSplitter, RandTransform, Resize, TensorImage, Transform, aug_transforms, imagenet_stats, parent_label,
+                               set_seed, vision_learner)
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import resnet18
+from torchvision.transforms import FiveCrop
+
+from sota_course.baseline import xresnet10
+from sota_course.exercises import check, exercises
+from sota_course.images import image_files
+from sota_course.loader import cached_dls, load_presized
+from sota_course.runs import Result
+from sota_course.tta import (PADS, RATIO, activation_of, crop_places, dense_five_crop, five_crop, flips, merge_views, pool_regions,
+                             region_weights, scored, split_model, ten_crop, tta_predict, verdict)
+from sota_course.baseline import compare
+
+SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
+mean, std = (torch.tensor(o).view(3, 1, 1) for o in imagenet_stats)
+predict = partial(tta_predict, progress=False)
+fast = partial(settings, deadline=None)
+
+
+def photo(seed, w, h):
+    a = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(a).resize((w, h), PIL.Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    "16 training and 11 validation photos of two classes and five shapes"
+    root = tmp_path_factory.mktemp("photos")
+    for split, n in (("train", 16), ("val", 11)):
+        for i in range(n):
+            f = root/split/("cat", "dog")[i % 2]/f"{i:02}.jpg"
+            f.parent.mkdir(parents=True, exist_ok=True)
+            photo(100*(split == "val") + i, *SIZES[i % 5]).save(f, quality=95)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch): monkeypatch.setenv("SOTA_COURSE_HOME", str(tmp_path))
+
+
+def net(n_out=2):
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, n_out))
+    m[-1].weight.data.mul_(5)
+    return m
+
+
+def cached(photos, **kwargs): return cached_dls(photos, **{**dict(bs=4, size=24, stats=imagenet_stats, progress=False), **kwargs})
+
+
+def block(photos, item_tfms=Resize(48), batch_tfms=None, blocks=(ImageBlock, CategoryBlock), get_y=parent_label, **kwargs):
+    "fastai's own loaders, as the book makes them"
+    tfms = aug_transforms(size=24, min_scale=.75) + [Normalize.from_stats(*imagenet_stats)] if batch_tfms is None else batch_tfms
+    return DataBlock(blocks, get_items=image_files, get_y=get_y, splitter=GrandparentSplitter(valid_name="val"),
+                     item_tfms=item_tfms, batch_tfms=tfms).dataloaders(photos, bs=4, num_workers=0, **kwargs)
+
+
+def learner(dls, model=None, loss=None):
+    learn = Learner(dls, model or net(dls.c), loss_func=loss or CrossEntropyLossFlat())
+    learn.remove_cb(learn.progress)
+    return learn
+
+
+def by_hand(model, files, views=five_crop, size=24, act=partial(torch.softmax, dim=-1), ratio=RATIO, method="crop"):
+    "One picture after the other, without any loader"
+    rows = []
+    for f in files:
+        x = torch.tensor(load_presized(f, round(size*ratio), method)).permute(2, 0, 1)
+        with torch.no_grad(): rows.append(act(model.eval()(views((x/255 - mean)/std, size))).mean(0))
+    return torch.stack(rows)
+
+
+# ---- crops -----------------------------------------------------------------------------------------------------------
+
+@fast(max_examples=60)
+@given(st.integers(1, 17), st.integers(1, 17), st.data())
+def test_crops_are_torchvisions(h, w, data):
+    size = data.draw(st.integers(1, min(h, w))), data.draw(st.integers(1, min(h, w)))
+    x = torch.rand(2, 3, h, w)
+    for ours, theirs in ((five_crop, TF.five_crop), (five_crop, TF2.five_crop), (ten_crop, TF.ten_crop), (ten_crop, TF2.ten_crop)):
+        assert torch.equal(ours(x, size), torch.stack(theirs(x, size)))
+    assert torch.equal(ten_crop(x, size, vertical=True), torch.stack(TF.ten_crop(x, size, vertical_flip=True)))
+
+
+@pytest.mark.parametrize("h, w, size", [(224, 256, 224), (375, 500, 224), (81, 108, 64), (5, 8, 4), (7, 7, 4)])
+def test_crops_of_pil_pictures_are_the_same(h, w, size):
+    img = photo(0, w, h)
+    x = torch.from_numpy(np.asarray(img).copy()).permute(2, 0, 1)
+    for a, b in zip(ten_crop(x, size), TF.ten_crop(img, size), strict=True): assert (a.permute(1, 2, 0).numpy() == np.asarray(b)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.bool])
+@pytest.mark.parametrize("shape", [(9, 12), (3, 9, 12), (0, 3, 9, 12), (1, 3, 9, 12), (2, 2, 3, 9, 12)])
+@pytest.mark.parametrize("size, pad", [(5, None), ((4, 7), None), *((15, o) for o in PADS)])
+def test_types_and_shapes(dtype, shape, size, pad):
+    x = torch.randint(0, 2, shape).to(dtype)
+    before = x.clone()
+    y, side = five_crop(x, size, pad), size if isinstance(size, tuple) else (size, size)
+    assert y.dtype == dtype and y.shape == (5, *shape[:-2], *side) and torch.equal(x, before)
+    assert ten_crop(x, size, pad=pad).shape == (10, *shape[:-2], *side)
+
+
+def test_channels_last_and_subclasses():
+    x = torch.rand(2, 3, 9, 11)
+    assert torch.equal(five_crop(x.to(memory_format=torch.channels_last), 5), five_crop(x, 5))
+    assert isinstance(five_crop(TensorImage(x), 5), TensorImage)
+
+
+@fast(max_examples=60)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 20), st.sampled_from(PADS))
+def test_padding(h, w, size, pad):
+    x = torch.arange(1., h*w + 1).view(1, h, w)
+    y = five_crop(x, size, pad)
+    assert y.shape == (5, 1, size, size)
+    if pad == "zeros" and size >= max(h, w): assert torch.equal(y[4], TF.center_crop(x, size))
+    if pad == "reflection" and (size - min(h, w) + 1)//2 < min(h, w) and size >= max(h, w):
+        t, l = (size - h)//2, (size - w)//2
+        assert torch.equal(y[0], F.pad(x[None], (l, size - w - l, t, size - h - t), mode="reflect")[0])
+    if pad != "zeros": assert set(y.unique().tolist()) <= set(x.unique().tolist())
+
+
+@pytest.mark.parametrize("args, error, words", [
+    ((torch.zeros(3, 8, 8), 9), ValueError, "9 x 9 doesn't fit into 8 x 8"), ((torch.zeros(8, 8, 3), 4), ValueError, "channels last"),
+    ((torch.zeros(3, 8, 8), 0), ValueError, "at least 1"), ((torch.zeros(3, 8, 8), 2.5), ValueError, "whole number"),
+    ((torch.zeros(3, 8, 8), (1, 2, 3)), ValueError, "height, width"), ((torch.zeros(3, 8, 8), True), ValueError, "whole number"),
+    ((np.zeros((8, 8)), 4), TypeError, "not from ndarray"), ((PIL.Image.new("RGB", (8, 8)), 4), TypeError, "to_tensor"),
+    ((torch.zeros(8), 4), TypeError, "height, width"), ((torch.zeros(3, 0, 8), 4, "zeros"), ValueError, "doesn't fit into 0 x 8"),
+    ((torch.zeros(3, 8, 8), 4, "mirror"), ValueError, "pad must be")])
+def test_bad_crops(args, error, words):
+    with pytest.raises(error, match=words): five_crop(*args)
+    with pytest.raises(error, match=words): ten_crop(*args) if len(args) < 3 else ten_crop(*args[:2], pad=args[2])
+
+
+# ---- merging ---------------------------------------------------------------------------------------------------------
+
+@fast(max_examples=40)
+@given(st.integers(1, 6), st.integers(0, 4), st.integers(1, 7), st.sampled_from(["mean", "max"]))
+def test_rows_sum_to_one(v, n, c, reduce):
+    p = (torch.randn(v, n, c)*4).softmax(-1)
+    out = merge_views(p, reduce)
+    assert out.shape == (n, c) and torch.allclose(out.sum(-1), torch.ones(n))
+    assert torch.allclose(merge_views(p[torch.randperm(v)], reduce), out, atol=1e-6)
+
+
+def test_maximum_forgets_how_many():
+    p = torch.tensor([[[.6, .4]], [[.6, .4]], [[.4, .6]]])
+    assert merge_views(p)[0, 0] > .5 and torch.allclose(merge_views(p, "max"), torch.tensor([[.5, .5]]))
+
+
+@pytest.mark.parametrize("loss, act", [(nn.CrossEntropyLoss(), "softmax"), (F.cross_entropy, "softmax"), (partial(F.cross_entropy, label_smoothing=.1), "softmax"),
+    (CrossEntropyLossFlat(), "softmax"), (LabelSmoothingCrossEntropy(), "softmax"), (None, "softmax"), (nn.NLLLoss(), "exp"),
+    (nn.BCEWithLogitsLoss(), "sigmoid"), (BCEWithLogitsLossFlat(), "sigmoid"), (F.binary_cross_entropy_with_logits, "sigmoid")])
+def test_activations(loss, act):
+    x = torch.randn(3, 4)
+    assert torch.allclose(activation_of(loss)(x), x.softmax(-1) if act == "softmax" else getattr(torch, act)(x))
+
+
+def test_an_unknown_loss_is_an_error():
+    def my_loss(pred, y): return pred.sum()
+    with pytest.raises(ValueError, match="my_loss isn't known.*act="): activation_of(my_loss)
+
+
+# ---- on loaders ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("views, cut", [("five", five_crop), ("ten", ten_crop), ("centre", lambda x, s: five_crop(x, s)[4:]),
+                                        ("flip", lambda x, s: ten_crop(x, s)[[4, 9]]), (lambda x, s: five_crop(x, s)[:2], lambda x, s: five_crop(x, s)[:2])])
+@pytest.mark.parametrize("make", [cached, block], ids=["cached", "fastai"])
+def test_the_learner_does_what_is_done_by_hand(photos, make, views, cut):
+    learn = learner(make(photos))
+    p, y = learn.five_crop_tta(views=views)
+    q, targets = learn.get_preds()
+    assert torch.equal(y, targets) and p.shape == q.shape and (p.sum(1) - 1).abs().max() < 1e-5
+    # A cached picture was resized twice.
+    assert (p - by_hand(learn.model, learn.dls.valid.items, cut)).abs().max() < (.1 if make is cached else 1e-5)
+
+
+def test_the_cache_is_used_as_it_is(photos):
+    learn = learner(cached(photos))
+    p, _ = learn.five_crop_tta(ratio=30/24)
+    assert (p - by_hand(learn.model, learn.dls.valid.items, ratio=30/24)).abs().max() < 1e-5
+    more, _ = learn.five_crop_tta(ratio=1.5)   # larger than the cache has them: decoded anew
+    assert (more - by_hand(learn.model, learn.dls.valid.items, ratio=1.5)).abs().max() < 1e-5
+
+
+def test_what_beta_means(photos):
+    learn = learner(block(photos))
+    p, q = learn.five_crop_tta()[0], learn.get_preds()[0]
+    mixed, y = learn.five_crop_tta(beta=.25)
+    assert torch.allclose(mixed, torch.lerp(p, q, .25), atol=1e-5) and torch.equal(y, learn.get_preds()[1])
+    assert torch.allclose(learn.five_crop_tta(beta=1.)[0], q, atol=1e-5)
+    (views, plain), _ = learn.five_crop_tta(beta=None)
+    assert torch.allclose(views, p, atol=1e-6) and torch.allclose(plain, q, atol=1e-5)
+    m = learn.five_crop_tta(reduce="max", beta=.25)[0]
+    assert torch.allclose(m.sum(1), torch.ones(len(m))) and not torch.allclose(m, learn.five_crop_tta(reduce="max")[0])
+
+
+def test_fastais_maximum_ignores_beta_and_leaves_sums_above_one(photos):
+    learn = learner(block(photos))
+    set_seed(0); a = learn.tta(use_max=True, beta=0.)[0]
+    set_seed(0); b = learn.tta(use_max=True, beta=1.)[0]
+    assert torch.equal(a, b) and a.sum(1).max() > 1.01
+
+
+def test_each_file_is_opened_once(photos, monkeypatch):
+    learn, opened, pil_open = learner(block(photos)), [], PIL.Image.open
+    learn.five_crop_tta()
+    monkeypatch.setattr(PIL.Image, "open", lambda *args, **kwargs: opened.append(1) or pil_open(*args, **kwargs))
+    learn.five_crop_tta(views="ten")
+    ours, n = len(opened), len(learn.dls.valid.items)
+    learn.tta()
+    assert n <= ours <= n + 4 and len(opened) - ours >= 5*n   # ours: a few more to see what the loader feeds
+
+
+def test_a_crop_in_place_of_the_item_transforms(photos):
+    "fastai: the crop is all that is left of the pipeline, so a batch of two shapes can't be made, or the scale is the file's."
+    learn = learner(block(photos))
+    with pytest.raises(Exception): learn.tta(item_tfms=Resize(24), batch_tfms=[])   # bytes: the float conversion is gone
+    class Five(Transform):
+        def encodes(self, x: PILImage): return torch.stack([TF.to_tensor(o) for o in FiveCrop(24)(x)])
+    with pytest.raises(Exception): learn.tta(item_tfms=Five())
+    assert learn.five_crop_tta()[0].shape == (11, 2)
+
+
+def test_five_crop_in_fastais_pipeline_meets_the_label():
+    "A plain function is applied to every element of the item."
+    from fastai.data.core import Pipeline
+    with pytest.raises(Exception): Pipeline([FiveCrop(4)])((PIL.Image.new("RGB", (8, 8)), torch.tensor(1)))
+
+
+def test_ttach_orders_crops_otherwise_and_averages_logits():
+    ttach = pytest.importorskip("ttach")
+    x = torch.randn(2, 3, 9, 12)
+    ours, theirs = five_crop(x, 4), [o.augment_image(x) for o in ttach.aliases.five_crop_transform(4, 4)]
+    assert all(torch.equal(ours[i], theirs[j]) for i, j in ((0, 0), (1, 3), (2, 1), (3, 2)))
+    assert not torch.equal(ours[1], theirs[1]) and torch.equal(five_crop(x[..., :9, :9], 5)[4], [*ttach.aliases.five_crop_transform(5, 5)][4].augment_image(x[..., :9, :9]))
+    odd = x[..., :7, :7]
+    assert not torch.equal(five_crop(odd, 4)[4], [*ttach.aliases.five_crop_transform(4, 4)][4].augment_image(odd))
+    model = net().eval()
+    big = torch.randn(4, 3, 30, 30)*5
+    with torch.no_grad(): merged = ttach.ClassificationTTAWrapper(model, ttach.aliases.five_crop_transform(24, 24))(big)
+    with torch.no_grad(): assert torch.allclose(merged, model(five_crop(big, 24).flatten(0, 1)).view(5, 4, 2).mean(0), atol=1e-5)
+    assert not torch.allclose(merged.softmax(-1), predict(model, big, size=24)[0], atol=1e-4)
+
+
+def test_squishing_stays_squishing(photos):
+    learn = learner(block(photos, item_tfms=Resize(48, method="squish")))
+    assert (learn.five_crop_tta()[0] - by_hand(learn.model, learn.dls.valid.items, method="squish")).abs().max() < 1e-5
+
+
+def test_the_learner_is_left_as_it_was(photos):
+    learn = learner(block(photos))
+    learn.model.train(); learn.model[1].eval()
+    state, rng = learn.dls.valid.rng.getstate(), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.five_crop_tta()
+    assert learn.model.training and not learn.model[1].training and learn.dls.valid.rng.getstate() == state
+    assert torch.equal(rng[0], torch.get_rng_state()) and rng[1] == random.getstate() and (rng[2] == np.random.get_state()[1]).all()
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_the_training_set_in_order(photos):
+    for make in (cached, block):
+        learn = learner(make(photos))
+        p, y = learn.five_crop_tta(ds_idx=0)
+        assert len(p) == 16 and [learn.dls.vocab[o] for o in y] == [f.parent.name for f in learn.dls.train.items]
+
+
+def test_files_and_test_loaders(photos):
+    for make in (cached, block):
+        learn = learner(make(photos))
+        files = image_files(photos/"val")[::-1]
+        p, y = learn.five_crop_tta(dl=files)
+        assert y is None and (p - by_hand(learn.model, files)).abs().max() < (.1 if make is cached else 1e-5)
+        assert torch.allclose(learn.five_crop_tta(dl=learn.dls.test_dl(files))[0], p, atol=1e-6)
+        assert torch.equal(learn.five_crop_tta(dl=learn.dls.test_dl(files, with_labels=True))[1], learn.get_preds(dl=learn.dls.test_dl(files, with_labels=True))[1])
+
+
+def test_multi_label(photos):
+    dls = block(photos, blocks=(ImageBlock, MultiCategoryBlock(vocab=["cat", "dog", "fox"])), get_y=lambda o: [o.parent.name, "fox"])
+    learn = learner(dls, net(3), BCEWithLogitsLossFlat())
+    for loss in (BCEWithLogitsLossFlat(), nn.BCEWithLogitsLoss()):
+        learn.loss_func = loss
+        p, y = learn.five_crop_tta()
+        assert torch.equal(y, learn.get_preds()[1]) and (p - by_hand(learn.model, dls.valid.items, act=torch.sigmoid)).abs().max() < 1e-5
+        highest, _ = learn.five_crop_tta(reduce="max")
+        assert (highest >= p - 1e-6).all() and highest.max() <= 1   # not divided by its sum
+
+
+def test_a_loss_without_activation(photos):
+    learn = learner(block(photos), loss=nn.CrossEntropyLoss())
+    assert (learn.five_crop_tta()[0].sum(1) - 1).abs().max() < 1e-5
+    assert (learn.tta()[0].sum(1) - 1).abs().max() > .01   # fastai's gives logits
+    learn.loss_func = lambda pred, y: pred.sum()
+    with pytest.raises(ValueError, match="act="): learn.five_crop_tta()
+    assert learn.five_crop_tta(act=torch.sigmoid)[0].shape == (11, 2)
+
+
+def test_other_transforms_stay(photos):
+    class Dark(Transform):
+        def encodes(self, x: PILImage): return PILImage.create((np.asarray(x)//2).astype(np.uint8))
+    class Relabel(Transform):
+        order = 200
+        def encodes(self, x: TensorImage): return x*0
+    dark, plain = learner(block(photos, item_tfms=[Resize(48), Dark()])), learner(block(photos))
+    dark.model = plain.model
+    assert not torch.allclose(dark.five_crop_tta()[0], plain.five_crop_tta()[0], atol=1e-3)
+    zero = learner(block(photos, batch_tfms=[*aug_transforms(size=24), Relabel()]), plain.model)
+    p = zero.five_crop_tta()[0]
+    assert torch.allclose(p, p[:1].expand_as(p), atol=1e-6)
+
+
+def test_grey_pictures_go_by_batches(photos):
+    dls = block(photos, blocks=(ImageBlock(PILImageBW), CategoryBlock), batch_tfms=[])
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    learn = learner(dls, model)
+    with pytest.raises(ValueError, match="pass size="): learn.five_crop_tta()
+    p, y = learn.five_crop_tta(size=24)
+    assert p.shape == (11, 2) and torch.equal(y, learn.get_preds()[1])
+
+
+def test_any_loader_of_tensors():
+    x, y, model = torch.randn(10, 3, 30, 37), torch.arange(10), net()
+    with torch.no_grad(): right = model.eval()(five_crop(x, 24).flatten(0, 1)).view(5, 10, 2).softmax(-1).mean(0)
+    p, t = predict(model, DataLoader(TensorDataset(x, y), batch_size=3), size=24)
+    assert torch.allclose(p, right, atol=1e-5) and torch.equal(t, y)
+    p, t = predict(model, DataLoader(TensorDataset(x, y, y + 1), batch_size=3, shuffle=True), size=24, beta=.5)
+    assert torch.equal(t[1], t[0] + 1)
+    assert torch.allclose(p, predict(model, x, size=24, beta=.5)[0][t[0]], atol=1e-5)
+    assert predict(model, x, size=24)[1] is None and model.training is False
+
+
+def test_lists_of_many_shapes():
+    model, xs = net(), [torch.randn(3, *o) for o in SIZES*2]
+    p, _ = predict(model, xs, size=24, bs=4)
+    assert torch.allclose(p, torch.cat([predict(model, o[None], size=24)[0] for o in xs]), atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+@pytest.mark.parametrize("views", ["five", "ten", "dense"])
+def test_few_pictures(n, views):
+    p, _ = predict(xresnet10(4), torch.randn(n, 3, 40, 48), views, size=32)
+    assert p.shape == (n, 4)
+
+
+def test_nan_stays_where_it_is():
+    x, model = torch.randn(3, 3, 30, 30), net()
+    clean = predict(model, x, size=24)[0]
+    x[1] = float("nan")
+    for reduce in ("mean", "max"):
+        p = predict(model, x, size=24, reduce=reduce)[0]
+        assert p[1].isnan().all() and not p[[0, 2]].isnan().any()
+    assert torch.allclose(predict(model, x, size=24)[0][[0, 2]], clean[[0, 2]])
+
+
+def test_half_precision(photos):
+    x, model = torch.randn(4, 3, 30, 30), net()
+    p = predict(model, x, size=24)[0]
+    assert (predict(net().bfloat16(), x, size=24)[0] - p).abs().max() < .1 and predict(net().bfloat16(), x, size=24)[0].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16): assert (predict(model, x, size=24)[0] - p).abs().max() < .1
+    assert predict(model, x.half(), size=24)[0].dtype == torch.float32
+    learn = learner(block(photos))
+    q = learn.five_crop_tta()[0]
+    assert torch.allclose(learn.add_cb(MixedPrecision()).five_crop_tta()[0], q, atol=.05)
+
+
+def test_channels_last_batches():
+    x, model = torch.randn(4, 3, 30, 33), net()
+    assert torch.allclose(predict(model, x.to(memory_format=torch.channels_last), size=24)[0], predict(model, x, size=24)[0], atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu(photos):
+    learn = learner(block(photos))
+    p, y = learn.five_crop_tta()
+    assert p.device.type == "cpu" and (p - by_hand(learn.model.cpu(), learn.dls.valid.items)).abs().max() < 1e-2
+
+
+def test_never_more_than_a_batch_ahead(photos, monkeypatch):
+    from sota_course import larger
+    loaded, most = [], []
+    gen = larger._ahead(lambda i: loaded.append(i) or i, 40, 4)
+    for k, items in enumerate(gen): most.append(len(loaded) - 4*k)
+    assert max(most) <= 8 and sorted(loaded) == list(range(40))
+
+
+@pytest.mark.parametrize("kwargs, error, words", [
+    (dict(views="six"), ValueError, "views must be centre"), (dict(reduce="median"), ValueError, "mean or max"), (dict(beta=1.5), ValueError, "from 0 to 1"),
+    (dict(size=None), ValueError, "pass size="), (dict(ratio=1.2), ValueError, "loaders of files"), (dict(ratio=.5), ValueError, "at least 1"),
+    (dict(size=99), ValueError, "doesn't fit"), (dict(dl=torch.zeros(3, 30, 30)), ValueError, r"x\[None\]"), (dict(dl=[]), ValueError, "no pictures"),
+    (dict(dl=torch.zeros(2, 3, 30, 30, dtype=torch.uint8)), TypeError, "normalize them"), (dict(dl=["a.jpg"]), TypeError, "holds tensors"),
+    (dict(dl=None), ValueError, "no pictures"), (dict(dl=[{"x": 1}]), TypeError, "holds tensors"), (dict(dl=DataLoader([{"x": torch.zeros(3)}])), TypeError, "must be a tensor")])
+def test_bad_arguments(kwargs, error, words):
+    with pytest.raises(error, match=words): predict(net(), **{**dict(dl=torch.zeros(2, 3, 30, 30), size=24), **kwargs})
+
+
+def test_what_is_no_classifier():
+    with pytest.raises(TypeError, match="not function"): tta_predict(lambda x: x, torch.zeros(1, 3, 8, 8), size=4)
+    with pytest.raises(ValueError, match="a row of outputs"): predict(nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8), size=4)
+    with pytest.raises(ValueError, match="act=torch.sigmoid"): predict(net(1), torch.zeros(1, 3, 30, 30), size=24)
+    assert predict(net(1), torch.zeros(1, 3, 30, 30), size=24, act=torch.sigmoid)[0].shape == (1, 1)
+
+
+# ---- dense -----------------------------------------------------------------------------------------------------------
+
+@fast(max_examples=60)
+@given(st.integers(1, 80), st.integers(0, 60), st.integers(1, 12))
+def test_region_weights_are_a_distribution(size, margin, cells):
+    pixels = size + margin
+    w = region_weights([0, round(margin/2), margin], size, pixels, min(cells, pixels))
+    assert w.shape == (3, min(cells, pixels)) and (w >= 0).all() and torch.allclose(w.sum(1), torch.ones(3))
+
+
+def test_without_padding_dense_is_exact():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8))
+    for pool, n in ((nn.AdaptiveAvgPool2d(1), 8), (nn.AdaptiveMaxPool2d(1), 8)):
+        model = nn.Sequential(body, nn.Sequential(pool, nn.Flatten(), nn.Dropout(.5), nn.Linear(n, 5))).eval()
+        for h, w in ((24, 24), (32, 24), (24, 48)):
+            x = torch.randn(3, 3, h, w)
+            with torch.no_grad(): assert torch.allclose(dense_five_crop(model, x, 16), torch.stack([model(o) for o in five_crop(x, 16)]), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 32, 45])
+def test_dense_on_the_picture_itself_is_the_model(size):
+    "Without a margin all five regions are the whole map."
+    x = torch.randn(2, 3, size, size)
+    for model in (xresnet10(4), vision_learner_model()):
+        with torch.no_grad():
+            out = dense_five_crop(model.eval(), x, size)
+            assert torch.allclose(out, model(x).expand(5, -1, -1), atol=1e-4)
+
+
+def vision_learner_model():
+    from fastai.vision.all import create_vision_model
+    torch.manual_seed(0)
+    return create_vision_model(resnet18, 4, pretrained=False)
+
+
+def test_dense_is_near_to_the_crops_on_larger_pictures():
+    set_seed(0)
+    model, x = xresnet10(10).eval(), F.interpolate(torch.randn(4, 3, 40, 40), (320, 320), mode="bicubic")
+    with torch.no_grad(): dense, five = dense_five_crop(model, x, 256), torch.stack([model(o) for o in five_crop(x, 256)])
+    # As vectors around each picture's mean over all: the same direction
+    a, b = ((o - five.mean((0, 1))).flatten() for o in (dense, five))
+    assert F.cosine_similarity(a, b, 0) > .8
+
+
+def test_dense_through_the_front_door(photos):
+    for make in (cached, block):
+        learn = learner(make(photos), xresnet10(2))
+        p, y = learn.five_crop_tta(views="dense")
+        assert p.shape == (11, 2) and (p.sum(1) - 1).abs().max() < 1e-5 and torch.equal(y, learn.get_preds()[1])
+
+
+@pytest.mark.parametrize("model", [resnet18(num_classes=2), nn.Sequential(nn.Flatten(), nn.Linear(2700, 2)), nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten())])
+def test_models_that_cant_be_split(model):
+    with pytest.raises(ValueError, match="can't be split.*nn.Sequential"): predict(model, torch.zeros(1, 3, 30, 30), "dense", size=24)
+
+
+def test_split_models():
+    body, kinds, head = split_model(vision_learner_model())
+    x = torch.randn(2, 3, 64, 64)
+    assert kinds == ("max", "avg") and body(x).shape == (2, 512, 2, 2) and head(torch.randn(2, 1024, 1, 1)).shape == (2, 4)
+    assert pool_regions(body(x), torch.ones(1, 2)/2, torch.ones(1, 2)/2, kinds).shape == (1, 2, 1024, 1, 1)
+
+
+# ---- lessons' functions and exercises --------------------------------------------------------------------------------
+
+def test_flips_are_the_gain():
+    p, q, y = torch.rand(50, 4).softmax(1), torch.rand(50, 4).softmax(1), torch.randint(4, (50,))
+    better, worse = flips(p, q, y)
+    gain = (q.argmax(1) == y).float().mean() - (p.argmax(1) == y).float().mean()
+    assert abs(gain - (len(better) - len(worse))/50) < 1e-6 and not set(better.tolist()) & set(worse.tolist())
+
+
+def test_scored_and_verdict():
+    def result(seed): return Result("plain", seed, dict(lr=1), [], .5, 1., .1, 10., 1.)
+    p, y = torch.tensor([[.9, .1], [0., 1.], [.2, .8], [.7, .3]]), torch.tensor([0, 1, 1, 1])
+    runs = [result(i) for i in range(3)]
+    better = [scored(o, "five", lambda: (p, y)) for o in runs]
+    assert better[0].accuracy == .75 and better[0].train_seconds == 10. and better[0].config == dict(lr=1, views="five") and runs[0].accuracy == .5
+    assert verdict(compare(runs, better), "five").startswith("five is higher than plain: accuracy +0.250 ± 0.000 over 3")
+    same = [scored(o, "same", lambda: (p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0]))) for o in runs]
+    assert "can't be told apart" in verdict(compare(runs, same), "same")
+    assert "says nothing yet" in verdict(compare(runs[:1], better[:1]), "five")
+
+
+def softmax(x): return x.softmax(-1)
+
+
+ANSWERS = {
+    "tta.1": ((0, 2), [((1, 2), "rounded up"), ((2, 0), "left comes before top"), ((2, 4), "middle of the picture"), ((1, 4), "not half of it")]),
+    "tta.2": (lambda x: softmax(x).mean(0), [(lambda x: softmax(x.mean(0)), "logits were averaged"), (lambda x: x.mean(0), "logits still"), (lambda x: softmax(x).sum(0), "sum over the views"),
+                                             (lambda x: x.softmax(0).mean(0), "over the views"), (lambda x: softmax(x).mean(1), "over the pictures")]),
+    "tta.3": (lambda p: p.amax(0)/p.amax(0).sum(-1, keepdim=True), [(lambda p: p.amax(0), "don't sum to 1"), (lambda p: softmax(p.amax(0)), "softmax was taken of probabilities"),
+                                                                    (lambda p: p.amax(0)/p.amax(0).sum(0, keepdim=True), "columns"), (lambda p: p.mean(0), "this is the mean")]),
+    "tta.4": (2.25, [(1.5, "sides were compared"), (.444, "upside down"), (5, "five separate crops")]),
+    "tta.5": (lambda b, a, y: tuple(map(len, flips(b, a, y))), [(lambda b, a, y: tuple(map(len, flips(b, a, y)))[::-1], "other order"),
+              (lambda b, a, y: (4, int((b.argmax(1) != a.argmax(1)).sum()) - 4), "had been wrong|wrong before"), (lambda b, a, y: ((b.argmax(1) != a.argmax(1)).sum(),)*2, "all changed")]),
+}
+
+
+def test_every_exercise_is_tried(): assert exercises("tta") == sorted(ANSWERS)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_exercises(name):
+    right, wrong = ANSWERS[name]
+    assert check(name, right)
+    for answer, mistake in wrong:
+        import re
+        verdict = check(name, answer)
+        assert not verdict and re.search(mistake, verdict.mistake) and verdict.hint
