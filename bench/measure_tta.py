@@ -26,12 +26,9 @@ from sota_course.tta import flips, scored
 SIZE, BS, LR = 64, 64, 8e-3
 SETS = dict(imagenette=dict(folder="imagenette2-160sq", epochs=5), flowers=dict(folder="flowers5", epochs=10))
 
-# From a learner and the validation loader of the book's pipeline, which opens the files
-WAYS = {"plain": lambda l, book: l.get_preds(), "centre": lambda l, book: l.five_crop_tta(views="centre"), "flip": lambda l, book: l.five_crop_tta(views="flip"),
-        "five": lambda l, book: l.five_crop_tta(), "five, max": lambda l, book: l.five_crop_tta(reduce="max"), "five, beta 0.25": lambda l, book: l.five_crop_tta(beta=.25),
-        "five, ratio 1.25": lambda l, book: l.five_crop_tta(ratio=1.25), "ten": lambda l, book: l.five_crop_tta(views="ten"),
-        "dense": lambda l, book: l.five_crop_tta(views="dense"), "dense, ratio 1.25": lambda l, book: l.five_crop_tta(views="dense", ratio=1.25),
-        "fastai's tta": lambda l, book: l.tta(), "fastai's tta, from files": lambda l, book: l.tta(dl=book), "five, from files": lambda l, book: l.five_crop_tta(dl=book)}
+WAYS = {"plain": lambda l: l.get_preds(), "centre": lambda l: l.five_crop_tta(views="centre"), "flip": lambda l: l.five_crop_tta(views="flip"),
+        "five": lambda l: l.five_crop_tta(), "five, max": lambda l: l.five_crop_tta(reduce="max"), "five, beta 0.25": lambda l: l.five_crop_tta(beta=.25),
+        "ten": lambda l: l.five_crop_tta(views="ten"), "dense": lambda l: l.five_crop_tta(views="dense"), "fastai's tta": lambda l: l.tta()}
 
 
 def linked(src, dst, limit=None):
@@ -48,13 +45,13 @@ def linked(src, dst, limit=None):
     return "official" if official else "a fifth of each class, seed 0"
 
 
-def loaders(path, split, **kwargs):
-    dls = get_dls(BS, SIZE, path, progress=False, **kwargs)
+def loaders(path, split):
+    dls = get_dls(BS, SIZE, path, progress=False)
     dls.args["split"] = split
     return dls
 
 
-def measure(run, seed, book, say):
+def measure(run, seed, say):
     "Train `run` with `seed` where a way is missing, and write what each way gives."
     def file(name): return run.folder/f"{name.replace(chr(39), '').replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
     missing = [o for o in WAYS if not file(o).exists()]
@@ -66,7 +63,7 @@ def measure(run, seed, book, say):
             set_seed(seed)
             kept = []
             def predict():
-                kept.append(WAYS[name](learn, book))
+                kept.append(WAYS[name](learn))
                 return kept[0]
             o = scored(result, name, predict)
             right, wrong = flips(plain, kept[0][0], run.targets)
@@ -92,10 +89,10 @@ def main():
         for name in args.sets:
             o, path = SETS[name], Path(tmp)/SETS[name]["folder"]
             split = linked(args.data/o["folder"], path, args.limit)
-            dls, book = loaders(path, split), loaders(path, split, pipeline="fastai", presize=SIZE*5//4, num_workers=2).valid
+            dls = loaders(path, split)
             command = f"python bench/measure_tta.py --data <photos> --sets {name} --seeds {' '.join(map(str, args.seeds))}"
             run = Run("model", partial(baseline_learner, dls, "xresnet10"), args.epochs or o["epochs"], LR, args.seeds, args.out/f"tta-{name}", command, progress=False)
-            for seed in args.seeds: measure(run, seed, book, say)
+            for seed in args.seeds: measure(run, seed, say)
 
 
 if __name__ == "__main__": main()

@@ -7,7 +7,8 @@ Docs: https://sota-course.github.io/sota_course/baseline.html.md"""
 # %% auto #0
 __all__ = ['ARCHS', 'LESS_IS_BETTER', 'xresnet10', 'n_outputs', 'baseline_learner', 'interval', 'paired', 'Comparison', 'compare']
 
-# %% ../nbs/01_baseline.ipynb #eb5af836
+# %% ../nbs/01_baseline.ipynb #693d23db
+from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -46,11 +47,16 @@ def n_outputs(model:torch.nn.Module, # any model that takes a batch of images
         with torch.no_grad(): return model.eval()(torch.Tensor(x.float().cpu()).to(device)).shape[-1]
     finally: model.train(training)
 
-# %% ../nbs/01_baseline.ipynb #c9703a93
+# %% ../nbs/01_baseline.ipynb #e800cd10
+def _arch_name(arch):
+    "What to call a function that makes a model: a `partial`'s arguments belong to its name."
+    if not isinstance(arch, partial): return getattr(arch, "__name__", type(arch).__name__)
+    return f"{_arch_name(arch.func)}({', '.join([*map(str, arch.args), *(f'{k}={v}' for k, v in arch.keywords.items())])})"
+
 def _model(arch, n_out):
     "The name and the model that `arch` stands for."
     if isinstance(arch, torch.nn.Module): return type(arch).__name__, arch
-    if callable(arch): return getattr(arch, "__name__", str(arch)), arch(n_out=n_out)
+    if callable(arch): return _arch_name(arch), arch(n_out=n_out)
     if arch not in ARCHS: raise ValueError(f"there is no architecture {arch!r}: choose one of {', '.join(ARCHS)}, or pass a function of n_out")
     return arch, ARCHS[arch](n_out=n_out)
 
@@ -178,7 +184,7 @@ def compare(*runs, # `Run`s that were trained, or lists of `Result`s; the first 
     "Runs side by side; show it for a table, and call its `figure` for a picture."
     return Comparison(runs, metric)
 
-# %% ../nbs/01_baseline.ipynb #6bc4dcb4
+# %% ../nbs/01_baseline.ipynb #0d20e4dc
 LESS_IS_BETTER = ("nll", "ece", "train_seconds", "predict_seconds")
 
 @patch
@@ -187,7 +193,7 @@ def says(self:Comparison, name:str, # of a run that isn't the first
         ) -> str: # a sentence without its full stop
     "What the interval allows to say of run `name` beside the first."
     o, sign = self.table.loc[name], -1 if self.metric in LESS_IS_BETTER else 1
-    half = f"± {o.interval:.3f}" if o.interval == o.interval else "from a single seed"
+    half = f"± {o.interval:.3f} over {o.seeds:.0f} seeds" if o.interval == o.interval else "from a single seed"
     verdict = "can't be told apart from" if not abs(o.difference) > o.interval else "is better than" if sign*o.difference > 0 else "is worse than"
     time = f", at {o.train_seconds/self.table.iloc[0].train_seconds:.2f} of its time"*seconds
     return f"{name} {verdict} {self.names[0]}: {self.metric} {o.difference:+.3f} {half}{time}"

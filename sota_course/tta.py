@@ -6,8 +6,7 @@ Docs: https://sota-course.github.io/sota_course/tta.html.md"""
 
 # %% auto #0
 __all__ = ['PADS', 'REDUCTIONS', 'VIEWS', 'RATIO', 'crop_places', 'five_crop', 'ten_crop', 'merge_views', 'activation_of',
-           'tta_predict', 'region_weights', 'pool_regions', 'split_model', 'dense_five_crop', 'flips', 'scored',
-           'verdict']
+           'tta_predict', 'region_weights', 'pool_regions', 'split_model', 'dense_five_crop', 'flips', 'scored']
 
 # %% ../nbs/04_tta.ipynb #00fae0ac
 import math, time
@@ -341,17 +340,6 @@ def scored(result, # the `Result` of the training run whose model is used
     seconds = time.perf_counter() - start
     logp = p.as_subclass(torch.Tensor).double().clamp_min(1e-12).log()
     return replace(result, name=name, predict_seconds=seconds, config=result.config | dict(views=name), **score(logp, targets.as_subclass(torch.Tensor).long()))
-
-# %% ../nbs/04_tta.ipynb #98e419d5
-def verdict(comparison, # what `compare` gives; its first run is the reference
-            name:str, # of the run to judge
-           ) -> str: # one sentence
-    "What the paired interval of `comparison` lets us say of `name`."
-    o, first = comparison.table.loc[name], comparison.names[0]
-    figures = f"{comparison.metric} {o.difference:+.3f} ± {o.interval:.3f} over {o.seeds:.0f} seeds"
-    if np.isnan(o.interval): return f"{name} against {first}: {comparison.metric} {o.difference:+.3f} with one seed, which says nothing yet"
-    if abs(o.difference) <= o.interval: return f"{name} can't be told apart from {first}: {figures}"
-    return f"{name} is {'higher' if o.difference > 0 else 'lower'} than {first}: {figures}"
 
 # %% ../nbs/04_tta.ipynb #9d8ed846
 @exercise("tta.1")

@@ -25,7 +25,7 @@ from sota_course.images import image_files
 from sota_course.loader import cached_dls, load_presized
 from sota_course.runs import Result
 from sota_course.tta import (PADS, RATIO, activation_of, crop_places, dense_five_crop, five_crop, flips, merge_views, pool_regions,
-                             region_weights, scored, split_model, ten_crop, tta_predict, verdict)
+                             region_weights, scored, split_model, ten_crop, tta_predict)
 from sota_course.baseline import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
@@ -490,16 +490,16 @@ def test_flips_are_the_gain():
     assert abs(gain - (len(better) - len(worse))/50) < 1e-6 and not set(better.tolist()) & set(worse.tolist())
 
 
-def test_scored_and_verdict():
+def test_scored():
     def result(seed): return Result("plain", seed, dict(lr=1), [], .5, 1., .1, 10., 1.)
     p, y = torch.tensor([[.9, .1], [0., 1.], [.2, .8], [.7, .3]]), torch.tensor([0, 1, 1, 1])
     runs = [result(i) for i in range(3)]
     better = [scored(o, "five", lambda: (p, y)) for o in runs]
     assert better[0].accuracy == .75 and better[0].train_seconds == 10. and better[0].config == dict(lr=1, views="five") and runs[0].accuracy == .5
-    assert verdict(compare(runs, better), "five").startswith("five is higher than plain: accuracy +0.250 ± 0.000 over 3")
+    assert compare(runs, better).says("five").startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
     same = [scored(o, "same", lambda: (p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0]))) for o in runs]
-    assert "can't be told apart" in verdict(compare(runs, same), "same")
-    assert "says nothing yet" in verdict(compare(runs[:1], better[:1]), "five")
+    assert "can't be told apart" in compare(runs, same).says("same")
+    assert "from a single seed" in compare(runs[:1], better[:1]).says("five")
 
 
 def softmax(x): return x.softmax(-1)
