@@ -3,7 +3,7 @@
     python bench/measure_normalize.py --data <folder that holds imagenette2-160sq> [--part statistics|pretrained|baseline] [--out results]
 
 `statistics` writes normalize/statistics.json: the standard deviation of all pixels, and the mean of the images' own, on 1,500
-training images and on all. `pretrained` writes normalize/lite0: EfficientNet-Lite0 from pip with the statistics that it was
+training images and on all. `pretrained` writes normalize-lite0: EfficientNet-Lite0 from pip with the statistics that it was
 trained with, and with those that the text beside it describes. `baseline` trains an xresnet10 without statistics, with
 ImageNet's, and with the training set's own. What is there already isn't measured again. Numbers only; no photo is kept.
 """
@@ -75,7 +75,7 @@ def pixels(file): # floats (3, 224, 224) from 0 to 1
 
 @torch.no_grad()
 def pretrained(photos, out, limit):
-    sides, folder = {"mean 0.5 std 0.5": ([.5]*3, [.5]*3), "imagenet": IMAGENET}, out/"normalize"/"lite0"
+    sides, folder = {"mean-0.5-std-0.5": ([.5]*3, [.5]*3), "imagenet": IMAGENET}, out/"normalize-lite0"
     if all((folder/f"{o}-seed0.json").exists() for o in sides): return
     model, files, ten = lite0(), image_files(photos/"val")[::10][:limit], torch.tensor(sorted(PLACES.values()))
     targets, logits, seconds = torch.tensor([PLACES[o.parent.name] for o in files]), {o: [] for o in sides}, dict.fromkeys(sides, 0.)
