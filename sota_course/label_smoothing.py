@@ -289,7 +289,7 @@ def _exercise_3(answer):
         (p - hard, "the target is the hard one, and the mean is missing", "where does eps come in?"),
         ((x - q)/3, "logits were compared with probabilities", "what is the prediction, as probabilities?")])
 
-# %% ../nbs/06_label_smoothing.ipynb #9bed9228
+# %% ../nbs/06_label_smoothing.ipynb #6b0ee00e
 @exercise("label_smoothing.4")
 def _exercise_4(answer):
     expect(answer, .275, hint="which images share a bin? Then confidence minus accuracy, bin by bin", mistakes=[
@@ -297,7 +297,8 @@ def _exercise_4(answer):
         (.25, "the bins were averaged without their sizes", "a bin counts as much as it has images"),
         (.35, "that is one image's distance, or the largest gap", "within a bin, confidence and accuracy are averaged first"),
         (27.5, "that is in percent", "it runs from 0 to 1"),
-        (.225, "the third image's bin was taken as wholly wrong or right", "two images share that bin, and one of them is right")])
+        (.525, "the bin of the third image was taken as wholly wrong", "two images share that bin, and one of them is right"),
+        (.175, "the bin of the third image was taken as wholly right", "two images share that bin, and one of them is wrong")])
 
 # %% ../nbs/06_label_smoothing.ipynb #8675d093
 @exercise("label_smoothing.5")

@@ -412,7 +412,7 @@ def test_solutions_are_right(name, answer): assert check(f"label_smoothing.{name
     (1, [.2/3, .2/3, .8, .2/3], "other classes only"), (1, [.05, .05, .8, .05], "don't sum to 1"), (1, [.05, .85, .05, .05], "at another class"), (1, [.02, .02, .82, .02], "those of ten classes"), (1, [0, 0, 1, 0], "hard target"), (1, [.05, .85, .05], "shape"),
     (2, no_log, "no logarithm"), (2, summed, "sum over the images"), (2, swapped, "swapped"), (2, others, "other classes only"), (2, lambda x, y, e: F.cross_entropy(x, y), "nothing is smoothed"), (2, lambda x, y, e: x.nope, "raised AttributeError"), (2, 3., "must be a function"),
     (3, lambda x, y, e: x.softmax(1) - q(y, 4, e), "gradient of the sum"), (3, lambda x, y, e: (q(y, 4, e) - x.softmax(1))/3, "wrong way round"), (3, lambda x, y, e: (x.softmax(1) - F.one_hot(y, 4))/3, "the hard one"), (3, lambda x, y, e: (x - q(y, 4, e))/3, "logits were compared"),
-    (4, .075, "all images at once"), (4, .25, "without their sizes"), (4, .35, "one image's distance"), (4, 27.5, "percent"),
+    (4, .075, "all images at once"), (4, .25, "without their sizes"), (4, .35, "one image's distance"), (4, 27.5, "percent"), (4, .525, "wholly wrong"), (4, .175, "wholly right"),
     (5, 10/(math.exp(3) + 10), "own part"), (5, 1/(math.exp(3) + 1), "without the number of classes"), (5, 10/1009, "base 10"), (5, 9/(math.exp(3) + 9), "all nine"),
     (1, ..., "no answer yet"),
 ])
