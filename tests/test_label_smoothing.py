@@ -1,0 +1,425 @@
+"The smoothed loss beside torch's, fastai's and timm's on any input, calibration beside torchmetrics', and the exercises' verdicts."
+import copy
+import math
+import pickle
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from sota_course import label_smoothing as ls
+from sota_course.exercises import check
+from sota_course.label_smoothing import (SmoothCrossEntropy, best_gap, brier, fit_temperature, least_loss, nll, reliability,
+                                         reliability_diagram, smooth_cross_entropy, smooth_targets)
+from sota_course.runs import ece, score
+
+few = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def batch(seed, n=8, c=5, extra=(), dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, c, *extra, generator=g)*3).to(dtype), torch.randint(c, (n, *extra), generator=g)
+
+
+def with_grad(f, x, *args, **kwargs):
+    x = x.clone().requires_grad_()
+    loss = f(x, *args, **kwargs)
+    return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------
+
+@few
+@given(seed=seeds, n=st.integers(1, 50), eps=st.floats(0, .99), shape=st.lists(st.integers(0, 4), max_size=3),
+       dtype=st.sampled_from([torch.uint8, torch.int16, torch.int32, torch.int64]))
+def test_targets_are_distributions(seed, n, eps, shape, dtype):
+    y = torch.randint(n, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    q = smooth_targets(y, n, eps)
+    assert q.shape == (*shape, n)
+    close(q.sum(-1), torch.ones(shape), atol=1e-5)
+    close(q, F.one_hot(y.long(), n)*(1 - eps) + eps/n, check_dtype=False)
+    assert (q >= 0).all() and (q <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("n, eps, on, off", [(10, .1, .91, .01), (5, .1, .92, .02), (5, .05, .96, .01), (2, .1, .95, .05), (1000, .1, .9001, .0001)])
+def test_the_known_tables(n, eps, on, off): close(smooth_targets(1, n, eps)[[1, 0]], torch.tensor([on, off]))
+
+
+def test_the_five_class_target_is_not_096():
+    close(smooth_targets(1, 5), torch.tensor([.02, .92, .02, .02, .02]))
+    close(smooth_targets(1, 5, .05), torch.tensor([.01, .96, .01, .01, .01]))
+
+
+@pytest.mark.parametrize("args, error, words", [
+    ((5, 5), ValueError, "class 5 is out of range: there are 5 classes, 0 to 4"), (([0, -1], 5), ValueError, "class -1 is out of range"),
+    ((0, 5, 1.), ValueError, "from 0 to below 1"), ((0, 5, -.1), ValueError, "eps is -0.1"), ((0, 5, math.nan), ValueError, "eps is nan"),
+    ((torch.tensor([0., 1.]), 5), ValueError, "class indices need .long()"), ((torch.tensor([True]), 5), TypeError, "not torch.bool"),
+])
+def test_bad_targets_are_named(args, error, words):
+    with pytest.raises(error) as e: smooth_targets(*args)
+    assert words in str(e.value)
+
+
+# ---- the loss --------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=80, deadline=None)
+@given(seed=seeds, n=st.integers(1, 9), c=st.integers(1, 12), extra=st.sampled_from([(), (3,), (2, 3)]), eps=st.floats(0, .99),
+       weighted=st.booleans(), kind=st.sampled_from(["index", "ignored", "soft"]), reduction=st.sampled_from(["mean", "sum", "none"]))
+def test_the_same_as_torch(seed, n, c, extra, eps, weighted, kind, reduction):
+    x, y = batch(seed, n, c, extra)
+    if kind == "soft": y = x.flip(0).softmax(1)
+    if kind == "ignored": y = torch.where(torch.rand(y.shape) < .3, -100, y)
+    w = torch.rand(c, dtype=x.dtype) + .1 if weighted else None
+    ours = with_grad(smooth_cross_entropy, x, y, eps, w, reduction)
+    theirs = with_grad(nn.CrossEntropyLoss(w, label_smoothing=eps, reduction=reduction), x, y)
+    for a, b in zip(ours, theirs): close(a, b)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignore_index", [-100, -1, 2])
+def test_ignored_images(reduction, ignore_index):
+    x, y = batch(0, 40)
+    y[::3] = ignore_index
+    kwargs = dict(reduction=reduction, ignore_index=ignore_index)
+    close(SmoothCrossEntropy(.1, **kwargs)(x, y), nn.CrossEntropyLoss(label_smoothing=.1, **kwargs)(x, y))
+    if reduction == "mean": close(SmoothCrossEntropy(.1, **kwargs)(x, y), SmoothCrossEntropy(.1)(x[y != ignore_index], y[y != ignore_index]))
+
+
+@pytest.mark.parametrize("n, y", [(0, []), (3, [-100]*3)])
+def test_nothing_to_average(n, y):
+    "An empty batch, and one in which all is ignored, as torch has it: the mean of nothing is undefined, and the sum is 0."
+    x, y = torch.randn(n, 4), torch.tensor(y, dtype=torch.long)
+    for r in ("mean", "sum", "none"): close(smooth_cross_entropy(x, y, reduction=r), F.cross_entropy(x, y, label_smoothing=.1, reduction=r))
+
+
+def test_one_image_without_a_batch():
+    x = torch.randn(6)
+    for y in (torch.tensor(2), x.softmax(0)): close(smooth_cross_entropy(x, y), F.cross_entropy(x, y, label_smoothing=.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_any_integer_names_a_class(dtype):
+    x, y = batch(1)
+    close(smooth_cross_entropy(x, y.to(dtype)), F.cross_entropy(x, y, label_smoothing=.1))
+
+
+@few
+@given(seed=seeds, dtype=st.sampled_from([torch.float16, torch.bfloat16]), c=st.sampled_from([2, 10, 1000]))
+def test_half_precision_is_as_good_as_its_input(seed, dtype, c):
+    x, y = batch(seed, 16, c, dtype=dtype)
+    loss, grad = with_grad(smooth_cross_entropy, x, y)
+    exact, exact_grad = with_grad(partial(F.cross_entropy, label_smoothing=.1), x.double(), y)
+    assert loss.dtype == torch.float32 and grad.dtype == dtype
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=2e-2, atol=1e-3)
+
+
+def test_half_precision_doesnt_overflow():
+    x, y = torch.full((2048, 10), -6e4).half(), torch.zeros(2048).long()
+    x[:, 1] = 6e4
+    loss, grad = with_grad(partial(smooth_cross_entropy, reduction="sum"), x, y)
+    assert loss.isfinite() and grad.isfinite().all()
+    assert F.cross_entropy(x, y, label_smoothing=.1, reduction="sum").isinf()
+
+
+def test_under_autocast():
+    x, y = batch(2, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = SmoothCrossEntropy()(x@torch.eye(5), y)
+        assert (x@torch.eye(5)).dtype == torch.bfloat16 and loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(x.bfloat16().float(), y, label_smoothing=.1))
+
+
+def test_extreme_logits():
+    x, y = torch.tensor([[1e30, -1e30, 0.], [0., -math.inf, 0.]]), torch.tensor([0, 0])
+    assert smooth_cross_entropy(x, y, eps=0).item() == pytest.approx(math.log(2)/2) # hard: a class ruled out costs nothing
+    assert smooth_cross_entropy(x, y).isinf()
+    assert smooth_cross_entropy(torch.tensor([[math.nan, 1.]]), torch.tensor([0])).isnan()
+
+
+def test_layouts():
+    x, y = batch(3, 4, 6, (5, 7))
+    want = F.cross_entropy(x, y, label_smoothing=.1)
+    for o in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3), x.repeat_interleave(2, 3)[..., ::2]):
+        close(smooth_cross_entropy(o, y), want)
+
+
+def test_nothing_of_the_caller_changes():
+    x, y = batch(4)
+    w, q = torch.rand(5), x.softmax(1)
+    y[0] = -100
+    before = copy.deepcopy((x, y, w, q))
+    for t in (y, q): smooth_cross_entropy(x, t, .1, w)
+    smooth_targets(q, 5), smooth_targets(y[1:], 5)
+    for a, b in zip((x, y, w, q), before): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("x, y, kwargs, error, words", [
+    (torch.randn(2, 5), torch.tensor([0, 5]), {}, ValueError, "class 5 is out of range: there are 5 classes, 0 to 4"),
+    (torch.randn(2, 5), torch.tensor([0, -1]), {}, ValueError, "class -1 is out of range"),
+    (torch.randn(2, 5), torch.tensor([0, -100]), dict(ignore_index=0), ValueError, "class -100 is out of range"),
+    (torch.randn(2, 5), torch.tensor([0., 1.]), {}, ValueError, "class indices need .long()"),
+    (torch.randn(2, 5), torch.eye(5)[:2].long(), {}, ValueError, "distributions need .float()"),
+    (torch.randn(2, 5), torch.tensor([[0], [1]]), {}, ValueError, "of shape (2, 1)"),
+    (torch.randn(2, 5), torch.rand(2, 4), {}, ValueError, "of shape (2, 4)"),
+    (torch.randn(2, 5), torch.tensor([True, False]), {}, TypeError, "not torch.bool"),
+    (torch.ones(2, 5).long(), torch.tensor([0, 1]), {}, TypeError, "are they a model's output"),
+    (torch.tensor(1.), torch.tensor(0), {}, ValueError, "an axis of classes"),
+    (torch.randn(2, 0), torch.tensor([0, 0]), {}, ValueError, "an axis of classes"),
+    (torch.randn(2, 5), torch.tensor([0, 1]), dict(eps=1), ValueError, "eps is 1"),
+    (torch.randn(2, 5), torch.tensor([0, 1]), dict(eps=math.nan), ValueError, "eps is nan"),
+    (torch.randn(2, 5), torch.tensor([0, 1]), dict(reduction="avg"), ValueError, "mean, sum or none"),
+    (torch.randn(2, 5), torch.tensor([0, 1]), dict(weight=torch.ones(4)), ValueError, "one number for each class, 5 of them"),
+    (torch.randn(2, 5), torch.tensor([0, 1]), dict(weight=[1, 1, 1, 1, -1.]), ValueError, "negative"),
+    (torch.randn(2, 5), torch.rand(2, 5), dict(ignore_index=1), ValueError, "these targets are distributions"),
+])
+def test_bad_input_is_named(x, y, kwargs, error, words):
+    with pytest.raises(error) as e: smooth_cross_entropy(x, y, **kwargs)
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize("kwargs", [dict(eps=1), dict(eps=-1e-9), dict(reduction="max"), dict(weight=[-1., 1.]), dict(weight=torch.ones(2, 2))])
+def test_a_bad_setting_is_named_before_training(kwargs):
+    with pytest.raises(ValueError): SmoothCrossEntropy(**kwargs)
+
+
+# ---- the peers, and where they differ --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_same_as_fastai_without_weights(reduction):
+    x, y = batch(5, 64, 10)
+    for f in (LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat): close(SmoothCrossEntropy(.1, reduction=reduction)(x, y), torch.Tensor(f(eps=.1, reduction=reduction)(x, y)), check_dtype=False)
+
+
+def test_the_same_as_timm():
+    timm = pytest.importorskip("timm.loss")
+    x, y = batch(6, 64, 10)
+    for e in (0, .1, .6): close(SmoothCrossEntropy(e)(x, y), timm.LabelSmoothingCrossEntropy(e)(x, y))
+    close(SmoothCrossEntropy(0)(x, x.softmax(1)), timm.SoftTargetCrossEntropy()(x, x.softmax(1)))
+
+
+def test_timms_mixup_smooths_by_itself_and_the_same_way():
+    "timm's Mixup smooths by 0.1 unless told, even where nothing is mixed: its targets are ours."
+    mixup = pytest.importorskip("timm.data").Mixup(mixup_alpha=1., prob=0., num_classes=10)
+    y = torch.arange(10)
+    close(mixup(torch.rand(10, 3, 4, 4), y)[1].cpu(), smooth_targets(y, 10, .1))
+
+
+def test_fastai_leaves_the_uniform_part_unweighted():
+    x, y = batch(7, 64, 10)
+    w = torch.rand(10, dtype=x.dtype) + .5
+    theirs = LabelSmoothingCrossEntropy(.1, weight=w)(x, y)
+    ours = smooth_cross_entropy(x, y, .1, w)
+    close(ours, F.cross_entropy(x, y, w, label_smoothing=.1))
+    assert abs(ours - theirs) > 1e-3
+    close(theirs, .9*F.nll_loss(x.log_softmax(1), y, w) - .1*x.log_softmax(1).mean())
+
+
+def test_the_weighted_mean_of_indices_and_of_one_hot_targets():
+    "They differ, as torch's do: one divides by the labels' weights, the other by the images. Their sums agree."
+    x, y = batch(8, 64, 10)
+    w, q = torch.rand(10, dtype=x.dtype) + .5, F.one_hot(y, 10).double()
+    assert abs(smooth_cross_entropy(x, y, .1, w) - smooth_cross_entropy(x, q, .1, w)) > 1e-3
+    close(smooth_cross_entropy(x, y, .1, w, "sum"), smooth_cross_entropy(x, q, .1, w, "sum"))
+    close(smooth_cross_entropy(x, y), smooth_cross_entropy(x, q))
+
+
+# ---- gradient and rest -----------------------------------------------------------------------------------------------
+
+@few
+@given(seed=seeds, eps=st.floats(0, .99))
+def test_the_gradient_is_prediction_minus_target(seed, eps):
+    x, y = batch(seed)
+    close(with_grad(partial(smooth_cross_entropy, reduction="sum"), x, y, eps)[1], x.softmax(1) - smooth_targets(y, 5, eps), check_dtype=False, atol=1e-6)
+
+
+@pytest.mark.parametrize("n, eps", [(2, .1), (10, .1), (10, .5), (1000, .1)])
+def test_the_best_gap_is_where_an_optimizer_stops(n, eps):
+    z = torch.zeros(1, n, dtype=torch.double, requires_grad=True)
+    opt = torch.optim.LBFGS([z], max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-15, line_search_fn="strong_wolfe")
+    def loss():
+        opt.zero_grad()
+        (res := smooth_cross_entropy(z, torch.tensor([0]), eps)).backward()
+        return res
+    opt.step(loss)
+    assert (z[0, 0] - z[0, 1]).item() == pytest.approx(best_gap(n, eps), abs=1e-4)
+    assert loss().item() == pytest.approx(least_loss(n, eps), abs=1e-6)
+
+
+def test_hard_targets_have_no_rest(): assert best_gap(10, 0) == math.inf and least_loss(10, 0) == 0
+
+
+# ---- in a learner ----------------------------------------------------------------------------------------------------
+
+def learner(loss, **kwargs):
+    data = [(torch.randn(6), torch.tensor(i % 4)) for i in range(32)]
+    return Learner(DataLoaders(DataLoader(data, bs=8, shuffle=True), DataLoader(data, bs=10)), nn.Linear(6, 4), loss_func=loss, **kwargs)
+
+
+@pytest.mark.parametrize("weight", [None, [1., 2., 3., 4.]])
+def test_in_a_learner(weight):
+    learn = learner(SmoothCrossEntropy(weight=weight))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        probs, y, pred, losses = learn.get_preds(with_loss=True, with_decoded=True)
+    close(probs.sum(1), torch.ones(32))
+    assert torch.equal(pred, probs.argmax(1)) and losses.shape == (32,)
+    assert learn.loss_func.reduction == "mean"
+
+
+@pytest.mark.parametrize("module", ["fastai.callback.mixup", "sota_course.mixup"])
+@pytest.mark.parametrize("weight", [None, [1., 2., 3., 4.]])
+def test_with_mixup(module, weight):
+    "The callback asks for losses one by one, and leaves the reduction as it was."
+    learn = learner(SmoothCrossEntropy(weight=weight), cbs=pytest.importorskip(module).MixUp(.4))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.isfinite(learn.recorder.losses).all() and learn.loss_func.reduction == "mean"
+
+
+def test_weights_move_with_the_module_and_it_survives_pickling():
+    loss = SmoothCrossEntropy(.2, weight=[1., 2., 3., 4., 5.], ignore_index=-1)
+    x, y = batch(9)
+    again = pickle.loads(pickle.dumps(loss))
+    close(again(x, y), loss(x, y))
+    assert again.double().weight.dtype == torch.float64 and list(dict(loss.named_buffers())) == ["weight"]
+    assert "eps=0.2" in repr(loss)
+
+
+def test_the_record_of_a_run_has_its_settings():
+    from sota_course.runs import differences
+    a, b = (dict(loss=SmoothCrossEntropy(o).__name__) for o in (.1, .2))
+    assert differences(a, b) == {"loss": (a["loss"], b["loss"])} and "eps=0.2" in b["loss"]
+
+
+def test_fastai_types_go_in_and_plain_tensors_come_out():
+    from fastai.torch_core import TensorBase, TensorCategory
+    x, y = batch(10)
+    assert type(smooth_cross_entropy(TensorBase(x), TensorCategory(y))) is torch.Tensor
+
+
+def test_importing_needs_no_fastai():
+    code = "import sys; import sota_course.label_smoothing; sys.exit('fastai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- calibration -----------------------------------------------------------------------------------------------------
+
+def predictions(seed, n=60, c=6):
+    g = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(n, c, generator=g)*2).double()
+    return logits, torch.randint(c, (n,), generator=g)
+
+
+@few
+@given(seed=seeds, bins=st.integers(1, 30))
+def test_reliability_is_what_ece_averages(seed, bins):
+    logits, y = predictions(seed)
+    r = reliability(logits.softmax(1), y, bins)
+    assert r["share"].sum().item() == pytest.approx(1)
+    assert (r["share"]*(r["confidence"] - r["accuracy"]).abs()).sum().item() == pytest.approx(ece(logits.softmax(1), y, bins), abs=1e-9)
+    full = r["share"] > 0
+    assert ((r["confidence"]*bins).ceil().clamp(1, bins) == torch.arange(1, bins + 1))[full].double().mean() == 1
+
+
+@few
+@given(seed=seeds)
+def test_the_same_as_torchmetrics(seed):
+    tm = pytest.importorskip("torchmetrics.functional")
+    logits, y = predictions(seed)
+    p = logits.softmax(1)
+    assert nll(logits.log_softmax(1), y) == pytest.approx(tm.text.perplexity(logits[None], y[None]).log().item(), abs=1e-5)
+    assert brier(p, y) == pytest.approx(tm.mean_squared_error(p, F.one_hot(y, 6).double()).item()*6, abs=1e-6)
+    r = reliability(p, y)
+    error = (r["share"]*(r["confidence"] - r["accuracy"]).abs()).sum().item()
+    assert error == pytest.approx(tm.calibration_error(p, y, "multiclass", num_classes=6).item(), abs=1e-5)
+
+
+def test_the_scores_of_a_run():
+    logits, y = predictions(0)
+    s = score(logits.log_softmax(1), y)
+    assert nll(logits.log_softmax(1), y) == pytest.approx(s["nll"]) and 0 <= brier(logits.softmax(1), y) <= 2
+
+
+@few
+@given(seed=seeds, factor=st.floats(.05, 20))
+def test_temperature_undoes_a_factor_and_is_the_best(seed, factor):
+    logits = predictions(seed, 400)[0]
+    y = logits.softmax(1).multinomial(1, generator=torch.Generator().manual_seed(seed))[:, 0]
+    T = fit_temperature(logits, y)
+    assert fit_temperature(logits*factor, y) == pytest.approx(T*factor, rel=1e-4)
+    best = F.cross_entropy(logits/T, y)
+    for other in (.9*T, 1.1*T): assert F.cross_entropy(logits/other, y) > best
+    assert torch.equal((logits/T).argmax(1), logits.argmax(1))
+
+
+def test_temperature_without_gradients_and_in_half_precision():
+    logits, y = predictions(1, 300)
+    y = torch.where(torch.rand(300, generator=torch.Generator().manual_seed(0)) < .6, logits.argmax(1), y)
+    with torch.no_grad(): assert fit_temperature(logits.half(), y) == pytest.approx(fit_temperature(logits, y), rel=1e-2)
+
+
+@pytest.mark.parametrize("f, args, words", [
+    (fit_temperature, (torch.eye(4), torch.arange(4)), "right on all"), (fit_temperature, (torch.eye(4), torch.tensor([1, 2, 3, 0])), "no better than chance"),
+    (fit_temperature, (torch.eye(4)/0., torch.arange(4)), "infinite or undefined"), (fit_temperature, (torch.randn(0, 4), torch.arange(0)), "no images"),
+    (nll, (torch.eye(4), torch.arange(4)), "not probabilities or logits"), (nll, (torch.eye(4).log(), torch.arange(1, 5)), "class 4 is out of range"),
+    (brier, (torch.randn(4, 4), torch.arange(4)), "give logits.softmax(1)"), (brier, (torch.eye(4), torch.eye(4)), "one class index a row"),
+    (reliability, (torch.full((4, 4), math.nan), torch.arange(4)), "the rows must be probabilities"),
+])
+def test_bad_predictions_are_named(f, args, words):
+    with pytest.raises(ValueError) as e: f(*args)
+    assert words in str(e.value)
+
+
+def test_the_diagram():
+    import matplotlib
+    matplotlib.use("agg")
+    logits, y = predictions(2)
+    ax = reliability_diagram(logits.softmax(1), y, 10, title="some")
+    assert len(ax.patches) == 10 and f"ECE {ece(logits.softmax(1), y, 10):.3f}" in ax.get_title()
+
+
+# ---- exercises -------------------------------------------------------------------------------------------------------
+
+def q(y, n, eps): return smooth_targets(y, n, eps)
+def no_log(x, y, e): return -(q(y, x.shape[1], e)*x.softmax(1)).sum(1).mean()
+def summed(x, y, e): return F.cross_entropy(x, y, label_smoothing=e, reduction="sum")
+def swapped(x, y, e): return F.cross_entropy(x, y, label_smoothing=1 - e)
+def others(x, y, e):
+    hard = F.one_hot(y, x.shape[1])
+    return -((hard*(1 - e) + (1 - hard)*e/(x.shape[1] - 1))*x.log_softmax(1)).sum(1).mean()
+
+
+@pytest.mark.parametrize("name, answer", [
+    (1, [.05, .05, .85, .05]), (1, torch.tensor([.05, .05, .85, .05])), (2, lambda x, y, e: F.cross_entropy(x, y, label_smoothing=e)),
+    (3, lambda x, y, e: (x.softmax(1) - q(y, x.shape[1], e))/len(x)), (4, .275), (5, 10/(math.exp(3) + 9)),
+])
+def test_solutions_are_right(name, answer): assert check(f"label_smoothing.{name}", answer), check(f"label_smoothing.{name}", answer)
+
+
+@pytest.mark.parametrize("name, answer, mistake", [
+    (1, [.2/3, .2/3, .8, .2/3], "other classes only"), (1, [.05, .05, .8, .05], "don't sum to 1"), (1, [.05, .85, .05, .05], "at another class"), (1, [.02, .02, .82, .02], "those of ten classes"), (1, [0, 0, 1, 0], "hard target"), (1, [.05, .85, .05], "shape"),
+    (2, no_log, "no logarithm"), (2, summed, "sum over the images"), (2, swapped, "swapped"), (2, others, "other classes only"), (2, lambda x, y, e: F.cross_entropy(x, y), "nothing is smoothed"), (2, lambda x, y, e: x.nope, "raised AttributeError"), (2, 3., "must be a function"),
+    (3, lambda x, y, e: x.softmax(1) - q(y, 4, e), "gradient of the sum"), (3, lambda x, y, e: (q(y, 4, e) - x.softmax(1))/3, "wrong way round"), (3, lambda x, y, e: (x.softmax(1) - F.one_hot(y, 4))/3, "the hard one"), (3, lambda x, y, e: (x - q(y, 4, e))/3, "logits were compared"),
+    (4, .075, "all images at once"), (4, .25, "without their sizes"), (4, .35, "one image's distance"), (4, 27.5, "percent"), (4, .525, "wholly wrong"), (4, .175, "wholly right"),
+    (5, 10/(math.exp(3) + 10), "own part"), (5, 1/(math.exp(3) + 1), "without the number of classes"), (5, 10/1009, "base 10"), (5, 9/(math.exp(3) + 9), "all nine"),
+    (1, ..., "no answer yet"),
+])
+def test_mistakes_are_named(name, answer, mistake):
+    verdict = check(f"label_smoothing.{name}", answer)
+    assert not verdict and mistake in verdict.mistake
+
+
+def test_hints_dont_give_the_answer():
+    for hint in (check("label_smoothing.4", .075).hint, check("label_smoothing.5", 10/1009).hint): assert "0.275" not in hint and f"{10/(math.exp(3) + 9):.3f}" not in hint
