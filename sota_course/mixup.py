@@ -8,7 +8,7 @@ Docs: https://sota-course.github.io/sota_course/mixup.html.md"""
 __all__ = ['one_hot', 'blend', 'mixup_targets', 'mixup', 'mix_weights', 'cut_boxes', 'box_weights', 'paste', 'cutmix',
            'mixed_loss', 'Mixing', 'MixUp', 'CutMix', 'mixable_layers', 'ManifoldMixup']
 
-# %% ../nbs/05_mixup.ipynb #6210a996
+# %% ../nbs/05_mixup.ipynb #af5341e6
 import math
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +18,7 @@ from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from torch import nn
-from torch.distributions import Beta
+from torch.distributions import Gamma
 from .exercises import Wrong, call, exercise, expect
 
 # %% ../nbs/05_mixup.ipynb #eee69fef
@@ -32,7 +32,7 @@ def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
         raise ValueError(f"with {n_classes} classes they are numbered from 0 to {n_classes - 1}, but there are numbers from {y.min()} to {y.max()}")
     return torch.zeros(len(y), n_classes, dtype=dtype, device=y.device).scatter_(1, y.long()[:, None], 1)
 
-# %% ../nbs/05_mixup.ipynb #fe83065e
+# %% ../nbs/05_mixup.ipynb #0e7ba66b
 def _check(x, lam, perm):
     "`lam` as a tensor that multiplies the images of `x`, and `perm` where `x` is."
     if not x.is_floating_point(): raise TypeError(f"blending needs floats, and these are {x.dtype}: convert them first, images of bytes with x.float()/255")
@@ -40,18 +40,22 @@ def _check(x, lam, perm):
     if perm.shape != x.shape[:1]: raise ValueError(f"perm needs one position for each of {len(x)} images, and its shape is {tuple(perm.shape)}")
     if lam.numel() != 1 and lam.shape != x.shape[:1]: raise ValueError(f"lam needs one weight, or one for each of {len(x)} images, and its shape is {tuple(lam.shape)}")
     # On a GPU the question would make it wait; the weights are drawn on the CPU.
-    if lam.device.type == "cpu" and not ((lam >= 0) & (lam <= 1)).all(): raise ValueError("weights must lie between 0 and 1")
+    if lam.device.type == "cpu" and not all(0 <= o <= 1 for o in lam.flatten().tolist()): raise ValueError("weights must lie between 0 and 1")
     return lam.to(x.device, x.dtype).reshape(-1, *[1]*(x.ndim - 1)), perm.to(x.device)
 
-# %% ../nbs/05_mixup.ipynb #831a3d46
+# %% ../nbs/05_mixup.ipynb #421c3f1a
+def _partners(x, perm):
+    "`x[perm]` in the memory layout of `x`, channels first or last."
+    if x.requires_grad and torch.is_grad_enabled(): return x.index_select(0, perm.to(x.device))
+    return torch.index_select(x, 0, perm.to(x.device), out=torch.empty_like(x))
+
 def blend(x:torch.Tensor, # floats `(n, …)`: images, activations or targets; not changed
           lam, # share that each keeps, from 0 to 1: a number, or a tensor `(n,)`
           perm:torch.Tensor, # position of each one's partner `(n,)`
          ) -> torch.Tensor: # as `x`
     "`lam*x + (1 - lam)*x[perm]`, made in one new tensor. Raises `TypeError` for whole numbers, `ValueError` for weights that don't fit."
     lam, perm = _check(x, lam, perm)
-    if x.requires_grad and torch.is_grad_enabled(): return torch.lerp(x.index_select(0, perm), x, lam)
-    return torch.index_select(x, 0, perm, out=torch.empty_like(x)).lerp_(x, lam)
+    return _partners(x, perm).lerp_(x, lam)
 
 # %% ../nbs/05_mixup.ipynb #549c843b
 def mixup_targets(y:torch.Tensor, # class numbers `(n,)`, or floats `(n, …)`
@@ -74,7 +78,7 @@ def mixup(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not c
     "Images and targets, mixed with the same weights. Zhang et al., arXiv:1710.09412."
     return blend(x, lam, perm), mixup_targets(y, lam, perm, n_classes)
 
-# %% ../nbs/05_mixup.ipynb #90966368
+# %% ../nbs/05_mixup.ipynb #8ce71eaf
 def mix_weights(n:int, # images in the batch
                 alpha:float, # both parameters of the Beta distribution; 0: no mixing
                 per:str="image", # a weight for each "image", or one for the "batch"
@@ -86,7 +90,8 @@ def mix_weights(n:int, # images in the batch
     size = n if per == "image" else 1
     if not alpha: return torch.ones(size)
     a = torch.tensor(float(alpha), dtype=torch.float64)
-    t = Beta(a, a, validate_args=False).sample((size,)).float()
+    log_g = Gamma(a + 1, 1., validate_args=False).sample((2, size)).log() + (1 - torch.rand(2, size, dtype=a.dtype)).log()/a
+    t = (log_g[0] - log_g[1]).sigmoid().float()
     return torch.maximum(t, 1 - t) if fold else t
 
 # %% ../nbs/05_mixup.ipynb #dcbfa1cb
@@ -111,20 +116,22 @@ def box_weights(boxes:torch.Tensor, # as `cut_boxes` gives them
     top, bottom, left, right = boxes.unbind(1)
     return 1 - (bottom - top)*(right - left)/(h*w)
 
-# %% ../nbs/05_mixup.ipynb #122a8883
+# %% ../nbs/05_mixup.ipynb #e7da10f7
 def paste(x:torch.Tensor, # images `(n, channels, height, width)`; not changed
           other:torch.Tensor, # what to paste, of the same shape
           boxes:torch.Tensor, # `(n, 4)`, as `cut_boxes` gives them
-         ) -> torch.Tensor: # a new tensor
+          out:torch.Tensor=None, # where to write the result; may be `other`. Default: a new tensor
+         ) -> torch.Tensor:
     "`x` with the rectangles of `other` at the same place. Raises `ValueError` for tensors that don't fit."
     if x.ndim != 4 or other.shape != x.shape: raise ValueError(f"pasting needs images (n, channels, height, width), twice the same shape, and got {tuple(x.shape)} and {tuple(other.shape)}")
     if boxes.shape != (len(x), 4): raise ValueError(f"there must be a rectangle (4 numbers) for each of {len(x)} images, and the shape is {tuple(boxes.shape)}")
     top, bottom, left, right = boxes.to(x.device)[:, :, None].unbind(1)
     rows, cols = (torch.arange(o, device=x.device) for o in x.shape[2:])
     inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((cols >= left) & (cols < right))[:, None, None]
-    return torch.where(inside, other, x)
+    if torch.is_grad_enabled() and (x.requires_grad or other.requires_grad): return torch.where(inside, other, x)
+    return torch.where(inside, other, x, out=torch.empty_like(x) if out is None else out)
 
-# %% ../nbs/05_mixup.ipynb #3d2947d8
+# %% ../nbs/05_mixup.ipynb #6b16542d
 def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type; not changed
            y:torch.Tensor, # class numbers `(n,)`, or floats
            lam:torch.Tensor, # share that each image should keep `(n,)` or `(1,)`
@@ -134,7 +141,8 @@ def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type;
           ) -> tuple: # images, targets weighted by the area that really stayed
     "Images with a rectangle of their partner, and targets mixed accordingly. Yun et al., arXiv:1905.04899."
     boxes = cut_boxes(torch.as_tensor(lam).expand(len(x)), *x.shape[2:]) if boxes is None else boxes
-    return paste(x, x[perm], boxes), mixup_targets(y, box_weights(boxes, *x.shape[2:]), perm, n_classes)
+    other = _partners(x, perm)
+    return paste(x, other, boxes, out=other), mixup_targets(y, box_weights(boxes, *x.shape[2:]), perm, n_classes)
 
 # %% ../nbs/05_mixup.ipynb #8e645656
 _missing = object()
@@ -299,7 +307,7 @@ def before_train(self:Mixing): self.compared = []
 @patch
 def after_fit(self:Mixing): self.learn.metrics = [o for o in self.learn.metrics if o.name != "unmixed_loss"]
 
-# %% ../nbs/05_mixup.ipynb #495335a9
+# %% ../nbs/05_mixup.ipynb #d2e49e0d
 class MixUp(Mixing):
     "Train with blended images and targets. Zhang et al., arXiv:1710.09412."
     def __init__(self, alpha:float=0.4, # of Beta(`alpha`, `alpha`)
@@ -315,7 +323,8 @@ class CutMix(Mixing):
     def mix(self, x, lam, perm):
         if x.ndim != 4: raise ValueError(f"CutMix needs images (n, channels, height, width), and these are {tuple(x.shape)}")
         boxes = cut_boxes(lam.expand(len(x)), *x.shape[2:])
-        return paste(x, x[perm], boxes), box_weights(boxes, *x.shape[2:])
+        other = _partners(x, perm)
+        return paste(x, other, boxes, out=other), box_weights(boxes, *x.shape[2:])
 
 # %% ../nbs/05_mixup.ipynb #376ecd0c
 def mixable_layers(model:nn.Module) -> list: # modules, in order; the first is the model itself
