@@ -144,7 +144,7 @@ def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type;
     other = _partners(x, perm)
     return paste(x, other, boxes, out=other), mixup_targets(y, box_weights(boxes, *x.shape[2:]), perm, n_classes)
 
-# %% ../nbs/05_mixup.ipynb #8e645656
+# %% ../nbs/05_mixup.ipynb #2adf3ce6
 _missing = object()
 
 def _setting(loss_func, name):
@@ -154,6 +154,7 @@ def _setting(loss_func, name):
     try: return signature(loss_func).parameters[name].default
     except (TypeError, ValueError, KeyError): return _missing
 
+# %% ../nbs/05_mixup.ipynb #ac45e16a
 @contextmanager
 def _one_an_image(loss_func):
     "`loss_func` without its reduction."
@@ -163,7 +164,7 @@ def _one_an_image(loss_func):
     try: yield loss_func
     finally: loss_func.reduction = old
 
-# %% ../nbs/05_mixup.ipynb #b29f9d36
+# %% ../nbs/05_mixup.ipynb #aac3e13b
 def _item_weights(loss_func, y):
     "The weight of each of `y` in the mean that `loss_func` takes."
     weight, ignore = _setting(loss_func, "weight"), _setting(loss_func, "ignore_index")
@@ -173,6 +174,7 @@ def _item_weights(loss_func, y):
     counts = y != ignore
     return counts.float() if weight is None else weight[y.where(counts, 0)]*counts
 
+# %% ../nbs/05_mixup.ipynb #667bd947
 def _per_image(loss_func, pred, y, perm, lam):
     "The mixed loss for class numbers, with a weight for each image."
     with _one_an_image(loss_func) as f: losses = [f(pred, o).reshape(len(lam), -1) for o in (y[perm], y)]
@@ -230,7 +232,7 @@ class Mixing(Callback):
         lam = mix_weights(n, self.alpha, self.per, self.fold)
         return torch.where(torch.rand(lam.shape) < self.p, lam, 1.)
 
-# %% ../nbs/05_mixup.ipynb #58c4efe5
+# %% ../nbs/05_mixup.ipynb #378d7d03
 def _pair(cb):
     "The batch's images and targets, as plain tensors."
     name = type(cb).__name__
@@ -239,6 +241,7 @@ def _pair(cb):
     if len(x) != len(y): raise ValueError(f"{name}: {len(x)} images and {len(y)} targets don't make pairs")
     return x, y
 
+# %% ../nbs/05_mixup.ipynb #97d7e23e
 def _draw_and_mix(live, x, perm):
     "The mixed batch, and the share that each image kept: every one of `live` mixes what was drawn for it."
     size = len(x) if live[0].draw == "image" else 1
@@ -251,7 +254,7 @@ def _draw_and_mix(live, x, perm):
         kept = torch.where(mine, lam, kept)
     return out, kept
 
-# %% ../nbs/05_mixup.ipynb #0e9328bc
+# %% ../nbs/05_mixup.ipynb #df5a698b
 @patch
 def before_batch(self:Mixing):
     self.mixed = None
@@ -263,13 +266,14 @@ def before_batch(self:Mixing):
     x, lam = _draw_and_mix(live, x, perm)
     self.learn.xb, self.mixed = (x,), (perm, lam)
 
+# %% ../nbs/05_mixup.ipynb #9793af5d
 @patch
 def after_loss(self:Mixing):
     if self.mixed is None: return
     self.learn.loss_grad = mixed_loss(self.learn.loss_func, self.pred, self.yb[0], *self.mixed)
     self.learn.loss = self.learn.loss_grad.clone()
 
-# %% ../nbs/05_mixup.ipynb #c85af519
+# %% ../nbs/05_mixup.ipynb #152bec85
 @contextmanager
 def _evaluating(model):
     "`model` in evaluation mode and without gradients; afterwards each of its modules is as it was."
@@ -279,6 +283,7 @@ def _evaluating(model):
     finally:
         for o, training in modes.items(): o.training = training
 
+# %% ../nbs/05_mixup.ipynb #1e31be6a
 @patch
 def _compare(self:Mixing):
     "Note the loss of the unmixed batch, if it is its turn; of a short epoch, of the last."
@@ -288,12 +293,13 @@ def _compare(self:Mixing):
         pred = model(x.to(next(model.parameters()).dtype))
         self.compared.append(self.learn.loss_func(pred.float(), y).mean())
 
-# %% ../nbs/05_mixup.ipynb #f52005fc
+# %% ../nbs/05_mixup.ipynb #0598c75a
 @patch
 def unmixed_loss(self:Mixing) -> float: # nan before the first batch
     "The mean of the losses of this epoch's unmixed batches."
     return torch.stack(self.compared).mean().item() if self.compared else float("nan")
 
+# %% ../nbs/05_mixup.ipynb #18eb94c3
 @patch
 def before_fit(self:Mixing):
     if len({o.draw for o in self.group}) > 1: raise ValueError("callbacks that mix together must agree: draw=\"batch\" or draw=\"image\" for all")
@@ -301,13 +307,14 @@ def before_fit(self:Mixing):
     self.learn.metrics = [o for o in self.learn.metrics if o.name != "unmixed_loss"]
     if self.group[0].compare_every and not self.learn.lock.locked(): self.learn.metrics = [*self.learn.metrics, ValueMetric(self.group[0].unmixed_loss)]
 
+# %% ../nbs/05_mixup.ipynb #2bfe2357
 @patch
 def before_train(self:Mixing): self.compared = []
 
 @patch
 def after_fit(self:Mixing): self.learn.metrics = [o for o in self.learn.metrics if o.name != "unmixed_loss"]
 
-# %% ../nbs/05_mixup.ipynb #d2e49e0d
+# %% ../nbs/05_mixup.ipynb #8c3b11a2
 class MixUp(Mixing):
     "Train with blended images and targets. Zhang et al., arXiv:1710.09412."
     def __init__(self, alpha:float=0.4, # of Beta(`alpha`, `alpha`)
@@ -315,6 +322,7 @@ class MixUp(Mixing):
                 ): super().__init__(alpha, **kwargs)
     def mix(self, x, lam, perm): return blend(x, lam, perm), lam
 
+# %% ../nbs/05_mixup.ipynb #5fd12e93
 class CutMix(Mixing):
     "Train with rectangles of other images pasted in. Yun et al., arXiv:1905.04899."
     def __init__(self, alpha:float=1., # of Beta(`alpha`, `alpha`)
@@ -333,7 +341,7 @@ def mixable_layers(model:nn.Module) -> list: # modules, in order; the first is t
     while 0 < len(parts := list(body.children())) < 3: body = parts[0]
     return [model] + [o for o in parts if any(True for _ in o.parameters())][1:-1]
 
-# %% ../nbs/05_mixup.ipynb #a2911b22
+# %% ../nbs/05_mixup.ipynb #f1b0e669
 class ManifoldMixup(Mixing):
     "Train with activations blended in a layer that is drawn for each batch. Verma et al., arXiv:1806.05236."
     def __init__(self, alpha:float=2., # of Beta(`alpha`, `alpha`)
@@ -342,21 +350,26 @@ class ManifoldMixup(Mixing):
                 ):
         super().__init__(alpha, **kwargs)
         self.layers, self.handle = layers, None
+        self.settings |= dict(layers=[str(o) for o in layers]) if layers else {}
 
-    def mix(self, x, lam, perm):
-        layer = self.choices[torch.randint(len(self.choices), (1,)).item()]
-        self.handle = layer.register_forward_pre_hook(partial(self._hook, lam, perm))
-        return x, lam
+# %% ../nbs/05_mixup.ipynb #48454b59
+@patch
+def mix(self:ManifoldMixup, x, lam, perm):
+    layer = self.choices[torch.randint(len(self.choices), (1,)).item()]
+    self.handle = layer.register_forward_pre_hook(partial(self._hook, lam, perm))
+    return x, lam
 
-    def _hook(self, lam, perm, module, args):
-        self._unhook()
-        return (blend(args[0], lam, perm), *args[1:])
+@patch
+def _hook(self:ManifoldMixup, lam, perm, module, args):
+    self._unhook()
+    return (blend(args[0], lam, perm), *args[1:])
 
-    def _unhook(self):
-        if self.handle: self.handle.remove()
-        self.handle = None
+@patch
+def _unhook(self:ManifoldMixup):
+    if self.handle: self.handle.remove()
+    self.handle = None
 
-# %% ../nbs/05_mixup.ipynb #dbda5b8c
+# %% ../nbs/05_mixup.ipynb #94f7b661
 @patch
 def before_fit(self:ManifoldMixup):
     super(ManifoldMixup, self).before_fit()
@@ -366,6 +379,7 @@ def before_fit(self:ManifoldMixup):
     named = [model.get_submodule(o) if isinstance(o, str) else o for o in self.layers or []]
     self.choices = named or mixable_layers(model)
 
+# %% ../nbs/05_mixup.ipynb #39cd3666
 @patch
 def after_pred(self:ManifoldMixup):
     if not self.handle: return
