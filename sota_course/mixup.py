@@ -200,11 +200,12 @@ def mixed_loss(loss_func, # of predictions and targets: a function or an object,
     except Exception as e: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} has no reduction argument and "
                                             "takes no soft targets: use per=\"batch\" in the callback") from e
 
-# %% ../nbs/05_mixup.ipynb #1b7d4d77
+# %% ../nbs/05_mixup.ipynb #4c7e0cc6
 class Mixing(Callback):
     "What the mixing callbacks share: one is drawn for each batch or image, the loss is mixed, and the unmixed loss recorded."
     # Before gradient accumulation (6), which scales the loss, and mixed precision (10).
     order, run_valid = 5, False
+    pastes = False # whether an image's pixels come from one place or another, so that a target for each can't be mixed
     def __init__(self, alpha:float, # of Beta(`alpha`, `alpha`)
                  per:str="image", # a weight for each "image", or one for the "batch"
                  fold:bool=False, # take the larger of t and 1 - t
@@ -254,7 +255,7 @@ def _draw_and_mix(live, x, perm):
         kept = torch.where(mine, lam, kept)
     return out, kept
 
-# %% ../nbs/05_mixup.ipynb #df5a698b
+# %% ../nbs/05_mixup.ipynb #4265bddf
 @patch
 def before_batch(self:Mixing):
     self.mixed = None
@@ -262,7 +263,8 @@ def before_batch(self:Mixing):
     self._compare()
     live = [o for o in self.group if self.epoch < self.n_epoch - o.off_last]
     if not live: return
-    (x, _), perm = _pair(self), torch.randperm(len(self.xb[0]))
+    (x, y), perm = _pair(self), torch.randperm(len(self.xb[0]))
+    if y.ndim > 2 and (cb := next((o for o in live if o.pastes), None)): raise ValueError(f"{type(cb).__name__} mixes one target an image, and these have one for each pixel")
     x, lam = _draw_and_mix(live, x, perm)
     self.learn.xb, self.mixed = (x,), (perm, lam)
 
@@ -283,14 +285,14 @@ def _evaluating(model):
     finally:
         for o, training in modes.items(): o.training = training
 
-# %% ../nbs/05_mixup.ipynb #1e31be6a
+# %% ../nbs/05_mixup.ipynb #6b66b7ed
 @patch
 def _compare(self:Mixing):
     "Note the loss of the unmixed batch, if it is its turn; of a short epoch, of the last."
     if not self.compare_every or ((self.iter + 1) % self.compare_every and self.iter + 1 < self.n_iter): return
     x, y = _pair(self)
     with _evaluating(getattr(self.model, "module", self.model)) as model: # without what wraps it for several GPUs
-        pred = model(x.to(next(model.parameters()).dtype))
+        pred = model(x.to(next(model.parameters()).dtype) if x.is_floating_point() else x)
         self.compared.append(self.learn.loss_func(pred.float(), y).mean())
 
 # %% ../nbs/05_mixup.ipynb #0598c75a
@@ -322,9 +324,10 @@ class MixUp(Mixing):
                 ): super().__init__(alpha, **kwargs)
     def mix(self, x, lam, perm): return blend(x, lam, perm), lam
 
-# %% ../nbs/05_mixup.ipynb #5fd12e93
+# %% ../nbs/05_mixup.ipynb #44b4a3dd
 class CutMix(Mixing):
     "Train with rectangles of other images pasted in. Yun et al., arXiv:1905.04899."
+    pastes = True
     def __init__(self, alpha:float=1., # of Beta(`alpha`, `alpha`)
                  **kwargs, # as `Mixing` takes them
                 ): super().__init__(alpha, **kwargs)

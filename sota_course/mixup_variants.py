@@ -38,9 +38,10 @@ def resizemix(x:torch.Tensor, # images `(n, channels, height, width)`, floats; n
         out[i, :, top:bottom, left:right] = small[0].to(x.dtype)
     return out
 
-# %% ../nbs/tools/mixup_variants.ipynb #bd315fc0
+# %% ../nbs/tools/mixup_variants.ipynb #e32e758c
 class ResizeMix(Mixing):
     "Train with whole other images pasted in, shrunk. Qin et al., arXiv:2012.11101."
+    pastes = True
     def __init__(self, smallest:float=0.1, # least share of the sides that a patch gets
                  largest:float=0.8, # and the most
                  **kwargs, # as `Mixing` takes them, but alpha and fold

@@ -470,11 +470,12 @@ def test_bytes():
     with pytest.raises(TypeError, match=r"x\.float\(\)/255"): fit(learner(MixUp(1., compare_every=0), x=images))
     class Floats(nn.Module):
         def forward(self, x): return x.float()/255
-    fit(learner(CutMix(1., compare_every=0), x=images, model=nn.Sequential(Floats(), *net())))
+    fit(learner(CutMix(1.), x=images, model=nn.Sequential(Floats(), *net())))
 
 
 @pytest.mark.parametrize("words, cbs, kwargs", [
     ("must agree", lambda: [MixUp(1.), CutMix(1., draw="image")], {}), ("whole batches", lambda: [MixUp(1., draw="image"), ManifoldMixup(1., draw="image")], {}),
+    ("CutMix mixes one target an image", lambda: [CutMix(1., compare_every=0)], dict(y=lambda i: torch.zeros(8, 8, dtype=torch.long))),
     ("CutMix needs images", lambda: [CutMix(1.)], dict(x=lambda: torch.rand(192), model=nn.Sequential(nn.Linear(192, 4)))),
 ])
 def test_wrong_use_is_named(words, cbs, kwargs):
