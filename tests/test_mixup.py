@@ -1,0 +1,591 @@
+"Mixing from the outside: every type and layout of images, every kind of loss, the traps of the peers, and callbacks in a learner."
+import copy
+import importlib.util
+import pickle
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.layers import ResBlock
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropyFlat, MSELossFlat
+from fastai.vision.core import TensorImage
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from sota_course.exercises import check
+from sota_course.mixup import (CutMix, ManifoldMixup, MixUp, blend, box_weights, cut_boxes, cutmix, mix_weights, mixable_layers, mixed_loss,
+                               mixup, mixup_targets, one_hot, paste)
+from sota_course.runs import describe
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+quick = settings(deadline=None, max_examples=40)
+peer = lambda name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} isn't installed")
+
+
+def batch(n=6, size=8, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, size, size, generator=g).to(dtype), torch.randint(4, (n,), generator=g), torch.rand(n, generator=g), torch.randperm(n, generator=g)
+
+
+# ---- functions -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_blend_keeps_the_type(dtype):
+    x, _, lam, perm = batch(dtype=dtype)
+    got, w = blend(x, lam, perm), lam[:, None, None, None].double()
+    assert got.dtype == dtype and got.shape == x.shape
+    assert torch.allclose(got.double(), w*x.double() + (1 - w)*x[perm].double(), atol={torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-6))
+
+
+@given(n=st.integers(0, 9), size=st.integers(1, 5), seed=st.integers(0, 1000), fold=st.booleans())
+@quick
+def test_blend_is_convex_and_leaves_its_input(n, size, seed, fold):
+    x, *_ , perm = batch(n, size, seed=seed)
+    before, lam = x.clone(), mix_weights(n, 0.5, fold=fold)
+    got = blend(x, lam, perm)
+    assert torch.equal(x, before) and got.data_ptr() != x.data_ptr() or not n
+    assert (got >= torch.minimum(x, x[perm]) - 1e-6).all() and (got <= torch.maximum(x, x[perm]) + 1e-6).all()
+
+
+@given(n=st.integers(1, 9), classes=st.integers(1, 12), seed=st.integers(0, 1000))
+@quick
+def test_targets_are_probabilities(n, classes, seed):
+    g = torch.Generator().manual_seed(seed)
+    t = mixup_targets(torch.randint(classes, (n,), generator=g), torch.rand(n, generator=g), torch.randperm(n, generator=g), classes)
+    assert t.shape == (n, classes) and (t >= 0).all() and (t <= 1).all() and torch.allclose(t.sum(1), torch.ones(n), atol=1e-6)
+
+
+def layouts(x):
+    wide = torch.stack([x, x], -1)
+    return dict(contiguous=x, channels_last=x.to(memory_format=torch.channels_last), strided=wide[..., 0], flipped_axes=x.mT,
+                expanded=x[:1].expand_as(x), type=TensorImage(x))
+
+
+@pytest.mark.parametrize("kind", layouts(batch()[0]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_layout(kind, dtype):
+    x, y, lam, perm = batch(dtype=dtype)
+    x = layouts(x)[kind]
+    before = x.clone()
+    plain = torch.Tensor(x.float()).contiguous()
+    assert torch.allclose(blend(x, lam, perm).float(), blend(plain, lam, perm), atol=2e-3)
+    boxes = cut_boxes(lam, *x.shape[2:])
+    assert torch.allclose(paste(x, x[perm], boxes).float(), paste(plain, plain[perm], boxes), atol=2e-3)
+    assert torch.equal(x, before)
+    if kind == "channels_last": assert blend(x, lam, perm).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_flow_through_both():
+    x, _, lam, perm = batch(dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda o: blend(o, lam, perm), x[:, :, :2, :2].clone().requires_grad_())
+
+
+def test_a_batch_of_one_stays():
+    x, y, lam, perm = batch(1)
+    assert torch.allclose(mixup(x, y, lam, perm, 4)[0], x) and torch.allclose(mixup(x, y, lam, perm, 4)[1], one_hot(y, 4))
+    assert torch.equal(cutmix(x, y, lam, perm, 4)[0], x)
+
+
+def test_nan_stays_in_its_pair():
+    x, _, lam, perm = batch()
+    x[2, 0, 0, 0] = torch.nan
+    got = blend(x, lam, perm).isnan()
+    assert got.sum() == 2 - int(perm[2] == 2) and got[2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("error, words, f", [
+    (TypeError, r"x\.float\(\)/255", lambda x, y, lam, perm: blend((x*255).byte(), lam, perm)),
+    (ValueError, "between 0 and 1", lambda x, y, lam, perm: blend(x, lam + 1, perm)),
+    (ValueError, "between 0 and 1", lambda x, y, lam, perm: blend(x, torch.tensor(torch.nan), perm)),
+    (ValueError, "one position for each of 6", lambda x, y, lam, perm: blend(x, lam, perm[:2])),
+    (ValueError, "one for each of 6", lambda x, y, lam, perm: blend(x, lam[:2], perm)),
+    (ValueError, "pass n_classes", lambda x, y, lam, perm: mixup(x, y, lam, perm)),
+    (ValueError, "numbered from 0 to 1", lambda x, y, lam, perm: mixup(x, y, lam, perm, 2)),
+    (ValueError, "from 0 to 3, but there are numbers from -1", lambda x, y, lam, perm: one_hot(y*0 - 1, 4)),
+    (TypeError, "class numbers", lambda x, y, lam, perm: one_hot(lam, 4)),
+    (ValueError, "images", lambda x, y, lam, perm: paste(x[0], x[0], torch.zeros(3, 4))),
+    (ValueError, "rectangle", lambda x, y, lam, perm: paste(x, x, torch.zeros(3, 4))),
+    (ValueError, "from 0 up", lambda *_: mix_weights(3, float("nan"))),
+    (ValueError, '"image" or "batch"', lambda *_: mix_weights(3, 1., per="pixel")),
+])
+def test_bad_input_is_named(error, words, f):
+    with pytest.raises(error, match=words): f(*batch())
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.1, 1., 100.])
+def test_weights_are_beta(alpha):
+    torch.manual_seed(0)
+    t = mix_weights(20000, alpha)
+    assert t.isfinite().all() and abs(t.mean() - 0.5) < 0.02 and abs(t.var() - 0.25/(2*alpha + 1)) < 0.01
+    assert torch.equal((torch.manual_seed(1), mix_weights(5, alpha))[1], (torch.manual_seed(1), mix_weights(5, alpha))[1])
+
+
+@given(lam=st.floats(0, 1), h=st.integers(1, 40), w=st.integers(1, 40), row=st.floats(0, 0.999), col=st.floats(0, 0.999))
+@quick
+def test_cutmix_counts_pixels(lam, h, w, row, col):
+    boxes = cut_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row*h), int(col*w)]]))
+    x, other = torch.zeros(1, 2, h, w, dtype=torch.uint8), torch.ones(1, 2, h, w, dtype=torch.uint8)
+    assert torch.allclose(box_weights(boxes, h, w), 1 - paste(x, other, boxes).float().mean(), atol=1e-6) and not x.any()
+
+
+def test_a_whole_box_and_none():
+    assert box_weights(cut_boxes(torch.tensor([1.]), 9, 7), 9, 7) == 1
+    assert box_weights(cut_boxes(torch.tensor([0.]), 9, 8, torch.tensor([[4, 4]])), 9, 8) == 0
+
+
+# ---- peers -----------------------------------------------------------------------------------------------------------
+
+def test_as_torchvision():
+    from torchvision.transforms import v2
+    x, y, *_ = batch()
+    perm, box = torch.arange(6).roll(1), (2, 1, 7, 5)   # left, top, right, bottom
+    theirs = v2.CutMix(num_classes=4)
+    params = dict(labels=y, batch_size=6, box=box, lam_adjusted=1 - 20/64)
+    ours = cutmix(x, y, 0.5, perm, 4, boxes=torch.tensor([[1, 5, 2, 7]]*6))   # top, bottom, left, right
+    assert torch.equal(theirs.transform(x, params), ours[0]) and torch.allclose(theirs.transform(y, params), ours[1])
+
+
+@peer("timm")
+def test_as_timm_without_its_smoothing():
+    from timm.data.mixup import Mixup, mixup_target
+    x, y, lam, _ = batch()
+    perm = torch.arange(5, -1, -1)
+    assert torch.allclose(mixup_target(y, 4, lam[:, None]), mixup_targets(y, lam, perm, 4))
+    with pytest.raises(AssertionError): Mixup(num_classes=4)(x[:5], y[:5])     # an odd batch, which ours takes
+    assert mixup(x[:5], y[:5], lam[:5], torch.randperm(5), 4)[0].shape == (5, 3, 8, 8)
+
+
+@peer("kornia")
+def test_as_kornia():
+    from kornia.augmentation import RandomMixUpV2
+    x, y, lam, perm = batch()
+    theirs = RandomMixUpV2(data_keys=["input", "class"]).apply_transform(x, dict(mixup_pairs=perm, mixup_lambdas=1 - lam))
+    assert torch.allclose(theirs, blend(x, lam, perm), atol=1e-6)
+
+
+def test_as_fastais_loss():
+    from fastai.callback.mixup import MixUp as Theirs
+    x, y, lam, perm = batch()
+    logits, loss = torch.randn(6, 4), CrossEntropyLossFlat()
+    cb = Theirs()
+    cb.old_lf, cb.lam, cb.yb1 = loss, lam, (y[perm],)
+    cb.learn = type("", (), dict(training=True))()
+    assert torch.allclose(torch.Tensor(cb.lf(logits, y)), torch.Tensor(mixed_loss(loss, logits, y, perm, lam)), atol=1e-6)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+class NoReduction(nn.Module):
+    def forward(self, pred, y): return F.cross_entropy(pred, y)
+
+
+class IndexOnly(nn.Module):
+    def forward(self, pred, y): return -pred.log_softmax(1)[range(len(y)), y].mean()
+
+
+W = torch.tensor([0.2, 1., 3., 0.5])
+LOSSES = dict(torch=nn.CrossEntropyLoss(), fastai=CrossEntropyLossFlat(), function=F.cross_entropy, smoothed=nn.CrossEntropyLoss(label_smoothing=0.1),
+              weighted=nn.CrossEntropyLoss(weight=W), fastai_weighted=CrossEntropyLossFlat(weight=W), part=partial(F.cross_entropy, weight=W, label_smoothing=0.2),
+              both=nn.CrossEntropyLoss(weight=W, label_smoothing=0.1), ignoring=nn.CrossEntropyLoss(ignore_index=2), ignoring_255=nn.CrossEntropyLoss(weight=W, ignore_index=255),
+              sums=nn.CrossEntropyLoss(reduction="sum"), items=nn.CrossEntropyLoss(reduction="none"), focal=FocalLoss(), fastai_smoothed=LabelSmoothingCrossEntropyFlat(), bare=NoReduction())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_loss(name):
+    loss, (x, y, lam, perm) = LOSSES[name], batch()
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    if name == "ignoring_255": y = y.where(torch.arange(6) != 3, 255)
+    same = lambda a, b: torch.allclose(torch.Tensor(a), torch.Tensor(b), atol=1e-6)
+    assert same(mixed_loss(loss, logits, y, perm, torch.ones(6)), loss(logits, y))
+    assert same(mixed_loss(loss, logits, y, perm, torch.zeros(6)), loss(logits, y[perm]))
+    one = 0.3*loss(logits, y) + 0.7*loss(logits, y[perm])
+    assert same(mixed_loss(loss, logits, y, perm, torch.tensor([0.3])), one) and same(mixed_loss(loss, logits, y, perm, torch.full((6,), 0.3)), one)
+    if hasattr(loss, "reduction"): assert loss.reduction == {"sums": "sum", "items": "none"}.get(name, "mean")
+
+
+@pytest.mark.parametrize("name", ["torch", "fastai", "function", "smoothed", "bare"])
+def test_losses_or_targets_mixed_is_the_same(name):
+    loss, (x, y, lam, perm) = LOSSES[name], batch()
+    logits = torch.randn(6, 4)
+    assert torch.allclose(torch.Tensor(mixed_loss(loss, logits, y, perm, lam)), F.cross_entropy(logits, mixup_targets(y, lam, perm, 4), label_smoothing=getattr(loss, "label_smoothing", 0.)), atol=1e-6)
+
+
+def test_soft_targets_several_labels_and_regression():
+    x, y, lam, perm = batch()
+    logits, many, soft = torch.randn(6, 4), torch.randint(2, (6, 4)), torch.rand(6, 4).softmax(1)
+    for loss, t in ((nn.BCEWithLogitsLoss(), many.float()), (BCEWithLogitsLossFlat(), many), (nn.BCEWithLogitsLoss(pos_weight=W), many), (nn.CrossEntropyLoss(), soft),
+                    (MSELossFlat(), torch.rand(6, 4))):
+        got = torch.Tensor(mixed_loss(loss, logits, t, perm, lam))
+        assert torch.allclose(got, torch.Tensor(loss(logits, blend(t.float(), lam, perm))), atol=1e-6)
+
+
+def test_pixels_have_classes_too():
+    x, _, lam, perm = batch()
+    y, pred = torch.randint(4, (6, 8, 8)), torch.randn(6, 4, 8, 8)
+    want = torch.stack([lam[i]*F.cross_entropy(pred[i:i+1], y[i:i+1]) + (1 - lam[i])*F.cross_entropy(pred[i:i+1], y[perm[i]][None]) for i in range(6)]).mean()
+    assert torch.allclose(mixed_loss(nn.CrossEntropyLoss(), pred, y, perm, lam), want, atol=1e-5)
+    assert torch.allclose(torch.Tensor(mixed_loss(CrossEntropyLossFlat(axis=1), pred, y, perm, lam)), want, atol=1e-5)
+
+
+def test_losses_that_cannot_be_mixed_by_image():
+    x, y, lam, perm = batch()
+    with pytest.raises(ValueError, match='IndexOnly has no reduction argument.*per="batch"'): mixed_loss(IndexOnly(), torch.randn(6, 4), y, perm, lam)
+    with pytest.raises(ValueError, match='FocalLoss averages with class weights.*per="batch"'): mixed_loss(FocalLoss(weight=W), torch.randn(6, 4), y, perm, lam)
+    assert mixed_loss(FocalLoss(weight=W), torch.randn(6, 4), y, perm, lam[:1]).isfinite()
+
+
+def test_the_loss_is_given_back_after_an_error():
+    loss, (x, y, lam, perm) = nn.CrossEntropyLoss(), batch()
+    with pytest.raises(IndexError): mixed_loss(loss, torch.randn(6, 4), y + 9, perm, lam)
+    assert loss.reduction == "mean"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_losses(dtype):
+    x, y, lam, perm = batch()
+    logits = torch.randn(6, 4)
+    assert torch.allclose(mixed_loss(nn.CrossEntropyLoss(), logits.to(dtype), y, perm, lam).float(), mixed_loss(nn.CrossEntropyLoss(), logits, y, perm, lam), atol=3e-2)
+
+
+# ---- callbacks -------------------------------------------------------------------------------------------------------
+
+def net(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(144, 4))
+
+
+def learner(cbs=(), n=20, bs=8, loss_func=None, y=lambda i: torch.tensor(i % 4), x=lambda: torch.rand(3, 8, 8), model=None, **kwargs):
+    "Random images in batches of `bs`, the last of which may be smaller."
+    torch.manual_seed(0)
+    data = [(x(), y(i)) for i in range(n)]
+    loaders = [torch.utils.data.DataLoader(data, batch_size=bs) for _ in range(2)]
+    return Learner(DataLoaders(*loaders, device="cpu"), model or net(), loss_func or nn.CrossEntropyLoss(), cbs=cbs, **kwargs)
+
+
+def fit(learn, epochs=1, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 0.01, **kwargs)
+    return learn
+
+
+KINDS = dict(mixup=lambda **k: [MixUp(1., **k)], cutmix=lambda **k: [CutMix(1., **k)], manifold=lambda **k: [ManifoldMixup(1., **k)],
+             two=lambda **k: [MixUp(1., **k), CutMix(1., **k)], by_image=lambda **k: [MixUp(1., draw="image", **k), CutMix(1., draw="image", **k)],
+             all=lambda **k: [MixUp(1., **k), CutMix(1., **k), ManifoldMixup(1., **k)], per_batch=lambda **k: [MixUp(1., per="batch", **k), CutMix(1., per="batch", **k)])
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+@pytest.mark.parametrize("n, bs", [(20, 8), (5, 1), (9, 8), (7, 7)])
+def test_any_batch(kind, n, bs):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    learn = fit(learner(KINDS[kind](), n, bs, model=model), 2)
+    assert torch.stack(learn.recorder.losses).isfinite().all()
+    assert learn.recorder.metric_names[:4] == ["epoch", "train_loss", "valid_loss", "unmixed_loss"] and all(len(o) == 3 for o in learn.recorder.values)
+
+
+@kinds
+@pytest.mark.parametrize("loss", ["torch", "fastai", "function", "weighted", "both", "part", "focal", "fastai_smoothed", "bare"])
+def test_callbacks_with_any_loss(kind, loss):
+    learn = learner(KINDS[kind](), loss_func=LOSSES[loss])
+    before = learn.loss_func
+    assert torch.stack(fit(learn).recorder.losses).isfinite().all() and learn.loss_func is before
+
+
+@kinds
+def test_callbacks_with_several_labels(kind):
+    learn = learner(KINDS[kind](), loss_func=nn.BCEWithLogitsLoss(), y=lambda i: torch.tensor([1., i % 2, 0., i % 3 == 0]))
+    assert torch.stack(fit(learn).recorder.losses).isfinite().all()
+
+
+def spied(cbs, **kwargs):
+    "The batches that the model and the loss get in an epoch, and those that the data gives."
+    seen, given = [], []
+    learn = learner(cbs, **kwargs)
+    learn.model.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()) if m.training else None)
+    given = [(x.clone(), y.clone()) for x, y in learn.dls.train]
+    fit(learn)
+    return learn, seen, given
+
+
+def test_the_batch_itself_is_mixed_and_never_changed():
+    data = torch.rand(8, 3, 8, 8)
+    before, batches = data.clone(), [(data, torch.arange(8) % 4)]
+    for cb in (MixUp(1.), CutMix(1.)):
+        dl = torch.utils.data.DataLoader(batches, batch_size=None)
+        learn = Learner(DataLoaders(dl, dl, device="cpu"), net(), nn.CrossEntropyLoss(), cbs=cb)
+        seen = []
+        learn.model.register_forward_pre_hook(lambda m, args: seen.append(args[0]) if m.training else None)
+        fit(learn)
+        assert torch.equal(data, before) and not torch.equal(seen[0], data)
+
+
+def test_each_image_gets_one_of_the_two():
+    learn, seen, given = spied([MixUp(1., draw="image"), CutMix(1., draw="image")], n=64, bs=64)
+    x, mixed = given[0][0], seen[0]
+    own = (mixed == x).flatten(1).float().mean(1)
+    exact = torch.stack([((mixed[i] == x[i]) | (mixed[i] == x).any(0)).all() for i in range(64)])   # every pixel from some image: cut
+    assert 10 < exact.sum() < 54 and (own[~exact] < 0.5).any()
+
+
+def test_validation_and_predictions_are_left_alone():
+    learn = fit(learner(KINDS["all"]()))
+    valid = learn.validate()
+    assert len(valid) == 1 and len(learn.metrics) == 0
+    preds, y = learn.get_preds(dl=learn.dls.valid)
+    with torch.no_grad(): want = learn.model.eval()(torch.stack([o[0] for o in learn.dls.valid.dataset])).softmax(1)
+    assert torch.allclose(F.cross_entropy(want.log(), y), torch.tensor(valid[0]), atol=1e-4) and torch.allclose(preds.softmax(1), want, atol=1e-5)
+
+
+def test_off_for_the_last_epochs():
+    class Spy(MixUp):
+        def mix(self, x, lam, perm): epochs.add(self.epoch); return super().mix(x, lam, perm)
+    for off, want in ((0, {0, 1, 2, 3}), (1, {0, 1, 2}), (3, {0}), (9, set())):
+        epochs = set()
+        fit(learner(Spy(1., off_last=off)), 4)
+        assert epochs == want
+
+
+def test_a_share_of_the_batches():
+    _, seen, given = spied(MixUp(1., p=0.5), n=400, bs=4)
+    same = sum(torch.allclose(a, b) for s, (g, _) in zip(seen, given) for a, b in zip(s, g))
+    assert 150 < same < 330     # a quarter of the rest are their own partners
+    _, seen, given = spied(MixUp(1., p=0.))
+    assert all(torch.equal(a, b) for a, (b, _) in zip(seen, given))
+
+
+def test_unmixed_loss_is_the_loss_of_unmixed_images():
+    class Before(MixUp):
+        def before_batch(self):
+            if not self.iter: states.append(copy.deepcopy(self.model))
+            super().before_batch()
+    states = []
+    learn = fit(learner(Before(1., compare_every=1), n=8, bs=8))
+    x, y = next(iter(learn.dls.train))
+    want = F.cross_entropy(states[0].eval()(x), y).item()
+    assert abs(learn.recorder.values[0][2] - want) < 1e-5
+
+
+def test_comparing_changes_nothing_but_the_record():
+    def run(every):
+        learn = learner(MixUp(1., compare_every=every))
+        learn.model[1].eval()
+        torch.manual_seed(3)
+        return fit(learn)
+    a, b = run(0), run(1)
+    assert "unmixed_loss" not in a.recorder.metric_names and "unmixed_loss" in b.recorder.metric_names
+    for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(p, q)
+
+
+def test_an_interrupted_training_leaves_no_trace():
+    class Stop(MixUp):
+        def after_loss(self): raise KeyboardInterrupt
+    learn = learner(Stop(1.))
+    loss = learn.loss_func
+    with pytest.raises(KeyboardInterrupt): fit(learn)
+    assert learn.loss_func is loss and loss.reduction == "mean"
+    with learn.no_bar(), learn.no_logging(): assert len(learn.validate()) == 1
+    assert not any(m._forward_pre_hooks for m in learn.model.modules())
+
+
+def test_manifold_leaves_no_hook_even_after_an_error():
+    class Fails(nn.Module):
+        def forward(self, x):
+            if self.training: raise RuntimeError("on the way")
+            return x
+    model = nn.Sequential(Fails(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 4))
+    learn = learner(ManifoldMixup(1., layers=["3"]), model=model)
+    with pytest.raises(RuntimeError, match="on the way"): fit(learn)
+    with learn.no_bar(), learn.no_logging(): learn.validate()
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_manifold_layers():
+    class Twice(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.unused = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(192, 4), nn.Linear(2, 2)
+        def forward(self, x): return self.b(self.a(self.a(x)).flatten(1))
+    fit(learner(ManifoldMixup(1., layers=["a"]), model=Twice()))
+    with pytest.raises(ValueError, match="didn't use the layer"): fit(learner(ManifoldMixup(1., layers=["unused"]), model=Twice()))
+    with pytest.raises(AttributeError): fit(learner(ManifoldMixup(1., layers=["nothing"]), model=Twice()))
+    head = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), ResBlock(1, 4, 4), ResBlock(1, 4, 4), nn.ReLU()), nn.Sequential(nn.Flatten(), nn.Linear(144, 4)))
+    assert mixable_layers(head) == [head, head[0][1]]
+    for m in mixable_layers(head): fit(learner(ManifoldMixup(1., layers=[m]), model=head))
+
+
+def test_manifold_at_the_input_is_mixup():
+    def first(cb):
+        torch.manual_seed(0)
+        learn = learner(cb, n=8, bs=8, model=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4)))
+        torch.manual_seed(1)
+        return fit(learn).recorder.losses[0]
+    assert torch.allclose(first(ManifoldMixup(1., layers=[""])), first(MixUp(1.)), atol=1e-6)
+
+
+@kinds
+def test_gradient_accumulation_is_one_large_batch_of_mixed_ones(kind):
+    torch.manual_seed(0)
+    learn = learner(KINDS[kind](compare_every=0) + [GradientAccumulation(16)], n=16, bs=4, model=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)))
+    fit(learn)
+    assert torch.stack(learn.recorder.losses).isfinite().all()
+
+
+def test_gradient_accumulation_scales_the_mixed_loss():
+    grads = []
+    class Keep(GradientAccumulation):
+        def before_step(self): super().before_step(); grads.append([p.grad.clone() for p in self.model.parameters()])
+    model = lambda: (torch.manual_seed(5), nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))[1]
+    class Half(MixUp):
+        def weights(self, n): return torch.full((n,), 0.3)
+        def mix(self, x, lam, perm): perm.copy_(torch.arange(len(x)).flip(0)); return super().mix(x, lam, perm)
+    for n_acc, bs in ((8, 4), (8, 8)): fit(learner([Half(1.), Keep(n_acc)], n=8, bs=bs, model=model()))
+    x, y = next(iter(learner(n=8, bs=8).dls.train))
+    net, perm = model(), torch.tensor([3, 2, 1, 0, 7, 6, 5, 4])
+    mixed_loss(F.cross_entropy, net(blend(x, 0.3, perm)), y, perm, torch.full((8,), 0.3)).backward()
+    for got, want in zip(grads[0], net.parameters()): assert torch.allclose(got, want.grad, atol=1e-6)
+
+
+@kinds
+def test_mixed_precision(kind):
+    "The autocast of a GPU, on a CPU where there is none."
+    class OnCPU(MixedPrecision):
+        def before_fit(self): super().before_fit(); self.autocast = torch.autocast("cpu" if not torch.cuda.is_available() else "cuda", dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learn = fit(learner(KINDS[kind]() + [OnCPU(amp_mode="bf16")]), 2)
+    assert torch.stack(learn.recorder.losses).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "manifold"])
+def test_half_and_channels_last_batches(kind):
+    learn = learner(KINDS[kind](), x=lambda: torch.rand(3, 8, 8).bfloat16(), model=net().bfloat16().to(memory_format=torch.channels_last))
+    assert torch.stack(fit(learn).recorder.losses).isfinite().all()
+
+
+def test_bytes():
+    images = lambda: (torch.rand(3, 8, 8)*255).byte()
+    with pytest.raises(TypeError, match=r"x\.float\(\)/255"): fit(learner(MixUp(1., compare_every=0), x=images))
+    class Floats(nn.Module):
+        def forward(self, x): return x.float()/255
+    fit(learner(CutMix(1.), x=images, model=nn.Sequential(Floats(), *net())))
+
+
+@pytest.mark.parametrize("words, cbs, kwargs", [
+    ("must agree", lambda: [MixUp(1.), CutMix(1., draw="image")], {}), ("whole batches", lambda: [MixUp(1., draw="image"), ManifoldMixup(1., draw="image")], {}),
+    ("CutMix mixes one target an image", lambda: [CutMix(1., compare_every=0)], dict(y=lambda i: torch.zeros(8, 8, dtype=torch.long))),
+    ("CutMix needs images", lambda: [CutMix(1.)], dict(x=lambda: torch.rand(192), model=nn.Sequential(nn.Linear(192, 4)))),
+])
+def test_wrong_use_is_named(words, cbs, kwargs):
+    with pytest.raises(ValueError, match=words): fit(learner(cbs(), **kwargs))
+
+
+def test_two_targets_are_refused():
+    data = [(torch.rand(3, 8, 8), torch.tensor(0), torch.tensor(1)) for _ in range(4)]
+    dls = DataLoaders(*[torch.utils.data.DataLoader(data, batch_size=4) for _ in range(2)], device="cpu")
+    dls.n_inp = 1
+    with pytest.raises(ValueError, match="MixUp mixes batches of one input and one target, and these have 1 and 2"): fit(Learner(dls, net(), lambda p, a, b: F.cross_entropy(p, a), cbs=MixUp(1.)))
+
+
+@pytest.mark.parametrize("kwargs", [dict(alpha=-1.), dict(alpha=float("inf")), dict(p=1.5), dict(per="row"), dict(draw="coin")])
+def test_wrong_settings_are_named_at_once(kwargs):
+    for cb in (MixUp, CutMix, ManifoldMixup):
+        with pytest.raises(ValueError): cb(**kwargs)
+
+
+def test_learning_rate_finder_and_pickle(tmp_path):
+    learn = learner(KINDS["all"](), n=24, path=tmp_path)
+    with learn.no_bar(): learn.lr_find(num_it=12, show_plot=False)
+    fit(learn)
+    assert isinstance(pickle.loads(pickle.dumps(MixUp(0.3))), MixUp)
+
+
+def test_the_record_says_how_it_was_mixed():
+    learn = learner(MixUp(0.3, fold=True))
+    learn.dls.c, learn.dls.bs = 4, 8
+    name, = [o for o in describe(learn)["callbacks"] if "Mix" in o]
+    assert name.startswith("MixUp(alpha=0.3") and "fold=True" in name
+
+
+def test_two_processes(tmp_path):
+    "Distributed training: every process mixes its own batch, and all end with the same weights."
+    script = tmp_path/"two.py"
+    script.write_text("""
+import fastai.callback.progress, sys, torch, torch.distributed as dist
+from torch import nn
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from sota_course.mixup import CutMix, ManifoldMixup, MixUp
+
+def main(store, rank):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    dl = torch.utils.data.DataLoader([(torch.rand(3, 8, 8), torch.tensor(i % 4)) for i in range(12)], batch_size=4)
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 4)))
+    learn = Learner(DataLoaders(dl, dl, device="cpu"), model, nn.CrossEntropyLoss(), cbs=[MixUp(1.), CutMix(1.), ManifoldMixup(1.)])
+    torch.manual_seed(10 + rank)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.1)
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    both = [torch.empty_like(flat) for _ in range(2)]
+    dist.all_gather(both, flat)
+    assert torch.equal(*both)
+    dist.destroy_process_group()
+
+main(sys.argv[1], int(sys.argv[2]))
+""")
+    both = [subprocess.Popen([sys.executable, str(script), str(tmp_path/"store"), str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)]
+    try: done = [o.communicate(timeout=240)[1] for o in both]
+    finally:
+        for o in both: o.kill()
+    assert not any(o.returncode for o in both), "\n".join(done)[-2000:]
+
+
+def test_split_batches_get_an_error():
+    "What DataParallel does to mixing inside: half of the batch arrives."
+    class Halves(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b = nn.Flatten(), nn.Linear(192, 4)
+        def forward(self, x): return torch.cat([self.b(self.a(o)) for o in x.chunk(2)])
+    with pytest.raises(ValueError, match="one position for each of 4"): fit(learner(ManifoldMixup(1., layers=["b"]), n=8, bs=8, model=Halves()))
+
+
+# ---- exercises -------------------------------------------------------------------------------------------------------
+
+def hot(n, **at): return [at.get(f"c{i}", 0.) for i in range(n)]
+def per_image(f): return lambda x, lam, perm: f(x, lam[:, None, None, None], x[perm])
+def in_place(x, lam, perm):
+    w, other = lam[:, None, None, None], x[perm]
+    return x.mul_(w).add_((1 - w)*other)
+def ce(p, y): return F.cross_entropy(p, y, reduction="none")
+
+
+ANSWERS = {
+    "mixup.1": (hot(10, c4=0.3, c7=0.7), [(hot(10, c4=0.7, c7=0.3), "swapped"), (hot(9, c4=0.3, c7=0.7), "nine entries"), (hot(10, c5=0.3, c8=0.7), "counted from one"),
+                                          (hot(10, c7=1.), "only the stronger"), (hot(10, c4=1., c7=1.), "without their weights"), ("three parts", "kind that was asked for")]),
+    "mixup.2": (per_image(lambda x, w, o: w*x + (1 - w)*o),
+                [(per_image(lambda x, w, o: (1 - w)*x + w*o), "swapped"), (lambda x, lam, perm: lam*x + (1 - lam)*x[perm], "columns of pixels"),
+                 (lambda x, lam, perm: lam[0]*x + (1 - lam[0])*x[perm], "weight of the first"), (in_place, "images were changed"),
+                 (lambda x, lam, perm: lam[:, None, None, None]*x + (1 - lam[:, None, None, None])*x.flip(0), "mirror place"),
+                 (lambda x, lam, perm: lam[:, None, None, None]*x + (1 - lam[perm][:, None, None, None])*x[perm], "don't sum to 1"), (3, "must be a function")]),
+    "mixup.3": (0.875, [(0.75, "as drawn"), (0.125, "share of the partner"), (0.9375, "two sides"), (0.625, "half the area")]),
+    "mixup.4": (lambda p, y, perm, lam: (lam*ce(p, y) + (1 - lam)*ce(p, y[perm])).mean(),
+                [(lambda p, y, perm, lam: (lam*ce(p, y[perm]) + (1 - lam)*ce(p, y)).mean(), "swapped"),
+                 (lambda p, y, perm, lam: lam.mean()*ce(p, y).mean() + (1 - lam.mean())*ce(p, y[perm]).mean(), "means were mixed"),
+                 (lambda p, y, perm, lam: (lam*ce(p, y) + (1 - lam)*ce(p, y[perm])).sum(), "summed"),
+                 (lambda p, y, perm, lam: F.cross_entropy(p, torch.where(lam >= 0.5, y, y[perm])), "only the stronger"),
+                 (lambda p, y, perm, lam: F.cross_entropy(lam[:, None]*p + (1 - lam[:, None])*p[perm], y), "predictions were mixed"),
+                 (lambda p, y, perm, lam: F.cross_entropy(p.softmax(1), mixup_targets(y, lam, perm, 3)), "given probabilities")]),
+    "mixup.5": ((0.5, 0), [((0, 0.5), "wrong way round"), ((0.5, 0.5), "mean of the weight"), ((1, 0), "more than half"), ((0.25, 0), "for a of 1")]),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_exercises(name):
+    right, wrong = ANSWERS[name]
+    assert check(name, right)
+    for answer, mistake in wrong:
+        verdict = check(name, answer)
+        assert not verdict and mistake in verdict.mistake and verdict.hint, verdict
+    assert not check(name, ...)

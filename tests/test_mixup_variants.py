@@ -1,0 +1,87 @@
+"ResizeMix and RegMixup from the outside: types, layouts, any loss, and callbacks in a learner."
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.training import GradientAccumulation
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from sota_course.mixup import MixUp, box_weights, mixed_loss
+from sota_course.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
+from test_mixup import FLOATS, LOSSES, batch, fit, layouts, learner
+
+def small(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+
+@given(side=st.floats(0, 1), h=st.integers(1, 30), w=st.integers(1, 30), n=st.integers(0, 5))
+@settings(deadline=None, max_examples=40)
+def test_patches_lie_inside(side, h, w, n):
+    top, bottom, left, right = patch_boxes(torch.full((n,), side), h, w).unbind(1)
+    assert ((0 <= top) & (top <= bottom) & (bottom <= h) & (0 <= left) & (left <= right) & (right <= w)).all()
+    assert ((bottom - top) == round(side*h)).all() or abs(side*h % 1 - 0.5) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_resizemix_is_a_resize_and_a_paste(dtype):
+    x, *_, perm = batch(dtype=dtype)
+    boxes = patch_boxes(torch.full((6,), 0.5), 8, 8)
+    got = resizemix(x, perm, boxes)
+    t, b, l, r = boxes[0]
+    want = F.interpolate(x[perm[:1]].float(), (b - t, r - l), mode="bilinear", antialias=True)[0]
+    assert got.dtype == dtype and torch.allclose(got[0, :, t:b, l:r].float(), want, atol=1e-2)
+    outside = torch.ones(8, 8, dtype=torch.bool); outside[t:b, l:r] = False
+    assert torch.equal(got[0][:, outside], x[0][:, outside]) and outside.float().mean() == box_weights(boxes, 8, 8)[0]
+
+
+@pytest.mark.parametrize("kind", layouts(batch()[0]))
+def test_resizemix_layouts(kind):
+    x, *_, perm = batch()
+    x, boxes = layouts(x)[kind], patch_boxes(torch.full((6,), 0.5), 8, 8)
+    before = x.clone()
+    assert torch.allclose(torch.Tensor(resizemix(x, perm, boxes)), resizemix(torch.Tensor(x).contiguous(), perm, boxes), atol=1e-6) and torch.equal(x, before)
+
+
+@pytest.mark.parametrize("make", [lambda **k: ResizeMix(**k), lambda **k: RegMixup(**k), lambda **k: ResizeMix(per="batch", **k), lambda **k: RegMixup(per="batch", **k)])
+@pytest.mark.parametrize("loss", ["torch", "fastai", "function", "both", "part", "focal", "bare"])
+def test_any_loss(make, loss):
+    learn = fit(learner(make(off_last=1), loss_func=LOSSES[loss], model=small()), 2)
+    assert torch.stack(learn.recorder.losses).isfinite().all() and len(learn.recorder.values[0]) == 3
+    assert len(learn.validate()) == 1
+
+
+@pytest.mark.parametrize("n, bs", [(9, 8), (3, 1)])
+@pytest.mark.parametrize("cbs", [lambda: [ResizeMix(draw="image"), MixUp(1., draw="image")], lambda: [RegMixup()], lambda: [ResizeMix(p=0.5)]])
+def test_small_batches(n, bs, cbs):
+    assert torch.stack(fit(learner(cbs(), n, bs, model=small())).recorder.losses).isfinite().all()
+
+
+def test_regmixup_adds_the_two_losses():
+    class Fixed(RegMixup):
+        def weights(self, n): return torch.full((n,), 0.3)
+    learn = learner(Fixed(eta=0.5), n=8, bs=8, model=small())
+    x, y = next(iter(learn.dls.train))
+    perms = []
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    fixed = learn.cbs.filter(lambda o: isinstance(o, Fixed))[0]
+    old = fixed.mix
+    fixed.mix = lambda x, lam, perm: (perms.append(perm), old(x, lam, perm))[1]
+    fit(learn)
+    model = small()
+    model.load_state_dict(before)
+    want = F.cross_entropy(model(x), y) + 0.5*mixed_loss(F.cross_entropy, model(0.3*x + 0.7*x[perms[0]]), y, perms[0], torch.full((8,), 0.3))
+    assert torch.allclose(learn.recorder.losses[0], want, atol=1e-5)
+
+
+def test_other_callbacks_see_the_clean_half():
+    sizes = []
+    class Look(GradientAccumulation):
+        def after_loss(self): sizes.append((len(self.learn.pred), len(self.learn.yb[0]))); super().after_loss()
+    fit(learner([RegMixup(), Look(8)], n=16, bs=8, model=small()))
+    assert set(sizes) == {(8, 8)}
+
+
+def test_wrong_use_is_named():
+    with pytest.raises(ValueError, match="don't combine it"): fit(learner([RegMixup(), MixUp(1.)]))
+    with pytest.raises(ValueError, match="smallest"): ResizeMix(0.9, 0.2)
+    with pytest.raises(ValueError, match="from 0 up"): RegMixup(-1.)
+    with pytest.raises(ValueError, match="floats"): resizemix((batch()[0]*255).byte(), torch.arange(6), torch.zeros(6, 4, dtype=torch.long))
