@@ -18,10 +18,12 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner, ParamScheduler, combined_cos
-from fastcore.basics import store_attr
+from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from torch import nn
 from torch.optim.swa_utils import update_bn
+
+# %% ../nbs/03_resize.ipynb #4c4aded4
 from .exercises import Wrong, call, exercise, expect
 from .runs import predictions, score
 
@@ -211,6 +213,7 @@ class Stage:
 
     def __str__(self): return f"{self.epochs} x {self.size} px, batches of {self.bs}" + ("" if self.lr is None else f", lr {self.lr}")
 
+# %% ../nbs/03_resize.ipynb #5ba689a8
 def _stages(stages):
     stages = list(stages)
     if not stages or not all(isinstance(o, Stage) for o in stages): raise ValueError(f"stages must be one or more of Stage(size, bs, epochs, lr), not {stages!r}")
@@ -351,15 +354,18 @@ class Progressive:
         self.epochs = phases(stages, 1., schedule, kwargs.get("freeze_epochs", 1))[-1].end
         self.config = dict(stages=[str(o) for o in self.stages]) | kwargs | (dict(schedule=schedule) if schedule != "one_cycle" else {})
 
-    def __call__(self, learn, epochs, lr, start_epoch=0, cbs=None):
-        if epochs != self.epochs: raise ValueError(f"the stages have {self.epochs} epochs, and {epochs} were asked for")
-        return fit_progressive(learn, self.stages, lr, get_dls=self.get_dls, cbs=cbs, start_epoch=start_epoch, **self.kwargs)
+# %% ../nbs/03_resize.ipynb #a3cff585
+@patch
+def __call__(self:Progressive, learn, epochs, lr, start_epoch=0, cbs=None):
+    if epochs != self.epochs: raise ValueError(f"the stages have {self.epochs} epochs, and {epochs} were asked for")
+    return fit_progressive(learn, self.stages, lr, get_dls=self.get_dls, cbs=cbs, start_epoch=start_epoch, **self.kwargs)
 
 # %% ../nbs/03_resize.ipynb #09106b36
 def _plain(n_in, n_out, shift=0.5, widen=1., normalize=True):
     w = triangle(((torch.arange(n_out) + shift)*n_in/n_out)[:, None]/widen - (torch.arange(n_in) + shift)/widen)
     return w/w.sum(1, keepdim=True) if normalize else w
 
+# %% ../nbs/03_resize.ipynb #04c92656
 @exercise("resize.1")
 def _exercise_1(answer):
     for n_in, n_out in ((9, 3), (8, 3), (3, 7)):

@@ -40,7 +40,7 @@ def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
 
 def test_the_first_use_calls_what_exists():
     "Training takes too long to run it here; its names and arguments are checked."
-    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S)
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S))
     tree, known = ast.parse(code), {}
     for o in tree.body:
         if isinstance(o, ast.ImportFrom): known |= {a.name: getattr(import_module(o.module), a.name) for a in o.names}
