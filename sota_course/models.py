@@ -69,6 +69,7 @@ def _fit(model, weights):
     want = model.state_dict()
     if odd := sorted(want.keys() ^ weights.keys()):
         raise ValueError(f"the weights are of another network than the card's: {len(odd)} tensors are in one of the two only, {odd[0]!r} first")
+    weights = {k: weights[k] for k in want} # in the network's order: a file's is another one each time it is read
     for k, v in weights.items():
         if v.shape != want[k].shape: raise ValueError(f"the weights are of another network than the card's: {k!r} is {tuple(v.shape)} in the file, and {tuple(want[k].shape)} in the network")
         if v.is_floating_point() != want[k].is_floating_point(): raise ValueError(f"the weights {k!r} are of type {v.dtype}, and the network's of type {want[k].dtype}")
