@@ -17,17 +17,25 @@ home = pytest.StashKey[Path]()
 
 
 def pytest_configure(config):
-    "Before any test module is imported: some libraries look at these variables only then. Kernels and commands inherit them."
+    "Before any test module is imported: some libraries look at these variables only then. Kernels, commands and xdist's workers inherit them."
+    if hasattr(config, "workerinput"): return
     config.stash[home] = folder = Path(tempfile.mkdtemp(prefix="sota_course"))
     for o in CACHES:
         (folder/o.lower()).mkdir()
         os.environ[o] = str(folder/o.lower())
     for o in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "MPLBACKEND"): os.environ.pop(o, None)
-    # The same on every machine: results of sums in parallel depend on the number of threads.
-    for o in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[o] = "2"
+    # The same on every machine, since results of sums in parallel depend on the number of threads; one, since tests run side by side.
+    for o in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[o] = "1"
 
 
-def pytest_unconfigure(config): shutil.rmtree(config.stash[home], ignore_errors=True)
+def pytest_unconfigure(config):
+    if home in config.stash: shutil.rmtree(config.stash[home], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    "A file's tests share its fixtures, and stay with one worker; notebooks, which share none and take longest, go to whoever is free."
+    for o in items:
+        if o.originalname != "test_runs": o.add_marker(pytest.mark.xdist_group(o.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -11,6 +11,7 @@ import urllib.request
 
 import nbformat
 import pytest
+from playwright.sync_api import expect
 
 from notebooks import root
 
@@ -27,17 +28,33 @@ FINISHED = """() => {
     return prompts.length && !prompts.some(o => o.includes('*')) && (failed || prompts.every(o => /\\d/.test(o)))
 }""".replace("ERROR", ERROR)
 PICTURE = ".jp-OutputArea-output img"
+SLIDER = ".noUi-handle"
+
+
+def read(path): return nbformat.read(path, as_version=4)
+
+
+def cut(path):
+    "The notebook up to its first cell with sliders."
+    nb = read(path)
+    at = next((i for i, o in enumerate(nb.cells) if o.cell_type == "code" and o.source.startswith("explore(")), -1)
+    nb.cells = nb.cells[:at + 1]
+    return nb
+
+
+# Not those whose sliders need a trained model: training takes a minute in each, and their cells run in test_notebooks.
+CHAPTERS = sorted(o.name for o in (root/"nbs").glob("0*.ipynb") if (cells := cut(o).cells) and not any("baseline_learner(" in c.source for c in cells))
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    for path in ("nbs/index.ipynb", "nbs/00_data.ipynb", "nbs/tools/plots.ipynb"):
-        nb = nbformat.read(root/path, as_version=4)
+    whole = {o: read(root/"nbs"/o) for o in ("index.ipynb", "00_data.ipynb", "tools/plots.ipynb")}
+    for name, nb in (whole | {f"cut_{o}": cut(root/"nbs"/o) for o in CHAPTERS}).items():
         for o in nb.cells:
             if o.cell_type == "code": o.outputs = []
-        nbformat.write(nb, folder/path.split("/")[-1])
+        nbformat.write(nb, folder/name.split("/")[-1])
     env = os.environ | {f"JUPYTER_{o}_DIR": str(home/o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")}
     env |= {"JUPYTERLAB_SETTINGS_DIR": str(home/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home/"workspaces"), "PYTHONPATH": str(root)}
     for name, value in SETTINGS.items():
@@ -114,7 +131,20 @@ def test_a_slider_moves_its_picture(run):
     wave = page.locator(f"{PICTURE}[alt^='A sine wave of frequency']")
     before = wave.get_attribute("alt"), wave.get_attribute("src")
     assert before[0] == "A sine wave of frequency 5."
-    page.locator(".noUi-handle").first.focus()
-    page.keyboard.press("ArrowRight")
+    page.locator(SLIDER).first.press("ArrowRight")
     page.locator(f"{PICTURE}[alt='A sine wave of frequency 6.']").wait_for(timeout=30_000)
     assert wave.get_attribute("src") != before[1]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_slider_of_a_chapter_moves_its_picture(run, name):
+    page = run(f"cut_{name}")
+    assert errors(page) == []
+    picture, sliders = page.locator(PICTURE).last, page.locator(SLIDER)
+    assert sliders.count()
+    for slider in sliders.all():
+        before, alt = picture.get_attribute("src"), picture.get_attribute("alt")
+        slider.press("ArrowRight")
+        expect(picture).not_to_have_attribute("src", before, timeout=60_000)
+        expect(picture).not_to_have_attribute("alt", alt)
+    assert bare(page) == []
