@@ -50,7 +50,7 @@ def main():
         for level in LEVELS:
             path = get_data("drawn", noise=level/100, n_train=args.n_train, progress=False)
             for way, kwargs in WAYS.items():
-                make = lambda: baseline_learner(get_dls(64, 48, path, progress=False), "xresnet10", **kwargs())
+                make = lambda: baseline_learner(get_dls(64, 32, path, progress=False), "xresnet10", **kwargs())
                 run = Measured(f"{way}-noise{level}", make, args.epochs, 8e-3, [seed], args.out/"noise", command, progress=False).train()
                 o = run.results[0]
                 print(f"{o.name} seed {seed}: accuracy {o.accuracy:.3f}, NLL {o.nll:.3f}, ECE {o.ece:.3f}; {time.perf_counter() - start:.0f} s so far", flush=True)
