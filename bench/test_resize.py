@@ -1,18 +1,27 @@
-"""Resizing by matrix products beside torchvision's antialiased resize and Pillow's, on batches of a training's size.
+"""Resizing by matrix products beside torchvision's antialiased resize and Pillow's; and an epoch of training at the sizes of
+progressive resizing.
 
-The sides take turns in one run, and their answers agree. What is kept are images a second and their ratio.
+    SOTA_COURSE_PHOTOS=<folder that holds imagenette2-160sq> pytest bench/test_resize.py
+
+The sides take turns in one run. Without the variable the epochs run on pictures drawn here.
 """
 import os
-import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from fastai.vision.all import Callback, CancelValidException, CategoryBlock, DataBlock, ImageBlock, IndexSplitter, imagenet_stats, parent_label
 from PIL import Image
 from torchvision.transforms import functional as TF
 
+from measure_resize import BS, SIZE, STAGES
+from shared import alternate, files, rates  # noqa: F401 (a fixture)
+from sota_course.baseline import baseline_learner
+from sota_course.loader import cached_dls
 from sota_course.resize import resize
 
+REQUIRED = 0.7 # of the time, at equal epochs
 torch.set_num_threads(min(2, os.cpu_count()))
 
 
@@ -25,13 +34,34 @@ def test_resize(benchmark, dtype, side, size):
     sides = {"ours": lambda: resize(x, size), "torchvision": lambda: TF.resize(x, [size, size], antialias=True)}
     if images: sides["pillow"] = lambda: [o.resize((size, size), Image.Resampling.BILINEAR) for o in images]
     assert (sides["ours"]().float() - sides["torchvision"]().float()).abs().max() <= (1 if dtype == torch.uint8 else 2e-5)
-    times = {k: [] for k in sides}
-    for _ in range(7):
-        for k, f in sides.items():
-            start = time.perf_counter()
-            f()
-            times[k].append(time.perf_counter() - start)
+    times = alternate(sides, 7)
     benchmark.pedantic(sides["ours"], rounds=3)
-    speed = {k: round(64/np.median(v)) for k, v in times.items()}
+    speed, _ = rates(dict.fromkeys(sides, len(x)), times)
     benchmark.extra_info.update(batch=64, side=side, size=size, type=str(dtype).removeprefix("torch."), images_per_second=speed,
                                 ratio_to_torchvision=round(speed["ours"]/speed["torchvision"], 2))
+
+
+def test_progressive(benchmark, files, tmp_path):
+    "Epochs at the stages' sizes beside epochs at the last one: at equal epochs, at most 0.7 of the time."
+    files, data = files
+    block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted({f.parent.name for f in files}))), get_y=parent_label, splitter=IndexSplitter(range(BS)))
+    def learner(size):
+        dls = cached_dls(block.datasets(files), bs=BS, size=size, stats=imagenet_stats, cache_dir=tmp_path, progress=False)
+        return baseline_learner(dls, "xresnet10", metrics=[])
+    sides = {o.size: partial(epoch, learner(o.size)) for o in STAGES}
+    alternate(sides, 1)
+    seconds = {k: float(np.median(v[:, 0])) for k, v in alternate(sides, 7).items()}
+    benchmark.pedantic(sides[SIZE], rounds=1)
+    share = round(sum(o.epochs*seconds[o.size] for o in STAGES)/sum(o.epochs for o in STAGES)/seconds[SIZE], 2)
+    benchmark.extra_info.update(data=data, model="xresnet10", batch=BS, stages=[[o.size, o.epochs] for o in STAGES], share_of_time=share, required=REQUIRED,
+                                images_per_second={k: round(len(sides[k].args[0].dls.train_ds)/v) for k, v in seconds.items()})
+    assert share <= REQUIRED
+
+
+def epoch(learn):
+    "Train for one epoch, without validation."
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=CancelValidation())
+
+
+class CancelValidation(Callback):
+    def before_validate(self): raise CancelValidException
