@@ -19,10 +19,9 @@ from sota_course.runs import Run
 
 BUDGETS = dict(short=5, long=12) # epochs
 SIZE, LR, BS = 32, 8e-3, 64
-# Callbacks, loss, share of the epochs
-RUNS = {"baseline": ([], None, 1), "mixup": ([MixUp], None, 1), "cutmix": ([CutMix], None, 1), "smoothing": ([], SmoothCrossEntropy, 1),
-        "mixup-smoothing": ([MixUp], SmoothCrossEntropy, 1), "manifold": ([ManifoldMixup], None, 1), "resizemix": ([ResizeMix], None, 1),
-        "regmixup": ([RegMixup], None, 1), "regmixup-half": ([RegMixup], None, 0.5)}
+# Callbacks, loss
+RUNS = {"baseline": ([], None), "mixup": ([MixUp], None), "cutmix": ([CutMix], None), "smoothing": ([], SmoothCrossEntropy),
+        "mixup-smoothing": ([MixUp], SmoothCrossEntropy), "manifold": ([ManifoldMixup], None), "resizemix": ([ResizeMix], None), "regmixup": ([RegMixup], None)}
 
 
 class Measured(Run):
@@ -35,10 +34,10 @@ class Measured(Run):
 
 def measure(budget, name, seed, data, out):
     "Train `name` with `seed` unless its result is there."
-    cbs, loss, share = RUNS[name]
+    cbs, loss = RUNS[name]
     def learner():
         return baseline_learner(get_dls(BS, SIZE, data, progress=False), "xresnet10", loss_func=loss and loss(), cbs=[o() for o in cbs])
-    run = Measured(name, learner, epochs=round(BUDGETS[budget]*share), lr=LR, seeds=[seed], folder=Path(out)/f"mixup-{budget}", progress=False,
+    run = Measured(name, learner, epochs=BUDGETS[budget], lr=LR, seeds=[seed], folder=Path(out)/f"mixup-{budget}", progress=False,
                    command=f"python bench/measure_mixup.py --data <photos> --budget {budget} --only {name} --seeds {seed}").train()
     return run.results[0]
 

@@ -42,8 +42,7 @@ def cut(path):
     return nb
 
 
-# Not those whose sliders need a trained model: training takes a minute in each, and their cells run in test_notebooks.
-CHAPTERS = sorted(o.name for o in (root/"nbs").glob("0*.ipynb") if (cells := cut(o).cells) and not any("baseline_learner(" in c.source for c in cells))
+CHAPTERS = sorted(o.name for o in (root/"nbs").glob("0*.ipynb") if cut(o).cells)
 
 
 @pytest.fixture(scope="module")
