@@ -32,6 +32,6 @@ setup(
     # The measured runs travel with the package: a chapter that is opened alone shows them too.
     packages=[name, f"{name}.results"],
     package_dir={f"{name}.results": "results"},
-    package_data={f"{name}.results": ["*/*.json"]},
+    package_data={f"{name}.results": ["*.json", "*/*.json"]},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{name}={name}._modidx:d"]},
 )

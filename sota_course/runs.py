@@ -6,7 +6,8 @@ Docs: https://sota-course.github.io/sota_course/tools/runs.html.md"""
 
 # %% auto #0
 __all__ = ['ece', 'predictions', 'score', 'environment', 'describe', 'Result', 'EpochSeeds', 'History', 'Checkpoint',
-           'load_checkpoint', 'Run', 'differences', 'can_draw_bars', 'showing', 'Stopped', 'Stopper', 'load_results']
+           'load_checkpoint', 'Run', 'differences', 'can_draw_bars', 'showing', 'Stopped', 'Stopper', 'load_results',
+           'load_bench']
 
 # %% ../nbs/tools/runs.ipynb #57714b01
 import contextlib, datetime, json, os, platform, random, signal, sys, threading, time
@@ -321,14 +322,25 @@ def __exit__(self:Stopper, kind, error, trace):
     if self.signum and isinstance(error, Exception): raise Stopped(self.signum) from error
 
 # %% ../nbs/tools/runs.ipynb #9ec839b6
+def _places(folder):
+    base = Path(sota_course.__file__).parent
+    return [Path(folder)] if folder else [base/"results", base.parent/"results"]
+
 def load_results(name:str, # of a folder in `results`
                  folder=None, # where to look; default: the results that come with the package
                 ) -> dict: # name of the run -> its `Result`s, which `compare` takes
     "The measured runs of an experiment, by name. Raises `ValueError` where there are none."
-    base = Path(sota_course.__file__).parent
-    places = [Path(folder)] if folder else [base/"results", base.parent/"results"]
-    files = sorted(f for p in places for f in (p/name).glob("*-seed*.json"))
+    files = sorted(f for p in _places(folder) for f in (p/name).glob("*-seed*.json"))
     if not files: raise ValueError(f"there are no results named {name!r}")
     groups = {}
     for o in map(Result.load, files): groups.setdefault(o.name, []).append(o)
     return groups
+
+# %% ../nbs/tools/runs.ipynb #68bf1675
+def load_bench(name:str, # of a file `bench_<name>.json` in `results`
+               folder=None, # where to look; default: the results that come with the package
+              ) -> dict: # name of the benchmark -> its figures
+    "The measured speeds of `bench/test_<name>.py`. Raises `ValueError` where there are none."
+    file = next((f for p in _places(folder) if (f := p/f"bench_{name}.json").exists()), None)
+    if file is None: raise ValueError(f"there are no measured speeds named {name!r}")
+    return json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
