@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
@@ -113,6 +114,12 @@ def test_nan_stays_in_its_pair():
     (TypeError, "class numbers", lambda x, y, lam, perm: one_hot(lam, 4)),
     (ValueError, "images", lambda x, y, lam, perm: paste(x[0], x[0], torch.zeros(3, 4))),
     (ValueError, "rectangle", lambda x, y, lam, perm: paste(x, x, torch.zeros(3, 4))),
+    (TypeError, "class numbers", lambda x, y, lam, perm: one_hot(y > 0, 4)),
+    *[(ValueError, "between 0 and 1", lambda x, y, lam, perm, bad=bad: cutmix(x, y, bad, perm, 4)) for bad in (1.5, -0.5, torch.tensor([torch.nan]), torch.full((6,), 1.5))],
+    *[(ValueError, "between 0 and 1", lambda x, y, lam, perm, bad=bad: cut_boxes(torch.tensor([bad]), 8, 8)) for bad in (1.5, -0.5, torch.nan)],
+    (ValueError, "a weight for each rectangle", lambda x, y, lam, perm: cut_boxes(torch.tensor(0.5), 8, 8)),
+    (ValueError, "lam needs one weight, or one for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam[:4], perm, 4)),
+    (ValueError, "perm needs one position for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam, perm[:4], 4)),
     (ValueError, "from 0 up", lambda *_: mix_weights(3, float("nan"))),
     (ValueError, '"image" or "batch"', lambda *_: mix_weights(3, 1., per="pixel")),
 ])
@@ -134,6 +141,15 @@ def test_cutmix_counts_pixels(lam, h, w, row, col):
     boxes = cut_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row*h), int(col*w)]]))
     x, other = torch.zeros(1, 2, h, w, dtype=torch.uint8), torch.ones(1, 2, h, w, dtype=torch.uint8)
     assert torch.allclose(box_weights(boxes, h, w), 1 - paste(x, other, boxes).float().mean(), atol=1e-6) and not x.any()
+
+
+@given(seed=st.integers(0, 1000), h=st.integers(1, 12), w=st.integers(1, 12))
+@quick
+def test_only_what_lies_inside_counts(seed, h, w):
+    "Rectangles of one's own, beyond the edges or turned inside out: the weight is that of what is pasted."
+    boxes = torch.randint(-15, 30, (5, 4), generator=torch.Generator().manual_seed(seed))
+    pasted = paste(torch.zeros(5, 1, h, w), torch.ones(5, 1, h, w), boxes).mean((1, 2, 3))
+    assert torch.allclose(box_weights(boxes, h, w), 1 - pasted, atol=1e-6)
 
 
 def test_a_whole_box_and_none():
@@ -242,6 +258,27 @@ def test_losses_that_cannot_be_mixed_by_image():
     assert mixed_loss(FocalLoss(weight=W), torch.randn(6, 4), y, perm, lam[:1]).isfinite()
 
 
+@pytest.mark.parametrize("make", [MixUp, CutMix, ManifoldMixup, lambda **k: MixUp(1., draw="image", **k), lambda **k: CutMix(1., draw="image", **k)])
+@pytest.mark.parametrize("loss", [IndexOnly(), FocalLoss(weight=W)])
+def test_what_the_error_recommends_works(make, loss):
+    assert torch.stack(fit(learner(make(per="batch"), loss_func=loss)).recorder.losses).isfinite().all()
+
+
+@pytest.mark.parametrize("cb", [MixUp(1., per="batch"), CutMix(1., per="batch")])
+def test_one_weight_for_the_batch_is_one(cb):
+    x, *_, perm = batch()
+    for _ in range(20):
+        got, kept = cb.mix(x, cb.weights(6), perm)
+        assert kept.shape == (1,)
+        if isinstance(cb, CutMix): assert torch.equal(got, paste(x, x[perm], cut.expand(6, 4))) if (cut := box_of(got, x)) is not None else torch.equal(got, x)
+
+
+def box_of(got, x):
+    "The one rectangle in which any of the images changed."
+    rows, cols = (torch.where((got != x).any(1).any(0).any(d))[0] for d in (1, 0))
+    return torch.tensor([rows[0], rows[-1] + 1, cols[0], cols[-1] + 1]) if len(rows) else None
+
+
 def test_the_loss_is_given_back_after_an_error():
     loss, (x, y, lam, perm) = nn.CrossEntropyLoss(), batch()
     with pytest.raises(IndexError): mixed_loss(loss, torch.randn(6, 4), y + 9, perm, lam)
@@ -253,6 +290,14 @@ def test_half_precision_losses(dtype):
     x, y, lam, perm = batch()
     logits = torch.randn(6, 4)
     assert torch.allclose(mixed_loss(nn.CrossEntropyLoss(), logits.to(dtype), y, perm, lam).float(), mixed_loss(nn.CrossEntropyLoss(), logits, y, perm, lam), atol=3e-2)
+
+
+@pytest.mark.parametrize("name", ["torch", "fastai", "function", "weighted", "sums", "items", "bare"])
+def test_the_loss_of_an_empty_batch(name):
+    "As the loss has it for no images: undefined for a mean, 0 for a sum, nothing where each counts for itself."
+    loss, none = LOSSES[name], torch.zeros(0, dtype=torch.long)
+    got, want = (torch.Tensor(o) for o in (mixed_loss(loss, torch.zeros(0, 4), none, none, torch.zeros(0)), loss(torch.zeros(0, 4), none)))
+    assert got.shape == want.shape and torch.allclose(got, want, equal_nan=True)
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------
@@ -324,6 +369,18 @@ def test_the_batch_itself_is_mixed_and_never_changed():
         assert torch.equal(data, before) and not torch.equal(seen[0], data)
 
 
+def test_partners_are_a_random_permutation():
+    "Each image is some image's partner once, and who is whose changes from batch to batch; a batch turned around or rolled by one would not do."
+    partners = []
+    class Spy(MixUp):
+        def mix(self, x, lam, perm): partners.append(perm.clone()); return super().mix(x, lam, perm)
+    fit(learner(Spy(1.), n=400, bs=8))
+    assert len(partners) == 50 and all(torch.equal(o.sort().values, torch.arange(8)) for o in partners)
+    counts = sum(F.one_hot(o, 8) for o in partners)     # image i with partner j: about 50/8 each
+    assert (counts > 0).all() and counts.max() < 20 and len({tuple(o.tolist()) for o in partners}) > 45
+    assert len({tuple((o - torch.arange(8)).remainder(8).tolist()) for o in partners}) > 45     # and not one shift for all
+
+
 def test_each_image_gets_one_of_the_two():
     learn, seen, given = spied([MixUp(1., draw="image"), CutMix(1., draw="image")], n=64, bs=64)
     x, mixed = given[0][0], seen[0]
@@ -370,13 +427,30 @@ def test_unmixed_loss_is_the_loss_of_unmixed_images():
     assert abs(learn.recorder.values[0][2] - want) < 1e-5
 
 
+def test_unmixed_loss_counts_images_not_batches():
+    "Nine images in batches of eight: the second batch is one image, and the model doesn't change."
+    learn = learner(MixUp(1., compare_every=1), n=9, bs=8)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
+    cb, = learn.cbs.filter(lambda o: isinstance(o, MixUp))
+    assert [n for _, n in cb.compared] == [8, 1] and abs(cb.compared[0][0] - cb.compared[1][0]) > 1e-3
+    assert abs(learn.recorder.values[0][2] - (8*cb.compared[0][0] + cb.compared[1][0]).item()/9) < 1e-6
+
+
 def test_comparing_changes_nothing_but_the_record():
     def run(every):
-        learn = learner(MixUp(1., compare_every=every))
-        learn.model[1].eval()
+        learn = learner([Freeze(), MixUp(1., compare_every=every)])
         torch.manual_seed(3)
         return fit(learn)
+    class Freeze(Callback):
+        "A part of the model that stays in evaluation mode, as fastai's before_train would undo."
+        def before_train(self): self.model[1].eval()
+        def after_batch(self):
+            if self.training: modes.append((self.model.training, self.model[1].training))
+    modes = []
     a, b = run(0), run(1)
+    assert set(modes) == {(True, False)}
+    fresh = learner().model.state_dict()
+    assert torch.equal(b.model.state_dict()["1.running_mean"], fresh["1.running_mean"])
     assert "unmixed_loss" not in a.recorder.metric_names and "unmixed_loss" in b.recorder.metric_names
     for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(p, q)
 
@@ -404,6 +478,30 @@ def test_manifold_leaves_no_hook_even_after_an_error():
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("stop", ["before_batch", "after_pred", "after_loss"])
+def test_manifold_leaves_no_hook_in_cancelled_batches(stop):
+    def cancel(self):
+        if self.training and self.iter % 2: raise CancelBatchException
+    Cancels = type("Cancels", (Callback,), dict(order=6, before_batch=lambda self: None) | {stop: cancel})
+    hooks = []
+    class Count(Callback):
+        order = 99
+        def after_cancel_batch(self): hooks.append(sum(len(m._forward_pre_hooks) for m in self.model.modules()))
+    learn = fit(learner([ManifoldMixup(1.), Cancels(), Count()], n=48), 2)
+    assert len(hooks) == 6 and not any(hooks) and not any(m._forward_pre_hooks for m in learn.model.modules())
+
+
+def test_manifold_goes_where_the_weights_are():
+    deep = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(5)]))
+    assert mixable_layers(deep) == [deep, *deep[1][1:-1]]
+    wrapped = nn.Sequential(nn.Identity(), nn.Sequential(nn.Sequential(nn.ReLU(), deep[1]), nn.ReLU()))
+    assert mixable_layers(wrapped) == [wrapped, *deep[1][1:-1]]
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))):
+        assert mixable_layers(model) == [model]
+        with pytest.raises(ValueError, match="finds no layers to mix at inside Sequential.*layers="): fit(learner(ManifoldMixup(1.), model=model))
+        fit(learner(ManifoldMixup(1., layers=[""]), model=model))
+
+
 def test_manifold_layers():
     class Twice(nn.Module):
         def __init__(self): super().__init__(); self.a, self.b, self.unused = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(192, 4), nn.Linear(2, 2)
@@ -426,11 +524,19 @@ def test_manifold_at_the_input_is_mixup():
 
 
 @kinds
-def test_gradient_accumulation_is_one_large_batch_of_mixed_ones(kind):
-    torch.manual_seed(0)
-    learn = learner(KINDS[kind](compare_every=0) + [GradientAccumulation(16)], n=16, bs=4, model=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)))
-    fit(learn)
-    assert torch.stack(learn.recorder.losses).isfinite().all()
+def test_gradient_accumulation_steps_on_the_mean_of_mixed_losses(kind):
+    "Each of the four small batches is mixed by itself, and the step's gradient is that of the mean of their four mixed losses."
+    class Keep(GradientAccumulation):
+        def before_step(self): super().before_step(); got.extend(p.grad.clone() for p in self.model.parameters())
+    class Losses(Callback):
+        order = 5.5 # after mixing, before the loss is scaled
+        def after_loss(self):
+            if not self.training: return
+            for o, g in zip(want, torch.autograd.grad(self.learn.loss_grad, list(self.model.parameters()), retain_graph=True)): o += g/4
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    got, want = [], [torch.zeros_like(p) for p in small.parameters()]
+    fit(learner(KINDS[kind](compare_every=0) + [Losses(), Keep(16)], n=16, bs=4, model=small))
+    assert len(got) == len(want) and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, want)) and any(o.abs().max() > 1e-4 for o in want)
 
 
 def test_gradient_accumulation_scales_the_mixed_loss():
@@ -559,6 +665,11 @@ def in_place(x, lam, perm):
     w, other = lam[:, None, None, None], x[perm]
     return x.mul_(w).add_((1 - w)*other)
 def ce(p, y): return F.cross_entropy(p, y, reduction="none")
+def kept(side, row, col, size=48):
+    "The share that a square with this share of an image's sides leaves, counted in pixels."
+    n, x = round(side*size), torch.ones(size, size)
+    x[max(row - n//2, 0):row - n//2 + n, max(col - n//2, 0):col - n//2 + n] = 0
+    return x.mean().item()
 
 
 ANSWERS = {
@@ -569,7 +680,8 @@ ANSWERS = {
                  (lambda x, lam, perm: lam[0]*x + (1 - lam[0])*x[perm], "weight of the first"), (in_place, "images were changed"),
                  (lambda x, lam, perm: lam[:, None, None, None]*x + (1 - lam[:, None, None, None])*x.flip(0), "mirror place"),
                  (lambda x, lam, perm: lam[:, None, None, None]*x + (1 - lam[perm][:, None, None, None])*x[perm], "don't sum to 1"), (3, "must be a function")]),
-    "mixup.3": (0.875, [(0.75, "as drawn"), (0.125, "share of the partner"), (0.9375, "two sides"), (0.625, "half the area")]),
+    "mixup.3": (kept(0.25**0.5, 24, 0), [(0.75, "as drawn"), (1 - kept(0.25**0.5, 24, 0), "share of the partner"), (kept(0.25**0.5, 0, 0), "two sides"), (1 - 0.75/2, "taken for the rectangle's area"),
+                                         (kept(0.75**0.5, 24, 0), "taken for the rectangle's area"), (kept(0.25, 24, 0), "not by its square root"), (1 - 0.25**0.5, "share of a side")]),
     "mixup.4": (lambda p, y, perm, lam: (lam*ce(p, y) + (1 - lam)*ce(p, y[perm])).mean(),
                 [(lambda p, y, perm, lam: (lam*ce(p, y[perm]) + (1 - lam)*ce(p, y)).mean(), "swapped"),
                  (lambda p, y, perm, lam: lam.mean()*ce(p, y).mean() + (1 - lam.mean())*ce(p, y[perm]).mean(), "means were mixed"),
