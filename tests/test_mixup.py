@@ -7,6 +7,7 @@ import sys
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,60 @@ def test_targets_are_probabilities(n, classes, seed):
     g = torch.Generator().manual_seed(seed)
     t = mixup_targets(torch.randint(classes, (n,), generator=g), torch.rand(n, generator=g), torch.randperm(n, generator=g), classes)
     assert t.shape == (n, classes) and (t >= 0).all() and (t <= 1).all() and torch.allclose(t.sum(1), torch.ones(n), atol=1e-6)
+
+
+SLACK = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6}
+anything = given(n=st.integers(0, 7), size=st.integers(1, 6), seed=st.integers(0, 1000), dtype=st.sampled_from(list(SLACK)), last=st.booleans(), undefined=st.booleans())
+
+
+def some(n, size, seed, dtype, last, undefined):
+    "Images of any type, channels first or last, perhaps none, perhaps with one undefined number."
+    x, y, lam, perm = batch(n, size, dtype, seed)
+    if last: x = x.to(memory_format=torch.channels_last)
+    if undefined and n: x[seed % n, 0, 0, 0] = torch.nan
+    return x, y, lam, perm
+
+
+@anything
+@quick
+def test_mixup_of_anything(**case):
+    x, y, lam, perm = some(**case)
+    before, (images, targets) = x.clone(), mixup(x, y, lam, perm, 4)
+    w = lam[:, None, None, None].double()
+    assert images.dtype == x.dtype and images.stride() == torch.empty_like(x).stride() and torch.equal(x.nan_to_num(-1), before.nan_to_num(-1))
+    assert torch.allclose(images.double(), w*x.double() + (1 - w)*x[perm].double(), atol=SLACK[x.dtype], equal_nan=True)
+    assert images.isnan().any((1, 2, 3)).tolist() == [bool(a or b) for a, b in zip(x.isnan().any((1, 2, 3)), x[perm].isnan().any((1, 2, 3)))]
+    assert targets.shape == (len(x), 4) and torch.allclose(targets.sum(1), torch.ones(len(x)), atol=1e-5)
+    with pytest.raises(TypeError, match="x.float"): mixup(torch.zeros(x.shape, dtype=torch.uint8), y, lam, perm, 4)
+
+
+@anything
+@quick
+def test_cutmix_of_anything(**case):
+    "Every pixel is one of the two images', undefined ones among them, and as many as the weight says."
+    x, y, lam, perm = some(**case)
+    boxes, before = cut_boxes(lam, *x.shape[2:]), x.clone()
+    for o in (x, (x.nan_to_num()*255).byte()):
+        images, targets = cutmix(o, y, lam, perm, 4, boxes)
+        inside = paste(torch.zeros(o.shape), torch.ones(o.shape), boxes).bool()
+        assert images.dtype == o.dtype and torch.equal(images.double().nan_to_num(-1), torch.where(inside, o[perm], o).double().nan_to_num(-1))
+        share = box_weights(boxes, *o.shape[2:])
+        assert torch.allclose(1 - inside.float().flatten(1).mean(1), share, atol=1e-6) and torch.allclose(targets, mixup_targets(y, share, perm, 4))
+    assert torch.equal(x.nan_to_num(-1), before.nan_to_num(-1))
+
+
+@anything
+@quick
+def test_the_mixed_loss_of_anything(**case):
+    "Of logits of any type, class numbers and soft targets; what is undefined stays undefined."
+    x, y, lam, perm = some(**case)
+    logits = x.flatten(1)[:, :4] if x[0:1].numel() >= 4 else x.flatten(1).repeat(1, 4)[:, :4]
+    if not len(x): logits = x.new_zeros(0, 4)
+    each = [F.cross_entropy(logits.double(), o, reduction="none") for o in (y, y[perm])]
+    want = (lam*each[0] + (1 - lam)*each[1]).mean()
+    for target in (y, one_hot(y, 4, logits.dtype)):
+        got = mixed_loss(nn.CrossEntropyLoss(), logits, target, perm, lam)
+        assert torch.allclose(got.double(), want, atol=20*SLACK[logits.dtype], equal_nan=True)
 
 
 def layouts(x):
@@ -179,12 +234,122 @@ def test_as_timm_without_its_smoothing():
     assert mixup(x[:5], y[:5], lam[:5], torch.randperm(5), 4)[0].shape == (5, 3, 8, 8)
 
 
+@peer("timm")
+@pytest.mark.parametrize("n", [2, 6, 8])
+def test_timms_images_with_its_weights_and_what_it_does_to_its_input(n):
+    from timm.data.mixup import Mixup
+    x, y, lam, _ = batch(n)
+    before, perm = x.clone(), torch.arange(n).flip(0)     # timm's partner is the mirror place
+    theirs = Mixup(1., mode="elem", label_smoothing=0., num_classes=4)
+    theirs._params_per_elem = lambda size: (lam.numpy().copy(), np.zeros(size, bool))
+    ours = mixup(x, y, lam, perm, 4)
+    assert torch.equal(x, before)
+    images, targets = theirs(x, y)
+    assert torch.allclose(images, ours[0], atol=1e-6) and torch.allclose(targets, ours[1], atol=1e-6)
+    assert images is x and not torch.equal(x, before)     # in place
+
+
+@peer("timm")
+def test_timms_cutmix_with_its_boxes():
+    from timm.data import mixup as timm
+    x, y, lam, _ = batch(6, 16)
+    np.random.seed(0)
+    boxes, adjusted = zip(*[timm.cutmix_bbox_and_lam(x[0].shape, o) for o in lam.tolist()])
+    np.random.seed(0)
+    theirs = timm.Mixup(0., 1., mode="elem", label_smoothing=0., num_classes=4)
+    theirs._params_per_elem = lambda size: (lam.numpy().copy(), np.ones(size, bool))
+    boxes = torch.tensor(np.array(boxes))     # rows, then columns, as ours
+    assert torch.allclose(box_weights(boxes, 16, 16), torch.tensor(adjusted, dtype=torch.float), atol=1e-6)
+    ours = cutmix(x, y, lam, torch.arange(6).flip(0), 4, boxes)
+    images, targets = theirs(x.clone(), y)
+    assert torch.equal(images, ours[0]) and torch.allclose(targets, ours[1], atol=1e-6)
+
+
 @peer("kornia")
 def test_as_kornia():
     from kornia.augmentation import RandomMixUpV2
     x, y, lam, perm = batch()
     theirs = RandomMixUpV2(data_keys=["input", "class"]).apply_transform(x, dict(mixup_pairs=perm, mixup_lambdas=1 - lam))
     assert torch.allclose(theirs, blend(x, lam, perm), atol=1e-6)
+
+
+@peer("kornia")
+@pytest.mark.parametrize("correct", [False, True])
+def test_kornias_cutmix_and_the_weight_it_gives(correct):
+    "The same images; by default its weight is the share that was pasted, and with `use_correct_lambda` the one that stays."
+    from kornia.augmentation import RandomCutMixV2
+    from kornia.constants import DType
+    x, y, lam, perm = batch(6, 16)
+    boxes = cut_boxes(lam.clamp(max=0.9), 16, 16, torch.full((6, 2), 8))
+    top, bottom, left, right = boxes.unbind(1)
+    corners = torch.stack([torch.stack(o, 1) for o in ((left, top), (right - 1, top), (right - 1, bottom - 1), (left, bottom - 1))], 1).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=correct)
+    params = dict(mix_pairs=perm[None], crop_src=corners[None], image_shape=torch.tensor([16, 16]), dtype=torch.tensor(DType.get(x.dtype).value))
+    assert torch.equal(theirs.apply_transform(x, params), cutmix(x, y, lam, perm, 4, boxes)[0])
+    own, partner, weight = theirs.apply_transform_class(y, params, {})[0].unbind(1)
+    stays = box_weights(boxes, 16, 16)
+    assert torch.equal(own, y.float()) and torch.equal(partner, y[perm].float()) and torch.allclose(weight, stays if correct else 1 - stays, atol=1e-6)
+
+
+@peer("kornia")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_class_numbers_beside_images_in_half_precision(dtype):
+    "kornia gives class numbers back as floats. Where they have the images' type they are rounded to other classes; ours stay integers."
+    from kornia.augmentation import RandomMixUpV2
+    x, y, perm = batch(4, dtype=dtype)[0], torch.tensor([2049, 4097, 999, 257]), torch.tensor([1, 0, 3, 2])
+    assert not torch.equal(y.to(dtype).long(), y)
+    theirs = RandomMixUpV2(data_keys=["input", "class"])(x, y)[1][..., 0]
+    assert torch.equal(theirs.long(), y) == (theirs.dtype == torch.float32)     # 0.9 has widened them
+    logits, lam = torch.randn(4, 5000, dtype=torch.float64), torch.rand(4)
+    want = (lam*F.cross_entropy(logits, y, reduction="none") + (1 - lam)*F.cross_entropy(logits, y[perm], reduction="none")).mean()
+    assert torch.allclose(mixed_loss(nn.CrossEntropyLoss(), logits, y, perm, lam), want, atol=1e-6)
+    assert torch.equal(mixup_targets(y, torch.ones(4), perm, 5000).argmax(1), y) and blend(x, lam, perm).dtype == dtype
+
+
+class Seen:
+    "As much of a learner as fastai's callbacks look at."
+    training = True
+    def __init__(self, x, y): self.x, self.y, self.xb, self.yb = x, y, (x,), (y,)
+
+
+@pytest.fixture
+def partners(monkeypatch):
+    perm = batch()[3]
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: perm)
+    return perm
+
+
+def test_fastais_images_with_its_weights(partners):
+    from fastai.callback.mixup import MixUp as Theirs
+    x, y, lam, _ = batch()
+    cb, before = Theirs(), x.clone()
+    cb.learn, cb.stack_y, cb.distrib = Seen(x, y), True, type("", (), dict(sample=lambda self, size: lam))()
+    cb.before_batch()
+    folded = torch.maximum(lam, 1 - lam)
+    assert torch.allclose(cb.lam, folded) and torch.allclose(cb.learn.xb[0], blend(x, folded, partners), atol=1e-6) and torch.equal(x, before)
+
+
+def test_fastais_cutmix_with_its_box_and_what_it_does_to_its_input(partners):
+    from fastai.callback.mixup import CutMix as Theirs
+    x, y, *_ = batch()
+    ours = cutmix(x, y, 0.5, partners, 4, boxes=torch.tensor([[1, 5, 2, 7]]*6))
+    cb, before = Theirs(), x.clone()
+    cb.learn, cb.stack_y = Seen(x, y), True
+    cb.rand_bbox = lambda w, h, lam: (2, 1, 7, 5)
+    cb.before_batch()
+    assert torch.equal(cb.learn.xb[0], ours[0]) and abs(cb.lam - (1 - 20/64)) < 1e-6
+    assert cb.learn.xb[0] is x and not torch.equal(x, before)     # in place
+
+
+@pytest.mark.parametrize("kwargs", [dict(n=3, bs=1, loss_func=CrossEntropyLossFlat()), dict(loss_func=nn.CrossEntropyLoss())])
+def test_where_fastais_mixup_fails_and_ours_does_not(kwargs):
+    "A batch of one image; and a loss of PyTorch's own."
+    from fastai.callback.mixup import MixUp as Theirs
+    model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    with pytest.raises((IndexError, RuntimeError)): fit(learner(Theirs(), model=model(), **kwargs))
+    assert torch.stack(fit(learner(MixUp(), model=model(), **kwargs)).recorder.losses).isfinite().all()
 
 
 def test_as_fastais_loss():
