@@ -7,7 +7,6 @@ ours among them, are several operations, and ours also checks its input: a fract
 step takes tens of them.
 """
 import os
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from fastai.losses import LabelSmoothingCrossEntropy as FastaiLoss
 from timm.loss import LabelSmoothingCrossEntropy as TimmLoss
 from torch import nn
 
+from shared import alternate
 from sota_course.label_smoothing import SmoothCrossEntropy
 
 torch.set_num_threads(min(2, os.cpu_count()))
@@ -29,13 +29,10 @@ def step(loss, x, y):
 
 def medians(sides, rounds, repeat):
     "Seconds a call of each of `sides`, taking turns."
-    times = {k: [] for k in sides}
-    for _ in range(rounds):
-        for k, f in sides.items():
-            start = time.perf_counter()
-            for _ in range(repeat): f()
-            times[k].append((time.perf_counter() - start)/repeat)
-    return {k: float(np.median(v)) for k, v in times.items()}
+    def repeated(f):
+        for _ in range(repeat): f()
+    times = alternate({k: (lambda f=f: repeated(f)) for k, f in sides.items()}, rounds)
+    return {k: float(np.median(v[:, 0]))/repeat for k, v in times.items()}
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])

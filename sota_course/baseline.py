@@ -151,14 +151,15 @@ def __str__(self:Comparison): return "\n".join(filter(None, [self.shown().to_str
 @patch
 def _repr_html_(self:Comparison): return self.shown().to_html(border=0) + f"<p>{self.note()}</p>"*bool(self.note())
 
-# %% ../nbs/01_baseline.ipynb #bfc5d79c
+# %% ../nbs/01_baseline.ipynb #16c98a80
 def _curves(ax, name, results, key):
     "The mean of `key` after every epoch, and its range over the seeds."
     curves = np.array([[e[key] for e in o.history] for o in results])
     epochs = np.arange(1, curves.shape[1] + 1)
     ax.plot(epochs, curves.mean(0), marker=".", label=f"{name}, {len(results)} seed{'s'*(len(results) > 1)}")
     ax.fill_between(epochs, curves.min(0), curves.max(0), alpha=.2)
-    ax.set(xlabel="epoch", ylabel=key.replace("_", " "), xticks=epochs)
+    # Runs of another length may have been drawn before.
+    ax.set(xlabel="epoch", ylabel=key.replace("_", " "), xticks=range(1, max(len(o.get_xdata()) for o in ax.lines) + 1))
 
 def _last(ax, i, values):
     "Every seed's last value as a dot in row `i`, and the mean with its interval."

@@ -7,12 +7,13 @@ Docs: https://sota-course.github.io/sota_course/tools/exercises.html.md"""
 # %% auto #0
 __all__ = ['Verdict', 'Wrong', 'exercise', 'exercises', 'call', 'check', 'expect', 'questions']
 
-# %% ../nbs/tools/exercises.ipynb #cf9ca2f5
-import importlib, traceback
+# %% ../nbs/tools/exercises.ipynb #b84a0a0c
+import importlib, sysconfig, traceback
 from dataclasses import dataclass
 from IPython.display import HTML
 import numpy as np
 import torch
+import sota_course
 
 # %% ../nbs/tools/exercises.ipynb #ade33fae
 @dataclass
@@ -57,18 +58,23 @@ def exercises(module:str, # name of a chapter's module, such as "tta"
         if not any(o.startswith(f"{module}.") for o in _checkers): raise ValueError(f"there is no chapter {module!r}") from None
     return sorted(o for o in _checkers if o.startswith(f"{module}."))
 
-# %% ../nbs/tools/exercises.ipynb #2acec901
+# %% ../nbs/tools/exercises.ipynb #2fa9a9ef
+_libraries = "site-packages", "dist-packages", "<frozen", sysconfig.get_path("stdlib"), sota_course.__path__[0]
+
 def _raised(e):
-    "The exception `e` of a learner's code, as a mistake."
-    last = traceback.extract_tb(e.__traceback__)[-1]
-    return f"your code raised {type(e).__name__}: {e}", f"it happened in {last.name}: {last.line}" if last.line else ""
+    "The exception `e` of a learner's code, as a mistake; `call` is the first of its frames."
+    frames = traceback.extract_tb(e.__traceback__)[1:]
+    own = [o for o in frames if not any(part in o.filename for part in _libraries)] or frames[:1]
+    return f"your code raised {type(e).__name__}: {e}", f"it happened in {own[-1].name}: {own[-1].line}" if own and own[-1].line else ""
 
 def call(f, # the learner's function
          *args, **kwargs):
-    "What `f` returns. Raises `Wrong` where `f` is no function, or fails."
+    "What `f` returns. Raises `Wrong` where `f` is no function, fails, or returns nothing."
     if not callable(f): raise Wrong(f"the answer must be a function, and this is {type(f).__name__}", "pass the function itself, without calling it")
-    try: return f(*args, **kwargs)
+    try: res = f(*args, **kwargs)
     except Exception as e: raise Wrong(*_raised(e)) from e
+    if res is None: raise Wrong("your function returns nothing", "does it end with return?")
+    return res
 
 # %% ../nbs/tools/exercises.ipynb #f91214f7
 def check(name:str, # of the exercise, such as "tta.1"

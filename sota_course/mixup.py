@@ -21,29 +21,33 @@ from torch import nn
 from torch.distributions import Gamma
 from .exercises import Wrong, call, exercise, expect
 
-# %% ../nbs/05_mixup.ipynb #eee69fef
+# %% ../nbs/05_mixup.ipynb #86f3fef5
 def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
             n_classes:int, # length of each target
             dtype:torch.dtype=torch.float32, # of the result
            ) -> torch.Tensor: # `(n, n_classes)`
     "Each class number as a row of zeros with a single 1. Raises `TypeError` or `ValueError` for what isn't a class number."
-    if y.is_floating_point() or y.ndim != 1: raise TypeError(f"one_hot needs class numbers of shape (n,), and this is {y.dtype} of shape {tuple(y.shape)}")
+    if y.is_floating_point() or y.dtype == torch.bool or y.ndim != 1: raise TypeError(f"one_hot needs class numbers of shape (n,), and this is {y.dtype} of shape {tuple(y.shape)}")
     if len(y) and not 0 <= y.min() <= y.max() < n_classes:
         raise ValueError(f"with {n_classes} classes they are numbered from 0 to {n_classes - 1}, but there are numbers from {y.min()} to {y.max()}")
     return torch.zeros(len(y), n_classes, dtype=dtype, device=y.device).scatter_(1, y.long()[:, None], 1)
 
-# %% ../nbs/05_mixup.ipynb #0e7ba66b
-def _check(x, lam, perm):
-    "`lam` as a tensor that multiplies the images of `x`, and `perm` where `x` is."
-    if not x.is_floating_point(): raise TypeError(f"blending needs floats, and these are {x.dtype}: convert them first, images of bytes with x.float()/255")
-    lam, perm = torch.as_tensor(lam), torch.as_tensor(perm)
-    if perm.shape != x.shape[:1]: raise ValueError(f"perm needs one position for each of {len(x)} images, and its shape is {tuple(perm.shape)}")
-    if lam.numel() != 1 and lam.shape != x.shape[:1]: raise ValueError(f"lam needs one weight, or one for each of {len(x)} images, and its shape is {tuple(lam.shape)}")
+# %% ../nbs/05_mixup.ipynb #9337f47d
+def _check_lam(lam, n):
+    "`lam` as a tensor, if it has one weight or one for each of `n` images."
+    lam = torch.as_tensor(lam)
+    if lam.numel() != 1 and lam.shape != (n,): raise ValueError(f"lam needs one weight, or one for each of {n} images, and its shape is {tuple(lam.shape)}")
     # On a GPU the question would make it wait; the weights are drawn on the CPU.
     if lam.device.type == "cpu" and not all(0 <= o <= 1 for o in lam.flatten().tolist()): raise ValueError("weights must lie between 0 and 1")
-    return lam.to(x.device, x.dtype).reshape(-1, *[1]*(x.ndim - 1)), perm.to(x.device)
+    return lam
 
-# %% ../nbs/05_mixup.ipynb #421c3f1a
+def _check_perm(perm, n):
+    "`perm` as a tensor, if it has a position for each of `n` images."
+    perm = torch.as_tensor(perm)
+    if perm.shape != (n,): raise ValueError(f"perm needs one position for each of {n} images, and its shape is {tuple(perm.shape)}")
+    return perm
+
+# %% ../nbs/05_mixup.ipynb #5c705694
 def _partners(x, perm):
     "`x[perm]` in the memory layout of `x`, channels first or last."
     if x.requires_grad and torch.is_grad_enabled(): return x.index_select(0, perm.to(x.device))
@@ -54,8 +58,9 @@ def blend(x:torch.Tensor, # floats `(n, …)`: images, activations or targets; n
           perm:torch.Tensor, # position of each one's partner `(n,)`
          ) -> torch.Tensor: # as `x`
     "`lam*x + (1 - lam)*x[perm]`, made in one new tensor. Raises `TypeError` for whole numbers, `ValueError` for weights that don't fit."
-    lam, perm = _check(x, lam, perm)
-    return _partners(x, perm).lerp_(x, lam)
+    if not x.is_floating_point(): raise TypeError(f"blending needs floats, and these are {x.dtype}: convert them first, images of bytes with x.float()/255")
+    perm, lam = _check_perm(perm, len(x)), _check_lam(lam, len(x))
+    return _partners(x, perm).lerp_(x, lam.to(x.device, x.dtype).reshape(-1, *[1]*(x.ndim - 1)))
 
 # %% ../nbs/05_mixup.ipynb #549c843b
 def mixup_targets(y:torch.Tensor, # class numbers `(n,)`, or floats `(n, …)`
@@ -94,27 +99,29 @@ def mix_weights(n:int, # images in the batch
     t = (log_g[0] - log_g[1]).sigmoid().float()
     return torch.maximum(t, 1 - t) if fold else t
 
-# %% ../nbs/05_mixup.ipynb #dcbfa1cb
+# %% ../nbs/05_mixup.ipynb #60d4cfed
 def cut_boxes(lam:torch.Tensor, # share that each image keeps `(n,)`
               h:int, # height of the images
               w:int, # and width
               centre:torch.Tensor=None, # row and column of the middle `(n, 2)`; default: anywhere
              ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, first column, column after the last
-    "A rectangle for each image with about `1 - lam` of its area, less what lies outside."
+    "A rectangle for each image with about `1 - lam` of its area, less what lies outside. Raises `ValueError` for weights that aren't between 0 and 1."
+    if lam.ndim != 1: raise ValueError(f"lam needs a weight for each rectangle, of shape (n,), and its shape is {tuple(lam.shape)}")
+    lam = _check_lam(lam, len(lam)).cpu()
     centre = torch.stack([torch.randint(o, lam.shape) for o in (h, w)], 1) if centre is None else centre
     sides = ((1 - lam).sqrt()[:, None]*torch.tensor([h, w])).round().long()
     start, limit = centre - sides//2, torch.tensor([h, w])
     first, last = start.clamp(min=0).minimum(limit), (start + sides).clamp(min=0).minimum(limit)
     return torch.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], 1)
 
-# %% ../nbs/05_mixup.ipynb #68a17020
+# %% ../nbs/05_mixup.ipynb #2f7ff1d2
 def box_weights(boxes:torch.Tensor, # as `cut_boxes` gives them
                 h:int, # height of the images
                 w:int, # and width
                ) -> torch.Tensor: # `(n,)`
-    "The share of each image that its rectangle leaves, in whole pixels."
-    top, bottom, left, right = boxes.unbind(1)
-    return 1 - (bottom - top)*(right - left)/(h*w)
+    "The share of each image that its rectangle leaves, in whole pixels; what lies outside doesn't count."
+    top, bottom, left, right = boxes.clamp(min=0).minimum(torch.tensor([h, h, w, w], device=boxes.device)).unbind(1)
+    return 1 - (bottom - top).clamp(min=0)*(right - left).clamp(min=0)/(h*w)
 
 # %% ../nbs/05_mixup.ipynb #e7da10f7
 def paste(x:torch.Tensor, # images `(n, channels, height, width)`; not changed
@@ -131,7 +138,7 @@ def paste(x:torch.Tensor, # images `(n, channels, height, width)`; not changed
     if torch.is_grad_enabled() and (x.requires_grad or other.requires_grad): return torch.where(inside, other, x)
     return torch.where(inside, other, x, out=torch.empty_like(x) if out is None else out)
 
-# %% ../nbs/05_mixup.ipynb #6b16542d
+# %% ../nbs/05_mixup.ipynb #8dee0f2a
 def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type; not changed
            y:torch.Tensor, # class numbers `(n,)`, or floats
            lam:torch.Tensor, # share that each image should keep `(n,)` or `(1,)`
@@ -139,8 +146,9 @@ def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type;
            n_classes:int=None, # needed for class numbers
            boxes:torch.Tensor=None, # rectangles; default: drawn for `lam`
           ) -> tuple: # images, targets weighted by the area that really stayed
-    "Images with a rectangle of their partner, and targets mixed accordingly. Yun et al., arXiv:1905.04899."
-    boxes = cut_boxes(torch.as_tensor(lam).expand(len(x)), *x.shape[2:]) if boxes is None else boxes
+    "Images with a rectangle of their partner, and targets mixed accordingly. Yun et al., arXiv:1905.04899. Raises `ValueError` for what doesn't fit."
+    perm, lam = _check_perm(perm, len(x)), _check_lam(lam, len(x))
+    boxes = cut_boxes(lam.expand(len(x)), *x.shape[2:]) if boxes is None else boxes
     other = _partners(x, perm)
     return paste(x, other, boxes, out=other), mixup_targets(y, box_weights(boxes, *x.shape[2:]), perm, n_classes)
 
@@ -164,33 +172,35 @@ def _one_an_image(loss_func):
     try: yield loss_func
     finally: loss_func.reduction = old
 
-# %% ../nbs/05_mixup.ipynb #aac3e13b
+# %% ../nbs/05_mixup.ipynb #288fe6a1
 def _item_weights(loss_func, y):
     "The weight of each of `y` in the mean that `loss_func` takes."
     weight, ignore = _setting(loss_func, "weight"), _setting(loss_func, "ignore_index")
     if ignore is _missing:
         if weight is _missing or weight is None: return torch.ones_like(y, dtype=torch.float)
-        raise ValueError(f"how {getattr(loss_func, '__name__', type(loss_func).__name__)} averages with class weights can't be known: use per=\"batch\"")
+        raise ValueError(f"how {getattr(loss_func, '__name__', type(loss_func).__name__)} averages with class weights can't be known: use per=\"batch\" and draw=\"batch\"")
     counts = y != ignore
     return counts.float() if weight is None else weight[y.where(counts, 0)]*counts
 
-# %% ../nbs/05_mixup.ipynb #667bd947
+# %% ../nbs/05_mixup.ipynb #a2b0354f
+def _rows(x, n): return x.reshape(n, -1 if n else 1) # of an image each, whatever a loss without reduction gives; a batch may be empty
+
 def _per_image(loss_func, pred, y, perm, lam):
     "The mixed loss for class numbers, with a weight for each image."
-    with _one_an_image(loss_func) as f: losses = [f(pred, o).reshape(len(lam), -1) for o in (y[perm], y)]
+    with _one_an_image(loss_func) as f: losses = [_rows(f(pred, o), len(lam)) for o in (y[perm], y)]
     mixed, reduction = torch.lerp(*losses, lam[:, None].to(losses[0].dtype)), _setting(loss_func, "reduction")
     if reduction != "mean": return mixed.sum() if reduction == "sum" else mixed.flatten()
-    divisors = [_item_weights(loss_func, o).reshape(len(lam), -1) for o in (y[perm], y)]
+    divisors = [_rows(_item_weights(loss_func, o), len(lam)) for o in (y[perm], y)]
     return mixed.sum()/torch.lerp(*divisors, lam[:, None].to(divisors[0].dtype)).sum()
 
-# %% ../nbs/05_mixup.ipynb #ebcce56c
+# %% ../nbs/05_mixup.ipynb #3bc543fb
 def mixed_loss(loss_func, # of predictions and targets: a function or an object, of PyTorch, fastai or your own
                pred:torch.Tensor, # what the model gave for the mixed images
                y:torch.Tensor, # their own targets, class numbers or floats
                perm:torch.Tensor, # positions of the partners
                lam:torch.Tensor, # share that each kept `(n,)` or `(1,)`
               ) -> torch.Tensor: # reduced as `loss_func` does it
-    "`lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`, image by image. Raises `ValueError` where the loss can't give that."
+    "For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`, image by image; for floats the loss of the blended targets. Raises `ValueError` where the loss can't give that."
     y, perm, lam = y.as_subclass(torch.Tensor), perm.to(y.device), lam.to(y.device)
     if not y.is_floating_point() and y.ndim > 1 and y.shape == pred.shape: y = y.float()
     if y.is_floating_point(): return loss_func(pred, blend(y, lam, perm))
@@ -198,9 +208,9 @@ def mixed_loss(loss_func, # of predictions and targets: a function or an object,
     if _setting(loss_func, "reduction") is not _missing: return _per_image(loss_func, pred, y, perm, lam)
     try: return loss_func(pred, mixup_targets(y, lam, perm, pred.shape[1]))
     except Exception as e: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} has no reduction argument and "
-                                            "takes no soft targets: use per=\"batch\" in the callback") from e
+                                            "takes no soft targets: use per=\"batch\" and draw=\"batch\" in the callback") from e
 
-# %% ../nbs/05_mixup.ipynb #4c7e0cc6
+# %% ../nbs/05_mixup.ipynb #3082ef3f
 class Mixing(Callback):
     "What the mixing callbacks share: one is drawn for each batch or image, the loss is mixed, and the unmixed loss recorded."
     # Before gradient accumulation (6), which scales the loss, and mixed precision (10).
@@ -211,8 +221,8 @@ class Mixing(Callback):
                  fold:bool=False, # take the larger of t and 1 - t
                  p:float=1., # share of the batches (or images) that are mixed
                  draw:str="batch", # with several callbacks: one is drawn for each "batch", or for each "image"
-                 off_last:int=0, # train the last so many epochs unmixed
-                 compare_every:int=10, # record the unmixed loss of every so many batches; 0: never
+                 off_last:int=0, # train the last so many epochs of each fit unmixed; `fine_tune` makes two, so that a frozen epoch is one's last
+                 compare_every:int=10, # record the unmixed loss of every so many batches, and of an epoch's last; 0: never
                 ):
         mix_weights(1, alpha, per) # what is wrong is said now, not in the middle of an epoch
         if not 0 <= p <= 1: raise ValueError(f"p is a share, from 0 to 1, not {p}")
@@ -242,10 +252,10 @@ def _pair(cb):
     if len(x) != len(y): raise ValueError(f"{name}: {len(x)} images and {len(y)} targets don't make pairs")
     return x, y
 
-# %% ../nbs/05_mixup.ipynb #97d7e23e
+# %% ../nbs/05_mixup.ipynb #43be92b1
 def _draw_and_mix(live, x, perm):
     "The mixed batch, and the share that each image kept: every one of `live` mixes what was drawn for it."
-    size = len(x) if live[0].draw == "image" else 1
+    size = len(x) if live[0].draw == "image" and len(live) > 1 else 1
     which = torch.randint(len(live), (size,))
     if size == 1: return live[which.item()].mix(x, live[which.item()].weights(len(x)), perm)
     out, kept = x, torch.ones(len(x))
@@ -285,21 +295,21 @@ def _evaluating(model):
     finally:
         for o, training in modes.items(): o.training = training
 
-# %% ../nbs/05_mixup.ipynb #6b66b7ed
+# %% ../nbs/05_mixup.ipynb #145da048
 @patch
 def _compare(self:Mixing):
-    "Note the loss of the unmixed batch, if it is its turn; of a short epoch, of the last."
+    "Note the loss of the unmixed batch and its size, if it is its turn; the last of an epoch always is, so that a short one has one too."
     if not self.compare_every or ((self.iter + 1) % self.compare_every and self.iter + 1 < self.n_iter): return
     x, y = _pair(self)
     with _evaluating(getattr(self.model, "module", self.model)) as model: # without what wraps it for several GPUs
         pred = model(x.to(next(model.parameters()).dtype) if x.is_floating_point() else x)
-        self.compared.append(self.learn.loss_func(pred.float(), y).mean())
+        self.compared.append((self.learn.loss_func(pred.float(), y).mean(), len(x)))
 
-# %% ../nbs/05_mixup.ipynb #0598c75a
+# %% ../nbs/05_mixup.ipynb #b719c280
 @patch
 def unmixed_loss(self:Mixing) -> float: # nan before the first batch
-    "The mean of the losses of this epoch's unmixed batches."
-    return torch.stack(self.compared).mean().item() if self.compared else float("nan")
+    "The mean of the losses of this epoch's unmixed batches, each counted by its images."
+    return (sum(o*n for o, n in self.compared)/sum(n for _, n in self.compared)).item() if self.compared else float("nan")
 
 # %% ../nbs/05_mixup.ipynb #18eb94c3
 @patch
@@ -324,7 +334,7 @@ class MixUp(Mixing):
                 ): super().__init__(alpha, **kwargs)
     def mix(self, x, lam, perm): return blend(x, lam, perm), lam
 
-# %% ../nbs/05_mixup.ipynb #44b4a3dd
+# %% ../nbs/05_mixup.ipynb #0ba48656
 class CutMix(Mixing):
     "Train with rectangles of other images pasted in. Yun et al., arXiv:1905.04899."
     pastes = True
@@ -333,16 +343,17 @@ class CutMix(Mixing):
                 ): super().__init__(alpha, **kwargs)
     def mix(self, x, lam, perm):
         if x.ndim != 4: raise ValueError(f"CutMix needs images (n, channels, height, width), and these are {tuple(x.shape)}")
-        boxes = cut_boxes(lam.expand(len(x)), *x.shape[2:])
+        boxes = cut_boxes(lam, *x.shape[2:])
         other = _partners(x, perm)
-        return paste(x, other, boxes, out=other), box_weights(boxes, *x.shape[2:])
+        return paste(x, other, boxes.expand(len(x), 4), out=other), box_weights(boxes, *x.shape[2:])
 
-# %% ../nbs/05_mixup.ipynb #376ecd0c
+# %% ../nbs/05_mixup.ipynb #df204fe9
 def mixable_layers(model:nn.Module) -> list: # modules, in order; the first is the model itself
     "The modules at whose inputs `ManifoldMixup` mixes unless told otherwise: the model, and parts of it but the first and the last."
+    def size(module): return sum(o.numel() for o in module.parameters())
     body = model
-    while 0 < len(parts := list(body.children())) < 3: body = parts[0]
-    return [model] + [o for o in parts if any(True for _ in o.parameters())][1:-1]
+    while 0 < len(parts := [o for o in body.children() if size(o)]) < 3: body = max(parts, key=size)
+    return [model, *parts[1:-1]]
 
 # %% ../nbs/05_mixup.ipynb #f1b0e669
 class ManifoldMixup(Mixing):
@@ -355,9 +366,10 @@ class ManifoldMixup(Mixing):
         self.layers, self.handle = layers, None
         self.settings |= dict(layers=[str(o) for o in layers]) if layers else {}
 
-# %% ../nbs/05_mixup.ipynb #48454b59
+# %% ../nbs/05_mixup.ipynb #11ef6153
 @patch
 def mix(self:ManifoldMixup, x, lam, perm):
+    self._unhook() # of a batch that another callback cancelled
     layer = self.choices[torch.randint(len(self.choices), (1,)).item()]
     self.handle = layer.register_forward_pre_hook(partial(self._hook, lam, perm))
     return x, lam
@@ -372,7 +384,7 @@ def _unhook(self:ManifoldMixup):
     if self.handle: self.handle.remove()
     self.handle = None
 
-# %% ../nbs/05_mixup.ipynb #94f7b661
+# %% ../nbs/05_mixup.ipynb #4e1925e6
 @patch
 def before_fit(self:ManifoldMixup):
     super(ManifoldMixup, self).before_fit()
@@ -381,8 +393,12 @@ def before_fit(self:ManifoldMixup):
     model = getattr(self.model, "module", self.model)
     named = [model.get_submodule(o) if isinstance(o, str) else o for o in self.layers or []]
     self.choices = named or mixable_layers(model)
+    if not named and len(self.choices) == 1: raise ValueError(f"ManifoldMixup finds no layers to mix at inside {type(model).__name__}: name some with layers=, or take MixUp, which mixes at its input")
 
-# %% ../nbs/05_mixup.ipynb #39cd3666
+# %% ../nbs/05_mixup.ipynb #694f74bd
+@patch
+def after_cancel_batch(self:ManifoldMixup): self._unhook()
+
 @patch
 def after_pred(self:ManifoldMixup):
     if not self.handle: return
@@ -416,14 +432,16 @@ def _exercise_2(f):
              (w*x + (1 - w[perm])*x[perm], "the two weights of a pair don't sum to 1", "whose weight does the partner's share come from?")]
     expect(answer, blend(x, lam, perm), wrong, hint="try it with lam of all ones, and of all zeros")
 
-# %% ../nbs/05_mixup.ipynb #5e0d17cd
+# %% ../nbs/05_mixup.ipynb #e1360210
 @exercise("mixup.3")
 def _exercise_3(answer):
+    taken = "the weight was taken for the rectangle's area", "the weight is the share that stays: which share does the rectangle have?"
     wrong = [(0.75, "that is the weight as drawn", "a part of the rectangle lies outside the image"),
              (0.125, "that is the share of the partner", "which of the two targets was asked for?"),
              (0.9375, "the rectangle was cut off on two sides", "is the middle of an edge a corner?"),
-             (0.625, "the rectangle has half the sides, and you took half the area", "both sides are multiplied by the square root of the area"),
-             (0.5, "the rectangle was taken to be half of the image wide and as high as the image", "both sides shrink alike")]
+             (0.625, *taken), (1 - 21*42/48**2, *taken), # without and with whole pixels
+             (0.96875, "the sides were multiplied by the share of the area, not by its square root", "what is the product of two sides that are a quarter each?"),
+             (0.5, "the share of a side was taken for that of the area", "what is the product of two sides that are a half each?")]
     expect(answer, box_weights(cut_boxes(torch.tensor([0.75]), 48, 48, torch.tensor([[24, 0]])), 48, 48)[0], wrong, hint="how many pixels a side has the whole rectangle, and how many of its columns are inside?")
 
 # %% ../nbs/05_mixup.ipynb #94a46eb6

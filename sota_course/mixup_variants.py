@@ -38,7 +38,7 @@ def resizemix(x:torch.Tensor, # images `(n, channels, height, width)`, floats; n
         out[i, :, top:bottom, left:right] = small[0].to(x.dtype)
     return out
 
-# %% ../nbs/tools/mixup_variants.ipynb #e32e758c
+# %% ../nbs/tools/mixup_variants.ipynb #853f5782
 class ResizeMix(Mixing):
     "Train with whole other images pasted in, shrunk. Qin et al., arXiv:2012.11101."
     pastes = True
@@ -47,17 +47,18 @@ class ResizeMix(Mixing):
                  **kwargs, # as `Mixing` takes them, but alpha and fold
                 ):
         if not 0 <= smallest <= largest <= 1: raise ValueError(f"the shares of the sides must satisfy 0 <= smallest <= largest <= 1, not {smallest} and {largest}")
+        if unused := [o for o in ("alpha", "fold") if o in kwargs]: raise TypeError(f"ResizeMix draws the sizes of patches, not weights, and has no use for {unused[0]}")
         super().__init__(1., **kwargs)
         self.smallest, self.largest = smallest, largest
-        self.settings |= dict(smallest=smallest, largest=largest)
+        self.settings = {k: v for k, v in self.settings.items() if k not in ("alpha", "fold")} | dict(smallest=smallest, largest=largest)
 
     def weights(self, n):
         sides = torch.empty(n if self.per == "image" else 1).uniform_(self.smallest, self.largest)
         return torch.where(torch.rand(sides.shape) < self.p, 1 - sides**2, 1.)
 
     def mix(self, x, lam, perm):
-        boxes = patch_boxes((1 - lam).sqrt().expand(len(x)), *x.shape[2:])
-        return resizemix(x, perm, boxes), box_weights(boxes, *x.shape[2:])
+        boxes = patch_boxes((1 - lam).sqrt(), *x.shape[2:])
+        return resizemix(x, perm, boxes.expand(len(x), 4)), box_weights(boxes, *x.shape[2:])
 
 # %% ../nbs/tools/mixup_variants.ipynb #b3c99a94
 class RegMixup(Mixing):

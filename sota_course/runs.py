@@ -26,12 +26,19 @@ from fastcore.foundation import L
 from fastcore.imports import IN_NOTEBOOK
 import sota_course
 
-# %% ../nbs/tools/runs.ipynb #a9b89140
+# %% ../nbs/tools/runs.ipynb #02d52240
+def _check_probs(probs, targets):
+    if probs.ndim != 2 or targets.shape != probs.shape[:1]: raise ValueError(f"one row an image and one class index a row are needed: the shapes are {tuple(probs.shape)} and {tuple(targets.shape)}")
+    slack = max(1e-3, 4*torch.finfo(probs.dtype).eps) if probs.is_floating_point() else 0 # rows in half precision are rounded
+    probs = probs.double()
+    if not ((probs >= 0).all() and ((probs.sum(1) - 1).abs() <= slack).all()): raise ValueError("the rows must be probabilities, from 0 to 1 with a sum of 1: give logits.softmax(1)")
+
 def ece(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
         targets:torch.Tensor, # `(n,)`, class indices
         bins:int=15, # bins of equal width for the top probability, from 0 to 1
        ) -> float: # from 0 (calibrated) to 1
-    "Expected calibration error: the gap between confidence and accuracy, averaged over bins. Guo et al., arXiv:1706.04599."
+    "Expected calibration error: the gap between confidence and accuracy, averaged over bins. Guo et al., arXiv:1706.04599. Raises `ValueError` for what isn't probabilities."
+    _check_probs(probs, targets)
     conf, pred = probs.double().max(dim=1)
     right = (pred == targets).double()
     # Bins are open on the left and closed on the right, as the paper has them.
@@ -39,7 +46,7 @@ def ece(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
     gap = torch.zeros(bins, dtype=torch.double).index_add_(0, idx, conf - right)
     return (gap.abs().sum()/len(conf)).item()
 
-# %% ../nbs/tools/runs.ipynb #65f3b087
+# %% ../nbs/tools/runs.ipynb #32dd1f09
 def predictions(learn:Learner, # a trained learner
                 dl=None, # batches to look at; default: the validation set
                ) -> tuple: # log-probabilities `(n, classes)` in float64, class indices `(n,)`
@@ -52,8 +59,9 @@ def predictions(learn:Learner, # a trained learner
 def score(logp:torch.Tensor, # `(n, classes)`, log-probabilities
           targets:torch.Tensor, # `(n,)`, class indices
          ) -> dict: # `accuracy`, `nll` and `ece`
-    "The three numbers for a set of predictions."
-    return dict(accuracy=(logp.argmax(1) == targets).double().mean().item(), nll=F.nll_loss(logp, targets).item(), ece=ece(logp.exp(), targets))
+    "The three numbers for a set of predictions; a model that diverged has undefined ones."
+    error = float("nan") if logp.isnan().any() else ece(logp.exp(), targets)
+    return dict(accuracy=(logp.argmax(1) == targets).double().mean().item(), nll=F.nll_loss(logp, targets).item(), ece=error)
 
 # %% ../nbs/tools/runs.ipynb #e1f509f6
 def _version(package):

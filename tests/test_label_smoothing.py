@@ -309,8 +309,8 @@ def test_fastai_types_go_in_and_plain_tensors_come_out():
     assert type(smooth_cross_entropy(TensorBase(x), TensorCategory(y))) is torch.Tensor
 
 
-def test_importing_needs_no_fastai():
-    code = "import sys; import sota_course.label_smoothing; sys.exit('fastai' in sys.modules)"
+def test_importing_needs_no_fastai_and_no_plots():
+    code = "import sys; import sota_course.label_smoothing; sys.exit(bool({'fastai', 'matplotlib.pyplot'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -376,10 +376,64 @@ def test_temperature_without_gradients_and_in_half_precision():
     (nll, (torch.eye(4), torch.arange(4)), "not probabilities or logits"), (nll, (torch.eye(4).log(), torch.arange(1, 5)), "class 4 is out of range"),
     (brier, (torch.randn(4, 4), torch.arange(4)), "give logits.softmax(1)"), (brier, (torch.eye(4), torch.eye(4)), "one class index a row"),
     (reliability, (torch.full((4, 4), math.nan), torch.arange(4)), "the rows must be probabilities"),
+    (nll, (torch.full((4, 4), -5.), torch.arange(4)), "not probabilities or logits"), (nll, (torch.full((4, 4), math.nan), torch.arange(4)), "not probabilities or logits"),
+    (nll, (torch.full((4, 4), -math.inf), torch.arange(4)), "not probabilities or logits"), (nll, (torch.full((4, 4), .25), torch.arange(4)), "not probabilities or logits"),
+    (ece, (torch.randn(4, 4), torch.arange(4)), "give logits.softmax(1)"), (ece, (torch.full((4, 4), math.nan), torch.arange(4)), "give logits.softmax(1)"),
+    (ece, (torch.full((4, 4), .3), torch.arange(4)), "give logits.softmax(1)"), (ece, (torch.eye(4), torch.arange(3)), "one class index a row"),
 ])
 def test_bad_predictions_are_named(f, args, words):
     with pytest.raises(ValueError) as e: f(*args)
     assert words in str(e.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("c", [2, 10, 1000])
+def test_rounded_predictions_are_predictions(dtype, c):
+    "Half precision leaves the sums of rows a little off 1, and is no reason to refuse them."
+    g = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(200, c, generator=g)*3, torch.randint(c, (200,), generator=g)
+    p, logp = logits.softmax(1), logits.log_softmax(1)
+    near = partial(pytest.approx, rel=3e-2, abs=2e-2)
+    assert brier(p.to(dtype), y) == near(brier(p, y)) and nll(logp.to(dtype), y) == near(nll(logp, y)) and ece(p.to(dtype), y, 5) == near(ece(p, y, 5), abs=.1)
+    assert reliability(p.to(dtype), y)["share"].sum().item() == pytest.approx(1)
+
+
+def test_a_diverged_model_is_scored_as_undefined():
+    s = score(torch.full((4, 3), math.nan).double(), torch.tensor([0, 1, 2, 0]))
+    assert math.isnan(s["nll"]) and math.isnan(s["ece"])
+
+
+class Known(nn.Module):
+    "A model that says of each picture what it was told to."
+    def __init__(self, answers): super().__init__(); self.answers, self.seen, self.w = answers, 0, nn.Parameter(torch.zeros(()))
+    def forward(self, x):
+        rows = self.answers[self.seen:self.seen + len(x)]
+        self.seen += len(x)
+        return F.one_hot(rows, 10)*9. + self.w
+
+
+@pytest.mark.parametrize("give, label, cls", [("label", 1, 0), ("class", 0, 1), ("other", 0, 0), ("half", .5, .5)])
+def test_what_a_model_says_to_wrong_labels(give, label, cls):
+    from sota_course.data import get_data, get_dls
+    from sota_course.drawn import CLASSES, plan
+    dls = get_dls(7, 16, get_data("drawn", n_train=40, n_val=20, noise=.5, progress=False), progress=False)
+    rows = {o["path"].rpartition("/")[2]: o for o in plan(40, 20, 42, .5)}
+    number = {o: dls.vocab.o2i[v] for o, v in CLASSES.items()}
+    given, true = (torch.tensor([number[rows[o.name][k]] for o in dls.train.items]) for k in ("label", "clean_label"))
+    wrong = given != true
+    assert 5 < wrong.sum() < 35
+    other = torch.tensor([next(k for k in range(10) if k not in (a, b)) for a, b in zip(given.tolist(), true.tolist())])
+    alternate = torch.where(wrong.cumsum(0) % 2 == 0, given, true)
+    answers = dict(label=given, other=other, half=alternate) | {"class": true}
+    got = ls.on_wrong(Learner(dls, Known(answers[give]), loss_func=F.cross_entropy))
+    slack = .51/wrong.sum().item() if give == "half" else 1e-9
+    assert got["label"] == pytest.approx(label, abs=slack) and got["class"] == pytest.approx(cls, abs=slack)
+
+
+def test_without_wrong_labels_there_is_nothing_to_say():
+    from sota_course.data import get_data, get_dls
+    dls = get_dls(7, 16, get_data("drawn", n_train=40, n_val=20, progress=False), progress=False)
+    assert ls.on_wrong(Learner(dls, Known(torch.zeros(40, dtype=torch.long)), loss_func=F.cross_entropy)) == {}
 
 
 def test_the_diagram():
@@ -409,7 +463,7 @@ def test_solutions_are_right(name, answer): assert check(f"label_smoothing.{name
 
 
 @pytest.mark.parametrize("name, answer, mistake", [
-    (1, [.2/3, .2/3, .8, .2/3], "other classes only"), (1, [.05, .05, .8, .05], "don't sum to 1"), (1, [.05, .85, .05, .05], "at another class"), (1, [.02, .02, .82, .02], "those of ten classes"), (1, [0, 0, 1, 0], "hard target"), (1, [.05, .85, .05], "shape"),
+    (1, [.2/3, .2/3, .8, .2/3], "other classes only"), (1, [.05, .05, .8, .05], "don't sum to 1"), *[(1, smooth_targets(o, 4, .2), "at another class") for o in (0, 1, 3)], (1, [.02, .02, .82, .02], "those of ten classes"), (1, [0, 0, 1, 0], "hard target"), (1, [.05, .85, .05], "shape"),
     (2, no_log, "no logarithm"), (2, summed, "sum over the images"), (2, swapped, "swapped"), (2, others, "other classes only"), (2, lambda x, y, e: F.cross_entropy(x, y), "nothing is smoothed"), (2, lambda x, y, e: x.nope, "raised AttributeError"), (2, 3., "must be a function"),
     (3, lambda x, y, e: x.softmax(1) - q(y, 4, e), "gradient of the sum"), (3, lambda x, y, e: (q(y, 4, e) - x.softmax(1))/3, "wrong way round"), (3, lambda x, y, e: (x.softmax(1) - F.one_hot(y, 4))/3, "the hard one"), (3, lambda x, y, e: (x - q(y, 4, e))/3, "logits were compared"),
     (4, .075, "all images at once"), (4, .25, "without their sizes"), (4, .35, "one image's distance"), (4, 27.5, "percent"), (4, .525, "wholly wrong"), (4, .175, "wholly right"),

@@ -7,9 +7,11 @@ import sys
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
@@ -63,6 +65,60 @@ def test_targets_are_probabilities(n, classes, seed):
     assert t.shape == (n, classes) and (t >= 0).all() and (t <= 1).all() and torch.allclose(t.sum(1), torch.ones(n), atol=1e-6)
 
 
+SLACK = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6}
+anything = given(n=st.integers(0, 7), size=st.integers(1, 6), seed=st.integers(0, 1000), dtype=st.sampled_from(list(SLACK)), last=st.booleans(), undefined=st.booleans())
+
+
+def some(n, size, seed, dtype, last, undefined):
+    "Images of any type, channels first or last, perhaps none, perhaps with one undefined number."
+    x, y, lam, perm = batch(n, size, dtype, seed)
+    if last: x = x.to(memory_format=torch.channels_last)
+    if undefined and n: x[seed % n, 0, 0, 0] = torch.nan
+    return x, y, lam, perm
+
+
+@anything
+@quick
+def test_mixup_of_anything(**case):
+    x, y, lam, perm = some(**case)
+    before, (images, targets) = x.clone(), mixup(x, y, lam, perm, 4)
+    w = lam[:, None, None, None].double()
+    assert images.dtype == x.dtype and images.stride() == torch.empty_like(x).stride() and torch.equal(x.nan_to_num(-1), before.nan_to_num(-1))
+    assert torch.allclose(images.double(), w*x.double() + (1 - w)*x[perm].double(), atol=SLACK[x.dtype], equal_nan=True)
+    assert images.isnan().any((1, 2, 3)).tolist() == [bool(a or b) for a, b in zip(x.isnan().any((1, 2, 3)), x[perm].isnan().any((1, 2, 3)))]
+    assert targets.shape == (len(x), 4) and torch.allclose(targets.sum(1), torch.ones(len(x)), atol=1e-5)
+    with pytest.raises(TypeError, match="x.float"): mixup(torch.zeros(x.shape, dtype=torch.uint8), y, lam, perm, 4)
+
+
+@anything
+@quick
+def test_cutmix_of_anything(**case):
+    "Every pixel is one of the two images', undefined ones among them, and as many as the weight says."
+    x, y, lam, perm = some(**case)
+    boxes, before = cut_boxes(lam, *x.shape[2:]), x.clone()
+    for o in (x, (x.nan_to_num()*255).byte()):
+        images, targets = cutmix(o, y, lam, perm, 4, boxes)
+        inside = paste(torch.zeros(o.shape), torch.ones(o.shape), boxes).bool()
+        assert images.dtype == o.dtype and torch.equal(images.double().nan_to_num(-1), torch.where(inside, o[perm], o).double().nan_to_num(-1))
+        share = box_weights(boxes, *o.shape[2:])
+        assert torch.allclose(1 - inside.float().flatten(1).mean(1), share, atol=1e-6) and torch.allclose(targets, mixup_targets(y, share, perm, 4))
+    assert torch.equal(x.nan_to_num(-1), before.nan_to_num(-1))
+
+
+@anything
+@quick
+def test_the_mixed_loss_of_anything(**case):
+    "Of logits of any type, class numbers and soft targets; what is undefined stays undefined."
+    x, y, lam, perm = some(**case)
+    logits = x.flatten(1)[:, :4] if x[0:1].numel() >= 4 else x.flatten(1).repeat(1, 4)[:, :4]
+    if not len(x): logits = x.new_zeros(0, 4)
+    each = [F.cross_entropy(logits.double(), o, reduction="none") for o in (y, y[perm])]
+    want = (lam*each[0] + (1 - lam)*each[1]).mean()
+    for target in (y, one_hot(y, 4, logits.dtype)):
+        got = mixed_loss(nn.CrossEntropyLoss(), logits, target, perm, lam)
+        assert torch.allclose(got.double(), want, atol=20*SLACK[logits.dtype], equal_nan=True)
+
+
 def layouts(x):
     wide = torch.stack([x, x], -1)
     return dict(contiguous=x, channels_last=x.to(memory_format=torch.channels_last), strided=wide[..., 0], flipped_axes=x.mT,
@@ -113,6 +169,12 @@ def test_nan_stays_in_its_pair():
     (TypeError, "class numbers", lambda x, y, lam, perm: one_hot(lam, 4)),
     (ValueError, "images", lambda x, y, lam, perm: paste(x[0], x[0], torch.zeros(3, 4))),
     (ValueError, "rectangle", lambda x, y, lam, perm: paste(x, x, torch.zeros(3, 4))),
+    (TypeError, "class numbers", lambda x, y, lam, perm: one_hot(y > 0, 4)),
+    *[(ValueError, "between 0 and 1", lambda x, y, lam, perm, bad=bad: cutmix(x, y, bad, perm, 4)) for bad in (1.5, -0.5, torch.tensor([torch.nan]), torch.full((6,), 1.5))],
+    *[(ValueError, "between 0 and 1", lambda x, y, lam, perm, bad=bad: cut_boxes(torch.tensor([bad]), 8, 8)) for bad in (1.5, -0.5, torch.nan)],
+    (ValueError, "a weight for each rectangle", lambda x, y, lam, perm: cut_boxes(torch.tensor(0.5), 8, 8)),
+    (ValueError, "lam needs one weight, or one for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam[:4], perm, 4)),
+    (ValueError, "perm needs one position for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam, perm[:4], 4)),
     (ValueError, "from 0 up", lambda *_: mix_weights(3, float("nan"))),
     (ValueError, '"image" or "batch"', lambda *_: mix_weights(3, 1., per="pixel")),
 ])
@@ -134,6 +196,15 @@ def test_cutmix_counts_pixels(lam, h, w, row, col):
     boxes = cut_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row*h), int(col*w)]]))
     x, other = torch.zeros(1, 2, h, w, dtype=torch.uint8), torch.ones(1, 2, h, w, dtype=torch.uint8)
     assert torch.allclose(box_weights(boxes, h, w), 1 - paste(x, other, boxes).float().mean(), atol=1e-6) and not x.any()
+
+
+@given(seed=st.integers(0, 1000), h=st.integers(1, 12), w=st.integers(1, 12))
+@quick
+def test_only_what_lies_inside_counts(seed, h, w):
+    "Rectangles of one's own, beyond the edges or turned inside out: the weight is that of what is pasted."
+    boxes = torch.randint(-15, 30, (5, 4), generator=torch.Generator().manual_seed(seed))
+    pasted = paste(torch.zeros(5, 1, h, w), torch.ones(5, 1, h, w), boxes).mean((1, 2, 3))
+    assert torch.allclose(box_weights(boxes, h, w), 1 - pasted, atol=1e-6)
 
 
 def test_a_whole_box_and_none():
@@ -163,12 +234,122 @@ def test_as_timm_without_its_smoothing():
     assert mixup(x[:5], y[:5], lam[:5], torch.randperm(5), 4)[0].shape == (5, 3, 8, 8)
 
 
+@peer("timm")
+@pytest.mark.parametrize("n", [2, 6, 8])
+def test_timms_images_with_its_weights_and_what_it_does_to_its_input(n):
+    from timm.data.mixup import Mixup
+    x, y, lam, _ = batch(n)
+    before, perm = x.clone(), torch.arange(n).flip(0)     # timm's partner is the mirror place
+    theirs = Mixup(1., mode="elem", label_smoothing=0., num_classes=4)
+    theirs._params_per_elem = lambda size: (lam.numpy().copy(), np.zeros(size, bool))
+    ours = mixup(x, y, lam, perm, 4)
+    assert torch.equal(x, before)
+    images, targets = theirs(x, y)
+    assert torch.allclose(images, ours[0], atol=1e-6) and torch.allclose(targets, ours[1], atol=1e-6)
+    assert images is x and not torch.equal(x, before)     # in place
+
+
+@peer("timm")
+def test_timms_cutmix_with_its_boxes():
+    from timm.data import mixup as timm
+    x, y, lam, _ = batch(6, 16)
+    np.random.seed(0)
+    boxes, adjusted = zip(*[timm.cutmix_bbox_and_lam(x[0].shape, o) for o in lam.tolist()])
+    np.random.seed(0)
+    theirs = timm.Mixup(0., 1., mode="elem", label_smoothing=0., num_classes=4)
+    theirs._params_per_elem = lambda size: (lam.numpy().copy(), np.ones(size, bool))
+    boxes = torch.tensor(np.array(boxes))     # rows, then columns, as ours
+    assert torch.allclose(box_weights(boxes, 16, 16), torch.tensor(adjusted, dtype=torch.float), atol=1e-6)
+    ours = cutmix(x, y, lam, torch.arange(6).flip(0), 4, boxes)
+    images, targets = theirs(x.clone(), y)
+    assert torch.equal(images, ours[0]) and torch.allclose(targets, ours[1], atol=1e-6)
+
+
 @peer("kornia")
 def test_as_kornia():
     from kornia.augmentation import RandomMixUpV2
     x, y, lam, perm = batch()
     theirs = RandomMixUpV2(data_keys=["input", "class"]).apply_transform(x, dict(mixup_pairs=perm, mixup_lambdas=1 - lam))
     assert torch.allclose(theirs, blend(x, lam, perm), atol=1e-6)
+
+
+@peer("kornia")
+@pytest.mark.parametrize("correct", [False, True])
+def test_kornias_cutmix_and_the_weight_it_gives(correct):
+    "The same images; by default its weight is the share that was pasted, and with `use_correct_lambda` the one that stays."
+    from kornia.augmentation import RandomCutMixV2
+    from kornia.constants import DType
+    x, y, lam, perm = batch(6, 16)
+    boxes = cut_boxes(lam.clamp(max=0.9), 16, 16, torch.full((6, 2), 8))
+    top, bottom, left, right = boxes.unbind(1)
+    corners = torch.stack([torch.stack(o, 1) for o in ((left, top), (right - 1, top), (right - 1, bottom - 1), (left, bottom - 1))], 1).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=correct)
+    params = dict(mix_pairs=perm[None], crop_src=corners[None], image_shape=torch.tensor([16, 16]), dtype=torch.tensor(DType.get(x.dtype).value))
+    assert torch.equal(theirs.apply_transform(x, params), cutmix(x, y, lam, perm, 4, boxes)[0])
+    own, partner, weight = theirs.apply_transform_class(y, params, {})[0].unbind(1)
+    stays = box_weights(boxes, 16, 16)
+    assert torch.equal(own, y.float()) and torch.equal(partner, y[perm].float()) and torch.allclose(weight, stays if correct else 1 - stays, atol=1e-6)
+
+
+@peer("kornia")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_class_numbers_beside_images_in_half_precision(dtype):
+    "kornia gives class numbers back as floats. Where they have the images' type they are rounded to other classes; ours stay integers."
+    from kornia.augmentation import RandomMixUpV2
+    x, y, perm = batch(4, dtype=dtype)[0], torch.tensor([2049, 4097, 999, 257]), torch.tensor([1, 0, 3, 2])
+    assert not torch.equal(y.to(dtype).long(), y)
+    theirs = RandomMixUpV2(data_keys=["input", "class"])(x, y)[1][..., 0]
+    assert torch.equal(theirs.long(), y) == (theirs.dtype == torch.float32)     # 0.9 has widened them
+    logits, lam = torch.randn(4, 5000, dtype=torch.float64), torch.rand(4)
+    want = (lam*F.cross_entropy(logits, y, reduction="none") + (1 - lam)*F.cross_entropy(logits, y[perm], reduction="none")).mean()
+    assert torch.allclose(mixed_loss(nn.CrossEntropyLoss(), logits, y, perm, lam), want, atol=1e-6)
+    assert torch.equal(mixup_targets(y, torch.ones(4), perm, 5000).argmax(1), y) and blend(x, lam, perm).dtype == dtype
+
+
+class Seen:
+    "As much of a learner as fastai's callbacks look at."
+    training = True
+    def __init__(self, x, y): self.x, self.y, self.xb, self.yb = x, y, (x,), (y,)
+
+
+@pytest.fixture
+def partners(monkeypatch):
+    perm = batch()[3]
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: perm)
+    return perm
+
+
+def test_fastais_images_with_its_weights(partners):
+    from fastai.callback.mixup import MixUp as Theirs
+    x, y, lam, _ = batch()
+    cb, before = Theirs(), x.clone()
+    cb.learn, cb.stack_y, cb.distrib = Seen(x, y), True, type("", (), dict(sample=lambda self, size: lam))()
+    cb.before_batch()
+    folded = torch.maximum(lam, 1 - lam)
+    assert torch.allclose(cb.lam, folded) and torch.allclose(cb.learn.xb[0], blend(x, folded, partners), atol=1e-6) and torch.equal(x, before)
+
+
+def test_fastais_cutmix_with_its_box_and_what_it_does_to_its_input(partners):
+    from fastai.callback.mixup import CutMix as Theirs
+    x, y, *_ = batch()
+    ours = cutmix(x, y, 0.5, partners, 4, boxes=torch.tensor([[1, 5, 2, 7]]*6))
+    cb, before = Theirs(), x.clone()
+    cb.learn, cb.stack_y = Seen(x, y), True
+    cb.rand_bbox = lambda w, h, lam: (2, 1, 7, 5)
+    cb.before_batch()
+    assert torch.equal(cb.learn.xb[0], ours[0]) and abs(cb.lam - (1 - 20/64)) < 1e-6
+    assert cb.learn.xb[0] is x and not torch.equal(x, before)     # in place
+
+
+@pytest.mark.parametrize("kwargs", [dict(n=3, bs=1, loss_func=CrossEntropyLossFlat()), dict(loss_func=nn.CrossEntropyLoss())])
+def test_where_fastais_mixup_fails_and_ours_does_not(kwargs):
+    "A batch of one image; and a loss of PyTorch's own."
+    from fastai.callback.mixup import MixUp as Theirs
+    model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    with pytest.raises((IndexError, RuntimeError)): fit(learner(Theirs(), model=model(), **kwargs))
+    assert torch.stack(fit(learner(MixUp(), model=model(), **kwargs)).recorder.losses).isfinite().all()
 
 
 def test_as_fastais_loss():
@@ -242,6 +423,27 @@ def test_losses_that_cannot_be_mixed_by_image():
     assert mixed_loss(FocalLoss(weight=W), torch.randn(6, 4), y, perm, lam[:1]).isfinite()
 
 
+@pytest.mark.parametrize("make", [MixUp, CutMix, ManifoldMixup, lambda **k: MixUp(1., draw="image", **k), lambda **k: CutMix(1., draw="image", **k)])
+@pytest.mark.parametrize("loss", [IndexOnly(), FocalLoss(weight=W)])
+def test_what_the_error_recommends_works(make, loss):
+    assert torch.stack(fit(learner(make(per="batch"), loss_func=loss)).recorder.losses).isfinite().all()
+
+
+@pytest.mark.parametrize("cb", [MixUp(1., per="batch"), CutMix(1., per="batch")])
+def test_one_weight_for_the_batch_is_one(cb):
+    x, *_, perm = batch()
+    for _ in range(20):
+        got, kept = cb.mix(x, cb.weights(6), perm)
+        assert kept.shape == (1,)
+        if isinstance(cb, CutMix): assert torch.equal(got, paste(x, x[perm], cut.expand(6, 4))) if (cut := box_of(got, x)) is not None else torch.equal(got, x)
+
+
+def box_of(got, x):
+    "The one rectangle in which any of the images changed."
+    rows, cols = (torch.where((got != x).any(1).any(0).any(d))[0] for d in (1, 0))
+    return torch.tensor([rows[0], rows[-1] + 1, cols[0], cols[-1] + 1]) if len(rows) else None
+
+
 def test_the_loss_is_given_back_after_an_error():
     loss, (x, y, lam, perm) = nn.CrossEntropyLoss(), batch()
     with pytest.raises(IndexError): mixed_loss(loss, torch.randn(6, 4), y + 9, perm, lam)
@@ -253,6 +455,14 @@ def test_half_precision_losses(dtype):
     x, y, lam, perm = batch()
     logits = torch.randn(6, 4)
     assert torch.allclose(mixed_loss(nn.CrossEntropyLoss(), logits.to(dtype), y, perm, lam).float(), mixed_loss(nn.CrossEntropyLoss(), logits, y, perm, lam), atol=3e-2)
+
+
+@pytest.mark.parametrize("name", ["torch", "fastai", "function", "weighted", "sums", "items", "bare"])
+def test_the_loss_of_an_empty_batch(name):
+    "As the loss has it for no images: undefined for a mean, 0 for a sum, nothing where each counts for itself."
+    loss, none = LOSSES[name], torch.zeros(0, dtype=torch.long)
+    got, want = (torch.Tensor(o) for o in (mixed_loss(loss, torch.zeros(0, 4), none, none, torch.zeros(0)), loss(torch.zeros(0, 4), none)))
+    assert got.shape == want.shape and torch.allclose(got, want, equal_nan=True)
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------
@@ -324,6 +534,18 @@ def test_the_batch_itself_is_mixed_and_never_changed():
         assert torch.equal(data, before) and not torch.equal(seen[0], data)
 
 
+def test_partners_are_a_random_permutation():
+    "Each image is some image's partner once, and who is whose changes from batch to batch; a batch turned around or rolled by one would not do."
+    partners = []
+    class Spy(MixUp):
+        def mix(self, x, lam, perm): partners.append(perm.clone()); return super().mix(x, lam, perm)
+    fit(learner(Spy(1.), n=400, bs=8))
+    assert len(partners) == 50 and all(torch.equal(o.sort().values, torch.arange(8)) for o in partners)
+    counts = sum(F.one_hot(o, 8) for o in partners)     # image i with partner j: about 50/8 each
+    assert (counts > 0).all() and counts.max() < 20 and len({tuple(o.tolist()) for o in partners}) > 45
+    assert len({tuple((o - torch.arange(8)).remainder(8).tolist()) for o in partners}) > 45     # and not one shift for all
+
+
 def test_each_image_gets_one_of_the_two():
     learn, seen, given = spied([MixUp(1., draw="image"), CutMix(1., draw="image")], n=64, bs=64)
     x, mixed = given[0][0], seen[0]
@@ -370,13 +592,30 @@ def test_unmixed_loss_is_the_loss_of_unmixed_images():
     assert abs(learn.recorder.values[0][2] - want) < 1e-5
 
 
+def test_unmixed_loss_counts_images_not_batches():
+    "Nine images in batches of eight: the second batch is one image, and the model doesn't change."
+    learn = learner(MixUp(1., compare_every=1), n=9, bs=8)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
+    cb, = learn.cbs.filter(lambda o: isinstance(o, MixUp))
+    assert [n for _, n in cb.compared] == [8, 1] and abs(cb.compared[0][0] - cb.compared[1][0]) > 1e-3
+    assert abs(learn.recorder.values[0][2] - (8*cb.compared[0][0] + cb.compared[1][0]).item()/9) < 1e-6
+
+
 def test_comparing_changes_nothing_but_the_record():
     def run(every):
-        learn = learner(MixUp(1., compare_every=every))
-        learn.model[1].eval()
+        learn = learner([Freeze(), MixUp(1., compare_every=every)])
         torch.manual_seed(3)
         return fit(learn)
+    class Freeze(Callback):
+        "A part of the model that stays in evaluation mode, as fastai's before_train would undo."
+        def before_train(self): self.model[1].eval()
+        def after_batch(self):
+            if self.training: modes.append((self.model.training, self.model[1].training))
+    modes = []
     a, b = run(0), run(1)
+    assert set(modes) == {(True, False)}
+    fresh = learner().model.state_dict()
+    assert torch.equal(b.model.state_dict()["1.running_mean"], fresh["1.running_mean"])
     assert "unmixed_loss" not in a.recorder.metric_names and "unmixed_loss" in b.recorder.metric_names
     for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(p, q)
 
@@ -404,6 +643,30 @@ def test_manifold_leaves_no_hook_even_after_an_error():
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("stop", ["before_batch", "after_pred", "after_loss"])
+def test_manifold_leaves_no_hook_in_cancelled_batches(stop):
+    def cancel(self):
+        if self.training and self.iter % 2: raise CancelBatchException
+    Cancels = type("Cancels", (Callback,), dict(order=6, before_batch=lambda self: None) | {stop: cancel})
+    hooks = []
+    class Count(Callback):
+        order = 99
+        def after_cancel_batch(self): hooks.append(sum(len(m._forward_pre_hooks) for m in self.model.modules()))
+    learn = fit(learner([ManifoldMixup(1.), Cancels(), Count()], n=48), 2)
+    assert len(hooks) == 6 and not any(hooks) and not any(m._forward_pre_hooks for m in learn.model.modules())
+
+
+def test_manifold_goes_where_the_weights_are():
+    deep = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(5)]))
+    assert mixable_layers(deep) == [deep, *deep[1][1:-1]]
+    wrapped = nn.Sequential(nn.Identity(), nn.Sequential(nn.Sequential(nn.ReLU(), deep[1]), nn.ReLU()))
+    assert mixable_layers(wrapped) == [wrapped, *deep[1][1:-1]]
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))):
+        assert mixable_layers(model) == [model]
+        with pytest.raises(ValueError, match="finds no layers to mix at inside Sequential.*layers="): fit(learner(ManifoldMixup(1.), model=model))
+        fit(learner(ManifoldMixup(1., layers=[""]), model=model))
+
+
 def test_manifold_layers():
     class Twice(nn.Module):
         def __init__(self): super().__init__(); self.a, self.b, self.unused = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(192, 4), nn.Linear(2, 2)
@@ -426,11 +689,19 @@ def test_manifold_at_the_input_is_mixup():
 
 
 @kinds
-def test_gradient_accumulation_is_one_large_batch_of_mixed_ones(kind):
-    torch.manual_seed(0)
-    learn = learner(KINDS[kind](compare_every=0) + [GradientAccumulation(16)], n=16, bs=4, model=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)))
-    fit(learn)
-    assert torch.stack(learn.recorder.losses).isfinite().all()
+def test_gradient_accumulation_steps_on_the_mean_of_mixed_losses(kind):
+    "Each of the four small batches is mixed by itself, and the step's gradient is that of the mean of their four mixed losses."
+    class Keep(GradientAccumulation):
+        def before_step(self): super().before_step(); got.extend(p.grad.clone() for p in self.model.parameters())
+    class Losses(Callback):
+        order = 5.5 # after mixing, before the loss is scaled
+        def after_loss(self):
+            if not self.training: return
+            for o, g in zip(want, torch.autograd.grad(self.learn.loss_grad, list(self.model.parameters()), retain_graph=True)): o += g/4
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    got, want = [], [torch.zeros_like(p) for p in small.parameters()]
+    fit(learner(KINDS[kind](compare_every=0) + [Losses(), Keep(16)], n=16, bs=4, model=small))
+    assert len(got) == len(want) and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, want)) and any(o.abs().max() > 1e-4 for o in want)
 
 
 def test_gradient_accumulation_scales_the_mixed_loss():
@@ -559,6 +830,11 @@ def in_place(x, lam, perm):
     w, other = lam[:, None, None, None], x[perm]
     return x.mul_(w).add_((1 - w)*other)
 def ce(p, y): return F.cross_entropy(p, y, reduction="none")
+def kept(side, row, col, size=48):
+    "The share that a square with this share of an image's sides leaves, counted in pixels."
+    n, x = round(side*size), torch.ones(size, size)
+    x[max(row - n//2, 0):row - n//2 + n, max(col - n//2, 0):col - n//2 + n] = 0
+    return x.mean().item()
 
 
 ANSWERS = {
@@ -569,7 +845,8 @@ ANSWERS = {
                  (lambda x, lam, perm: lam[0]*x + (1 - lam[0])*x[perm], "weight of the first"), (in_place, "images were changed"),
                  (lambda x, lam, perm: lam[:, None, None, None]*x + (1 - lam[:, None, None, None])*x.flip(0), "mirror place"),
                  (lambda x, lam, perm: lam[:, None, None, None]*x + (1 - lam[perm][:, None, None, None])*x[perm], "don't sum to 1"), (3, "must be a function")]),
-    "mixup.3": (0.875, [(0.75, "as drawn"), (0.125, "share of the partner"), (0.9375, "two sides"), (0.625, "half the area")]),
+    "mixup.3": (kept(0.25**0.5, 24, 0), [(0.75, "as drawn"), (1 - kept(0.25**0.5, 24, 0), "share of the partner"), (kept(0.25**0.5, 0, 0), "two sides"), (1 - 0.75/2, "taken for the rectangle's area"),
+                                         (kept(0.75**0.5, 24, 0), "taken for the rectangle's area"), (kept(0.25, 24, 0), "not by its square root"), (1 - 0.25**0.5, "share of a side")]),
     "mixup.4": (lambda p, y, perm, lam: (lam*ce(p, y) + (1 - lam)*ce(p, y[perm])).mean(),
                 [(lambda p, y, perm, lam: (lam*ce(p, y[perm]) + (1 - lam)*ce(p, y)).mean(), "swapped"),
                  (lambda p, y, perm, lam: lam.mean()*ce(p, y).mean() + (1 - lam.mean())*ce(p, y[perm]).mean(), "means were mixed"),

@@ -3,12 +3,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.training import GradientAccumulation
+from fastai.losses import FocalLoss
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from sota_course.mixup import MixUp, box_weights, mixed_loss
 from sota_course.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
-from test_mixup import FLOATS, LOSSES, batch, fit, layouts, learner
+from test_mixup import FLOATS, LOSSES, W, IndexOnly, batch, fit, layouts, learner
 
 def small(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 
@@ -78,6 +79,22 @@ def test_other_callbacks_see_the_clean_half():
         def after_loss(self): sizes.append((len(self.learn.pred), len(self.learn.yb[0]))); super().after_loss()
     fit(learner([RegMixup(), Look(8)], n=16, bs=8, model=small()))
     assert set(sizes) == {(8, 8)}
+
+
+@pytest.mark.parametrize("make", [ResizeMix, RegMixup, lambda **k: ResizeMix(draw="image", **k)])
+@pytest.mark.parametrize("loss", [IndexOnly(), FocalLoss(weight=W)])
+def test_one_weight_for_the_batch_is_one(make, loss):
+    "With per=\"batch\" any loss of class numbers will do, as the error says where it isn't set."
+    assert torch.stack(fit(learner(make(per="batch"), loss_func=loss, model=small())).recorder.losses).isfinite().all()
+    with pytest.raises(ValueError, match='use per="batch" and draw="batch"'): fit(learner(make(), loss_func=loss, model=small()))
+    cb, (x, *_, perm) = make(per="batch"), batch()
+    assert all(cb.mix(x, cb.weights(6), perm)[1].shape == (1,) for _ in range(9))
+
+
+@pytest.mark.parametrize("kwargs", [dict(fold=True), dict(alpha=0.3)])
+def test_what_means_nothing_to_resizemix_is_refused(kwargs):
+    with pytest.raises(TypeError, match=f"no use for {next(iter(kwargs))}"): ResizeMix(**kwargs)
+    assert not {"alpha", "fold"} & ResizeMix().settings.keys() and ResizeMix().__name__.startswith("ResizeMix(per=image")
 
 
 def test_wrong_use_is_named():
