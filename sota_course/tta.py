@@ -133,7 +133,7 @@ def activation_of(loss, # a loss function or module; None: softmax
 # %% ../nbs/04_tta.ipynb #43e96c01
 def _exclusive(act, n):
     "Whether `act` of `n` outputs is a distribution over them."
-    probe = act(torch.linspace(-1., 2., n)[None])
+    probe = act(torch.linspace(-1., 2., n)[None].log_softmax(-1)) # log probabilities are what exp is for, and softmax leaves their probabilities as they are
     one = bool((probe.sum(-1) - 1).abs() < 1e-4)
     if n == 1 and one: raise ValueError("the model has one output, and softmax of one number is always 1: pass act=torch.sigmoid")
     return one
@@ -145,7 +145,7 @@ VIEWS = dict(centre=[4], flip=[4, 9], five=range(5), ten=range(10)) # which of t
 def _cutter(views):
     "The function (pictures, size) -> views that `views` stands for."
     if callable(views): return views
-    if views not in VIEWS: raise ValueError(f"views must be {', '.join(VIEWS)}, dense, or a function of pictures and size, not {views!r}")
+    if views not in VIEWS: raise ValueError(f"views must be {', '.join(VIEWS)}, dense, or a function of pictures and (height, width), not {views!r}")
     def cut(x, size):
         x = _room(x, size, None)
         crops = _five(x, size) + (_five(x.flip(-1), size) if max(VIEWS[views]) > 4 else [])
@@ -163,6 +163,15 @@ def _whole(x, size):
 
 def _as_is(x, size): return [x]
 
+# %% ../nbs/04_tta.ipynb #95a23228
+def _views(cut, xs, size):
+    "For each view, its pictures of every shape among `xs`. Raises `ValueError` where shapes differ in how many views they get."
+    cuts = [list(cut(x, size)) for x in xs]
+    counts = {len(o): tuple(x.shape[-2:]) for o, x in zip(cuts, xs)}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(f"every picture needs the same number of views, at least 1: {', '.join(f'{n} were cut from {h} x {w} pixels' for n, (h, w) in counts.items())}")
+    return zip(*cuts)
+
 # %% ../nbs/04_tta.ipynb #2c89ee82
 def _outputs(model, groups, cut, size):
     "(views, n, outputs) in the order of the batch, in single precision."
@@ -170,7 +179,7 @@ def _outputs(model, groups, cut, size):
     xs = [x.as_subclass(torch.Tensor).to(like.device, like.dtype) for _, x, _ in groups]
     if not any(map(len, xs)): return _outputs(model, [([0], xs[0].new_zeros(1, *xs[0].shape[1:]), ())], cut, size)[:, :0]   # many layers refuse none
     if cut == "dense": out = torch.cat([dense_five_crop(model, x, size) for x in xs], 1)
-    else: out = torch.stack([model(torch.cat(v) if len(v) > 1 else v[0]) for v in zip(*(cut(x, size) for x in xs))])
+    else: out = torch.stack([model(torch.cat(v) if len(v) > 1 else v[0]) for v in _views(cut, xs, size)])
     if out.ndim != 3: raise ValueError(f"a classifier gives a row of outputs for each picture, and this model gives {tuple(out.shape[2:])}")
     return out.as_subclass(torch.Tensor).float()[:, order_of(groups).to(out.device)]
 
@@ -211,7 +220,7 @@ def _bar(batches, n, learn, progress):
 # %% ../nbs/04_tta.ipynb #b238afbd
 def tta_predict(learn, # a fastai `Learner`, or any model
                 dl=None, # a loader, a tensor of pictures or a list of them; default: the learner's validation set
-                views="five", # "centre", "flip", "five", "ten", "dense", or a function (pictures, size) -> (views, n, …)
+                views="five", # "centre", "flip", "five", "ten", "dense", or a function (pictures, (height, width)) -> (views, n, …)
                 reduce:str="mean", # or "max", see `merge_views`
                 beta:float=0., # weight of the plain prediction, from 0 to 1; None: give views and plain apart
                 size=None, # side of the views; default: what the loader feeds

@@ -282,6 +282,20 @@ def test_the_training_set_in_order(photos):
         assert len(p) == 16 and [learn.dls.vocab[o] for o in y] == [f.parent.name for f in learn.dls.train.items]
 
 
+def test_the_training_sets_plain_prediction_is_not_augmented(photos):
+    "And nobody's random numbers are used up for it."
+    for make in (cached, block):
+        learn = learner(make(photos))
+        def states(): return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), learn.dls.train.rng.getstate()
+        before = states()
+        p, _ = learn.five_crop_tta(ds_idx=0, beta=1.)
+        after = states()
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:] and learn.dls.train_ds.split_idx == 0
+        with learn.dls.train_ds.set_split_idx(1): q, _ = learn.get_preds(dl=learn.dls.train.new(shuffle=False, drop_last=False))
+        assert torch.allclose(p, q, atol=1e-5) and torch.allclose(learn.five_crop_tta(ds_idx=0, beta=1.)[0], p, atol=1e-6)
+        assert not torch.allclose(learn.get_preds(ds_idx=0)[0], learn.get_preds(ds_idx=0)[0], atol=1e-3)   # fastai's own are augmented
+
+
 def test_files_and_test_loaders(photos):
     for make in (cached, block):
         learn = learner(make(photos))
@@ -310,6 +324,14 @@ def test_a_loss_without_activation(photos):
     learn.loss_func = lambda pred, y: pred.sum()
     with pytest.raises(ValueError, match="act="): learn.five_crop_tta()
     assert learn.five_crop_tta(act=torch.sigmoid)[0].shape == (11, 2)
+
+
+@pytest.mark.parametrize("loss", [nn.NLLLoss(), F.nll_loss, nn.CrossEntropyLoss()])
+def test_the_maximum_is_a_distribution_where_the_loss_wants_one(photos, loss):
+    learn = learner(block(photos), nn.Sequential(net(), nn.LogSoftmax(-1)), loss)
+    for views in ("five", "ten"):
+        p = learn.five_crop_tta(views=views, reduce="max")[0]
+        assert torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-5)
 
 
 def test_other_transforms_stay(photos):
@@ -350,6 +372,16 @@ def test_lists_of_many_shapes():
     model, xs = net(), [torch.randn(3, *o) for o in SIZES*2]
     p, _ = predict(model, xs, size=24, bs=4)
     assert torch.allclose(p, torch.cat([predict(model, o[None], size=24)[0] for o in xs]), atol=1e-5)
+
+
+def test_views_of_ones_own():
+    model, xs, sizes = net(), [torch.randn(3, *o) for o in SIZES], []
+    def some(x, size): return sizes.append(size) or five_crop(x, size)[:3]
+    assert torch.allclose(predict(model, xs, some, size=24)[0], torch.cat([predict(model, o[None], some, size=24)[0] for o in xs]), atol=1e-5)
+    assert set(sizes) == {(24, 24)}
+    with pytest.raises(ValueError, match=r"same number of views.*5 were cut from \d+ x \d+ pixels, 2 were cut from 100 x 37"):
+        predict(model, xs, lambda x, size: five_crop(x, size)[:5 if x.shape[-2] < 50 else 2], size=24)
+    with pytest.raises(ValueError, match="at least 1: 0 were cut"): predict(model, xs, lambda x, size: [], size=24)
 
 
 @pytest.mark.parametrize("n", [0, 1])
