@@ -14,7 +14,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from fastai.data.transforms import Normalize as FastaiNormalize
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, set_seed
-from fastai.vision.all import Learner, Pipeline, resnet18
+from fastai.vision.all import Learner, Pipeline, RandomErasing, Transform, create_vision_model, resnet18, vision_learner
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import _add_norm
 from hypothesis import given, settings, strategies as st
@@ -370,6 +370,47 @@ def test_a_name_that_isnt_the_networks(photos, tmp_path):
     with pytest.raises(ValueError, match="'arch.args'"): save_model(learner(photos, tiny), tmp_path/"saved", arch="tiny", args=dict(act=nn.ReLU))
 
 
+class Inverted(Transform):
+    order = 50
+    def encodes(self, x: TensorImage): return 1 - x
+
+
+@pytest.mark.parametrize("pipeline", ["cached", "fastai"])
+def test_transforms_that_the_card_cant_describe(photos, tmp_path, pipeline):
+    learn = learner(photos, pipeline=pipeline, num_workers=0)
+    assert save_model(learn, tmp_path/"saved")
+    learn.dls.add_tfms([RandomErasing()], "after_batch")   # in training only
+    assert save_model(learn, tmp_path/"saved")
+    learn.dls.add_tfms([Inverted()], "after_batch")
+    with pytest.raises(ValueError, match="go through Inverted .after_batch., which a card can't describe"): save_model(learn, tmp_path/"other")
+    assert not (tmp_path/"other").exists()
+
+
+def test_item_transforms_that_the_card_cant_describe(photos, tmp_path):
+    learn = learner(photos, pipeline="fastai", num_workers=0)
+    def mirrored(x): return x.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if isinstance(x, PIL.Image.Image) else x
+    learn.dls.add_tfms([Transform(mirrored)], "after_item")
+    with pytest.raises(ValueError, match="mirrored .after_item."): save_model(learn, tmp_path/"saved")
+
+
+def test_a_vision_learner_needs_a_name(photos, tmp_path):
+    dls = get_dls(4, 16, photos, progress=False)
+    learn = vision_learner(dls, resnet18, pretrained=False)
+    with pytest.raises(ValueError, match="made with resnet18, which is not the whole of it: name it with arch="): save_model(learn, tmp_path/"saved")
+    build = lambda n_out: create_vision_model(resnet18, n_out, pretrained=False)
+    model = load_model(save_model(learn, tmp_path/"saved", arch="resnet18 with fastai's head"), build)
+    with learn.no_bar(): probs, _ = learn.get_preds()
+    torch.testing.assert_close(model.probabilities(dls.valid_ds.items), probs.as_subclass(torch.Tensor), atol=1e-5, rtol=0)
+
+
+def test_log_probabilities(photos, tmp_path):
+    set_seed(0)
+    learn = Learner(get_dls(4, 16, photos, progress=False), nn.Sequential(tiny(2), nn.LogSoftmax(-1)), loss_func=nn.NLLLoss())
+    with learn.no_bar(): logp, _ = learn.get_preds()
+    model = load_model(save_model(learn, tmp_path/"saved", arch="tiny"), lambda n_out: nn.Sequential(tiny(n_out), nn.LogSoftmax(-1)))
+    torch.testing.assert_close(model.probabilities(learn.dls.valid_ds.items), logp.as_subclass(torch.Tensor).exp(), atol=1e-5, rtol=0)
+
+
 def test_loaders_that_say_nothing(photos, tmp_path):
     dls = cached_dls(photos, bs=4, size=16, progress=False, aug=lambda x: x)
     learn = Learner(dls, tiny(2), loss_func=nn.CrossEntropyLoss())
@@ -394,7 +435,8 @@ def put(saved, name, value):
 
 
 BAD = [("format", 2), ("format", True), ("format", "1"), ("package", 3), ("arch.name", ["xresnet10"]), ("arch.name", ""), ("arch.args", []), ("arch.args", {"n_out": 3}),
-       ("arch.args", {"pretrained": True}), ("arch.args", {"act_cls": "os.system"}), ("arch.args", {"widen": None}), ("arch.args", {"a b": 1}), ("classes", []), ("classes", ["a", "a"]), ("classes", ["a", 1]),
+       ("arch.args", {"pretrained": True}), ("arch.args", {"act_cls": "os.system"}), ("arch.args", {"widen": None}), ("arch.args", {"widen": 10**400}), ("arch.args", {"widen": [1, -10**400]}), ("arch.args", {"widen": 1e40}),
+       ("statistics.mean", [0, 0, 10**400]), ("arch.args", {"a b": 1}), ("classes", []), ("classes", ["a", "a"]), ("classes", ["a", 1]),
        ("classes", {"a": 0, "b": 1}), ("classes", "ab"), ("input.size", 0), ("input.size", 16.), ("input.size", True), ("input.size", 10**9), ("input.presize", -1),
        ("input.presize", "20"), ("input.method", "stretch"), ("input.method", ["crop"]), ("statistics", [1, 2]), ("statistics", {"mean": [0, 0, 0], "std": [1, 1, 0]}),
        ("statistics", {"mean": [0, 0], "std": [1, 1]}), ("statistics", {"mean": "000", "std": [1, 1, 1]}), ("statistics.mean", [True, 0, 0]), ("activation", "eval"),
@@ -494,6 +536,27 @@ def test_weights_of_another_training(photos, saved, tmp_path):
 def test_a_network_that_would_fill_the_memory(saved, widen):
     put(saved, "arch.args", dict(widen=widen))
     with pytest.raises(ValueError): load_model(saved)
+
+
+def test_a_network_of_ones_own_that_would_fill_the_memory(photos, tmp_path):
+    folder, real = save_model(learner(photos, tiny), tmp_path/"saved"), []
+    def wide(n_out, width=4): return real.append(torch.empty(0).device.type) or tiny(n_out, width)
+    assert load_model(folder, wide) and real == ["meta", "cpu"]
+    put(folder, "arch.args", dict(width=10**7))
+    with pytest.raises(ValueError, match="bytes of weights, and it names a file of"): load_model(folder, wide)
+    assert real == ["meta", "cpu", "meta"]
+    put(folder, "arch.args", dict(height=3))
+    with pytest.raises(ValueError, match="tiny can't be built with"): load_model(folder, wide)
+
+
+def test_a_network_that_cant_be_built_without_content(photos, tmp_path):
+    def stubborn(n_out):
+        m = tiny(n_out)
+        with torch.no_grad(): m[0].weight.mul_(m[0].weight.abs().max().item())
+        m[0].register_buffer("of_its_own", torch.ones(1), persistent=False)
+        return m
+    learn = learner(photos, stubborn)
+    assert load_model(save_model(learn, tmp_path/"saved"), stubborn).model[0].of_its_own.item() == 1
 
 
 def test_a_file_far_too_large_is_not_read(saved):
