@@ -159,7 +159,7 @@ def targets_of(groups, # of one batch
 # %% ../nbs/tools/larger.ipynb #95e47f54
 @contextmanager
 def evaluating(model:torch.nn.Module,
-               learn, # its learner, for mixed precision; None: a model alone
+               learn=None, # its learner, for mixed precision; None: a model alone
               ):
     "Within: evaluation mode, no gradients, and the mixed precision of `learn`."
     modes = [(o, o.training) for o in model.modules()]

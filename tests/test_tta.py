@@ -11,8 +11,7 @@ import torchvision.transforms.functional as TF
 import torchvision.transforms.v2.functional as TF2
 from fastai.vision.all import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
                                LabelSmoothingCrossEntropy, Learner, MixedPrecision, MultiCategoryBlock, Normalize, PILImage, PILImageBW,
-                               RandomSplitter, RandTransform, Resize, TensorImage, Transform, aug_transforms, imagenet_stats, parent_label,
-                               set_seed, vision_learner)
+                               Pipeline, RandomCrop, Resize, TensorImage, Transform, aug_transforms, imagenet_stats, parent_label, set_seed)
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -229,19 +228,35 @@ def test_each_file_is_opened_once(photos, monkeypatch):
 
 
 def test_a_crop_in_place_of_the_item_transforms(photos):
-    "fastai: the crop is all that is left of the pipeline, so a batch of two shapes can't be made, or the scale is the file's."
+    "fastai: what is given is all that is left of the pipeline, the conversions to tensors and to floats included."
     learn = learner(block(photos))
-    with pytest.raises(Exception): learn.tta(item_tfms=Resize(24), batch_tfms=[])   # bytes: the float conversion is gone
     class Five(Transform):
         def encodes(self, x: PILImage): return torch.stack([TF.to_tensor(o) for o in FiveCrop(24)(x)])
-    with pytest.raises(Exception): learn.tta(item_tfms=Five())
+    with pytest.raises(TypeError, match="batch must contain tensors.*PILImage"): learn.tta(item_tfms=Resize(24), batch_tfms=[])
+    with pytest.raises(RuntimeError, match=r"3D .* or 4D .* got input of size: .4, 5, 3, 24, 24"): learn.tta(item_tfms=Five())   # five views have an axis of their own
     assert learn.five_crop_tta()[0].shape == (11, 2)
+
+
+def test_without_resize_a_crop_has_the_files_own_pixels(tmp_path):
+    "Trap: `RandomCrop` in place of `Resize` cuts a small window out of a large photo."
+    for split in ("train", "val"):
+        for i, name in enumerate(("cat", "dog")):
+            (tmp_path/"large"/split/name).mkdir(parents=True)
+            photo(i, 480, 360).save(tmp_path/"large"/split/name/"0.png")
+    def fed(*tfms): return DataBlock((ImageBlock, CategoryBlock), get_items=image_files, get_y=parent_label, splitter=GrandparentSplitter(valid_name="val"),
+                                     item_tfms=tfms, batch_tfms=[]).dataloaders(tmp_path/"large", bs=2, num_workers=0).valid.one_batch()[0].as_subclass(torch.Tensor)
+    def of_file(cut): return torch.stack([cut(TF.to_tensor(PIL.Image.open(f))) for f in sorted((tmp_path/"large"/"val").rglob("*.png"))])
+    native = of_file(lambda x: TF.center_crop(x, 24))
+    assert (fed(RandomCrop(24)) - native).abs().max() < 1e-5
+    whole = of_file(lambda x: TF.resize(TF.center_crop(x, 360), 24, antialias=True))
+    assert (fed(Resize(24)) - whole).abs().mean() < .05 < (native - whole).abs().mean()
 
 
 def test_five_crop_in_fastais_pipeline_meets_the_label():
     "A plain function is applied to every element of the item."
-    from fastai.data.core import Pipeline
-    with pytest.raises(Exception): Pipeline([FiveCrop(4)])((PIL.Image.new("RGB", (8, 8)), torch.tensor(1)))
+    img, pipe = PIL.Image.new("RGB", (8, 8)), Pipeline([FiveCrop(4)])
+    assert [o.size for o in pipe((img,))[0]] == [(4, 4)]*5
+    with pytest.raises(TypeError, match="Tensor is not a torch image"): pipe((img, torch.tensor(1)))
 
 
 def test_ttach_orders_crops_otherwise_and_averages_logits():
