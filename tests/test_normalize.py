@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from fastai.data.transforms import Normalize as FastaiNormalize
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, set_seed
-from fastai.vision.all import Learner, Pipeline, RandomErasing, Transform, create_vision_model, resnet18, vision_learner
+from fastai.vision.all import Learner, Pipeline, RandomErasing, Resize, Transform, create_vision_model, resnet18, vision_learner
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import _add_norm
 from hypothesis import given, settings, strategies as st
@@ -23,8 +24,8 @@ from torch import nn
 
 from sota_course import models
 from sota_course.baseline import baseline_learner
-from sota_course.data import get_dls
-from sota_course.exercises import check
+from sota_course.data import data_block, get_dls
+from sota_course.exercises import check, exercises
 from sota_course.loader import BadImages, cached_dls
 from sota_course.models import load_model, read_card, save_model
 from sota_course.normalize import ChannelStats, Normalize, channel_stats, dataset_stats, denormalize, normalize
@@ -228,6 +229,42 @@ def test_all_wrong_scales_are_named():
     with pytest.raises(ValueError, match="floats from 0 to 1"): Normalize(*imagenet_stats, check=False)(TensorImage(images(0)))
     assert Normalize(*imagenet_stats, check=False)(x*255).max() > 100
     assert Normalize(*imagenet_stats)(x[:0]).shape == x[:0].shape
+
+
+def test_fastais_normalize_without_statistics_takes_one_batch(photos):
+    "Trap: two instances have two means, and neither is the data set's."
+    means = []
+    for seed in (0, 1):
+        set_seed(seed)
+        dls = data_block(photos, Resize(16), [FastaiNormalize()]).dataloaders(photos, bs=4, num_workers=0)
+        means.append(next(o for o in dls.train.after_batch.fs if isinstance(o, FastaiNormalize)).mean.flatten().cpu())
+    assert (means[0] - means[1]).abs().max() > 1e-3
+
+
+def test_imagenets_std_is_a_mean_of_per_image_stds():
+    "Trap: over all pixels the standard deviation is larger by a fifth and more."
+    found = json.loads((Path(__file__).parents[1]/"results"/"normalize"/"statistics.json").read_text())["sets"]["all training images"]
+    ratio = {k: np.array(found[k])/np.array(imagenet_stats[1]) for k in ("mean_image_std", "pixel_std")}
+    assert abs(ratio["mean_image_std"] - 1).max() < .06 and ratio["pixel_std"].min() > 1.2
+
+
+@pytest.mark.parametrize("stats, error", [(([.5]*3, [.2, 0., .2]), "standard deviation of 0"), (([.5]*3, [.2]*2), "3 means and 2"), (([.5, float("nan"), .5], [.2]*3), "finite"),
+                                          (([124, 116, 104], [58, 57, 57]), "0 to 1 scale"), (([.5]*3, [.2, .2, 58.]), "0 to 1 scale")])
+@pytest.mark.parametrize("pipeline", ["cached", "fastai"])
+def test_bad_statistics_for_loaders(photos, pipeline, stats, error):
+    with pytest.raises(ValueError, match=error): get_dls(4, 16, photos, stats=stats, pipeline=pipeline, progress=False)
+
+
+@pytest.mark.parametrize("stats, error", [(([.5]*3, [.2, 0., .2]), "standard deviation of 0"), (([124, 116, 104], [58, 57, 57]), "0 to 1 scale")])
+def test_bad_statistics_for_cached_loaders(photos, stats, error):
+    with pytest.raises(ValueError, match=error): cached_dls(photos, bs=4, size=16, stats=stats, progress=False)
+
+
+def test_a_black_batch_has_no_scale():
+    black = TensorImage(torch.zeros(2, 3, 4, 4))
+    assert Normalize([124.]*3, [58.]*3)(black).max() < -2 and Normalize(*imagenet_stats)(black).max() < -1
+    white = TensorImage(torch.full((2, 3, 4, 4), 255.))
+    with pytest.raises(ValueError, match="divide the pixels by 255"): Normalize(*imagenet_stats)(white)
 
 
 def test_normalizing_after_fastais_is_noticed(photos):
@@ -595,6 +632,9 @@ RIGHT = {"normalize.1": lambda x: (x.mean((0, 2, 3)), x.std((0, 2, 3), correctio
          "normalize.2": lambda n1, m1, s1, n2, m2, s2: ((n1*(s1**2 + m1**2) + n2*(s2**2 + m2**2))/(n1 + n2) - ((n1*m1 + n2*m2)/(n1 + n2))**2)**.5,
          "normalize.3": lambda w, b, m, s: no_pad(w, m, s, b),
          "normalize.4": dict(a="divided by 255 twice", b="right", c="not divided by 255", d="normalized twice")}
+
+
+def test_every_exercise_is_tried(): assert exercises("normalize") == sorted(RIGHT)
 
 
 @pytest.mark.parametrize("name", RIGHT)
