@@ -162,6 +162,11 @@ def random_resized_crop(x:torch.Tensor, # one image (channels, height, width), o
     top, left, h, w = crop_box(*x.shape[-2:], scale, ratio, generator)
     return resize(x[..., top:top + h, left:left + w], size, method)
 
+# %% ../nbs/03_resize.ipynb #6e3d0b53
+def _places(top, left, h, w, n, a):
+    "The matrix of a box in a square of `n` pixels that is turned by `a`, for places from -1 to 1."
+    return torch.tensor([[w*math.cos(a), -h*math.sin(a), 2*left + w - n], [w*math.sin(a), h*math.cos(a), 2*top + h - n]])/n
+
 # %% ../nbs/03_resize.ipynb #f5ad854f
 def rotated_crop(x:torch.Tensor, # a square picture (channels, height, width), floats
                  box:tuple, # top, left, height and width, such as `crop_box` gives
@@ -172,8 +177,7 @@ def rotated_crop(x:torch.Tensor, # a square picture (channels, height, width), f
     _check_image(x)
     if not x.is_floating_point(): raise TypeError(f"pixels must be floats to be interpolated, not {x.dtype}")
     if x.ndim != 3 or x.shape[-1] != x.shape[-2]: raise ValueError(f"one square picture (channels, height, width) is needed, not {tuple(x.shape)}: see to_square")
-    (top, left, h, w), n, a = box, x.shape[-1], math.radians(angle)
-    m = torch.tensor([[w*math.cos(a), -h*math.sin(a), 2*left + w - n], [w*math.sin(a), h*math.cos(a), 2*top + h - n]])/n
+    m = _places(*box, x.shape[-1], math.radians(angle))
     grid = F.affine_grid(m[None].to(x), (1, len(x), *_pair(size)), align_corners=False)
     return F.grid_sample(x[None], grid, padding_mode="reflection", align_corners=False)[0]
 
