@@ -73,7 +73,10 @@ def _stats(stats):
     "The normalization that `stats` names, as fastai wants it."
     if stats is None: return None
     if stats == "imagenet": return imagenet_stats
-    if not isinstance(stats, str) and len(stats) == 2: return tuple(stats)
+    if not isinstance(stats, str) and len(stats) == 2:
+        from sota_course.normalize import check_unit_stats
+        check_unit_stats(*stats)
+        return tuple(stats)
     raise ValueError(f"stats must be \"imagenet\", None, or (means, standard deviations) of the channels on the 0 to 1 scale, not {stats!r}")
 
 # %% ../nbs/00_data.ipynb #ae9f1419

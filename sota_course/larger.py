@@ -12,7 +12,7 @@ __all__ = ['input_size', 'picture_sources', 'loaded_batches', 'tensor_batches', 
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np
 import torch
@@ -114,11 +114,21 @@ def tensor_batches(x, # a tensor of pictures, or a list of them
     if isinstance(x, torch.Tensor): return [[(range(len(x[i:i+bs])), x[i:i+bs], ())] for i in range(0, max(1, len(x)), bs)]
     return [[([i], o[None], ()) for i, o in enumerate(x[j:j+bs])] for j in range(0, len(x), bs)]
 
+# %% ../nbs/tools/larger.ipynb #032b200c
+def _validated(dl):
+    "The batches of a fastai loader as in validation: whole, in order, not augmented. No random state changes."
+    mode = getattr(dl.dataset, "set_split_idx", lambda i: nullcontext())
+    with no_random(): batches = iter(dl.new(shuffle=False, drop_last=False))
+    while True:
+        with no_random(), mode(1): b = next(batches, None)
+        if b is None: return
+        yield b
+
 # %% ../nbs/tools/larger.ipynb #41bacf86
 def plain_batches(dl, # any loader
                  ): # a generator of lists of one group
-    "The batches of `dl` as they are: whole and in order for fastai's, in its own order for another. Raises `TypeError`."
-    for b in (dl.new(shuffle=False, drop_last=False) if isinstance(dl, TfmdDL) else dl):
+    "The batches of `dl` as they are: for fastai's as in validation, whole and in order; for another in its own order. Raises `TypeError`."
+    for b in (_validated(dl) if isinstance(dl, TfmdDL) else dl):
         x, *ys = b if isinstance(b, (tuple, list)) else (b,)
         if not isinstance(x, torch.Tensor): raise TypeError(f"a batch must be a tensor of pictures, or a tuple that begins with one, not {type(x).__name__}")
         yield [(range(len(x)), x, ys)]
@@ -149,7 +159,7 @@ def targets_of(groups, # of one batch
 # %% ../nbs/tools/larger.ipynb #95e47f54
 @contextmanager
 def evaluating(model:torch.nn.Module,
-               learn, # its learner, for mixed precision; None: a model alone
+               learn=None, # its learner, for mixed precision; None: a model alone
               ):
     "Within: evaluation mode, no gradients, and the mixed precision of `learn`."
     modes = [(o, o.training) for o in model.modules()]

@@ -631,6 +631,9 @@ def cached_dls(
     **kwargs # for `Datasets.dataloaders`: val_bs, shuffle, drop_last, device, path, …
 ) -> DataLoaders: # `train` shuffled, without an incomplete last batch; `valid` in order, whole
     "DataLoaders over a cache of the pictures of `dsets`. Raises `BadImages` naming all that can't be used, before any training."
+    if stats is not None:
+        from sota_course.normalize import check_stats,check_unit_stats
+        (check_unit_stats if isinstance(aug, (bool,dict,type(None))) else check_stats)(*stats)
     presize,build = presize or presize_for(size),partial(build_cache, method=method, cache_dir=cache_dir, n_workers=n_workers, progress=progress)
     if isinstance(dsets, (str,Path)):
         files,valid = _folder_files(dsets)

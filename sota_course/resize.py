@@ -6,8 +6,8 @@ Docs: https://sota-course.github.io/sota_course/resize.html.md"""
 
 # %% auto #0
 __all__ = ['KERNELS', 'FLOATS', 'SCHEDULES', 'box', 'triangle', 'lanczos', 'resize_weights', 'resize', 'center_crop', 'to_square',
-           'crop_box', 'random_resized_crop', 'activation_stats', 'scores_by_size', 'Stage', 'relative_cost', 'Phase',
-           'phases', 'reset_batchnorm', 'StageSwitch', 'fit_progressive', 'Progressive']
+           'crop_box', 'random_resized_crop', 'rotated_crop', 'presize', 'activation_stats', 'scores_by_size', 'Stage',
+           'relative_cost', 'Phase', 'phases', 'reset_batchnorm', 'StageSwitch', 'fit_progressive', 'Progressive']
 
 # %% ../nbs/03_resize.ipynb #980c4722
 import math
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner, ParamScheduler, combined_cos
 from fastcore.basics import patch, store_attr
@@ -25,6 +26,7 @@ from torch.optim.swa_utils import update_bn
 
 # %% ../nbs/03_resize.ipynb #4c4aded4
 from .exercises import Wrong, call, exercise, expect
+from .larger import evaluating
 from .runs import predictions, score
 
 # %% ../nbs/03_resize.ipynb #c3426b39
@@ -62,9 +64,10 @@ def _check_image(x):
 
 def _pair(size):
     "Height and width of `size`: a whole number, or two. Raises `ValueError`."
-    h, w = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (0, 0)
-    if not (isinstance(h, int) and isinstance(w, int) and h > 0 and w > 0): raise ValueError(f"size must be a whole number of pixels or (height, width), at least 1, not {size!r}")
-    return h, w
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or any(isinstance(o, bool) or not isinstance(o, (int, np.integer)) or o < 1 for o in sides):
+        raise ValueError(f"size must be a whole number of pixels or (height, width), at least 1, not {size!r}")
+    return tuple(map(int, sides))
 
 # %% ../nbs/03_resize.ipynb #4a445332
 def _apply(x, rows, cols):
@@ -112,7 +115,8 @@ def to_square(x:torch.Tensor, # one image or a batch, (…, height, width)
     "Make a square of a rectangle, with antialiasing. Raises `TypeError` or `ValueError` for what is no image."
     _check_image(x)
     if how not in ("crop", "squish", "pad"): raise ValueError(f"how must be crop, squish or pad, not {how!r}")
-    (size, _), (h, w) = _pair(size), x.shape[-2:]
+    (size, width), (h, w) = _pair(size), x.shape[-2:]
+    if size != width: raise ValueError(f"a square has one side, and {size} x {width} is none: resize makes rectangles")
     if how == "squish": return resize(x, size, method)
     side = (min if how == "crop" else max)(h, w)
     shape = [max(1, size*o//side) for o in (h, w)]
@@ -158,19 +162,50 @@ def random_resized_crop(x:torch.Tensor, # one image (channels, height, width), o
     top, left, h, w = crop_box(*x.shape[-2:], scale, ratio, generator)
     return resize(x[..., top:top + h, left:left + w], size, method)
 
+# %% ../nbs/03_resize.ipynb #6e3d0b53
+def _places(top, left, h, w, n, a):
+    "The matrix of a box in a square of `n` pixels that is turned by `a`, for places from -1 to 1."
+    return torch.tensor([[w*math.cos(a), -h*math.sin(a), 2*left + w - n], [w*math.sin(a), h*math.cos(a), 2*top + h - n]])/n
+
+# %% ../nbs/03_resize.ipynb #f5ad854f
+def rotated_crop(x:torch.Tensor, # a square picture (channels, height, width), floats
+                 box:tuple, # top, left, height and width, such as `crop_box` gives
+                 angle:float, # in degrees
+                 size:int, # side of the result, in pixels
+                ) -> torch.Tensor: # (channels, size, size)
+    "The part `box` of `x`, turned around its middle, by a single interpolation. Raises `TypeError`, `ValueError`."
+    _check_image(x)
+    if not x.is_floating_point(): raise TypeError(f"pixels must be floats to be interpolated, not {x.dtype}")
+    if x.ndim != 3 or x.shape[-1] != x.shape[-2]: raise ValueError(f"one square picture (channels, height, width) is needed, not {tuple(x.shape)}: see to_square")
+    m = _places(*box, x.shape[-1], math.radians(angle))
+    grid = F.affine_grid(m[None].to(x), (1, len(x), *_pair(size)), align_corners=False)
+    return F.grid_sample(x[None], grid, padding_mode="reflection", align_corners=False)[0]
+
+# %% ../nbs/03_resize.ipynb #12668b63
+def presize(x:torch.Tensor, # a picture (channels, height, width), floats
+            size:int, # side of the result, in pixels
+            larger:float=1.25, # side of the square in between, relative to `size`
+            scale:tuple=(0.75, 1.), # least and greatest share of its area
+            angle:float=10., # greatest rotation to either side, in degrees
+            generator:torch.Generator=None, # default: torch's own on the CPU
+           ) -> torch.Tensor: # (channels, size, size)
+    "A random part of `x`, turned at random: first a larger square, then a single interpolation. Raises `TypeError`, `ValueError`."
+    x = to_square(x, round(size*larger))
+    box = crop_box(*x.shape[-2:], scale, (1, 1), generator)
+    return rotated_crop(x, box, _uniform(-angle, angle, generator).item(), size)
+
 # %% ../nbs/03_resize.ipynb #8696103e
 def activation_stats(model:nn.Module, # its direct children are looked at
                      x:torch.Tensor, # a batch, on the model's device
                     ) -> pd.DataFrame: # a row for each child, in order, with `mean` and `std`
     "Mean and standard deviation of each layer's output, in evaluation mode."
-    rows, training = {}, model.training
+    rows = {}
     def hook(name): return lambda m, inp, out: rows.update({name: dict(mean=out.mean().item(), std=out.std().item())}) if isinstance(out, torch.Tensor) else None
     hooks = [m.register_forward_hook(hook(f"{n} {type(m).__name__}")) for n, m in model.named_children()]
     try:
-        with torch.no_grad(): model.eval()(x)
+        with evaluating(model): model(x)
     finally:
         for o in hooks: o.remove()
-        model.train(training)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/03_resize.ipynb #61e50d04
@@ -251,12 +286,14 @@ def phases(stages, # the `Stage`s
     "The plan of a progressive training. Raises `ValueError`."
     stages, out, at = _stages(stages), [], 0
     if schedule not in SCHEDULES: raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    if type(freeze_epochs) is not int or freeze_epochs < 0: raise ValueError(f"freeze_epochs must be a whole number, at least 0, not {freeze_epochs!r}")
     total = sum(o.epochs for o in stages)
     for i, o in enumerate(stages):
         top, end = lr if o.lr is None else o.lr, at + o.epochs
         if schedule == "one_cycle" or i == 0: out.append(Phase(i, at, end, top, (0, total) if schedule == "one_cycle" else (at, end), pct_start))
         else:
             start, end = at + freeze_epochs, end + freeze_epochs
+            if isinstance(top, slice): raise ValueError(f"\"fine_tune\" makes slices of its own, one for each phase, so {o} needs a number as its lr")
             if freeze_epochs: out.append(Phase(i, at, start, slice(top), (at, start), 0.99, frozen=True))
             out.append(Phase(i, start, end, slice(top/200, top/2), (start, end), 0.3, 5., frozen=False))
         at = end

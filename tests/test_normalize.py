@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from fastai.data.transforms import Normalize as FastaiNormalize
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, set_seed
-from fastai.vision.all import Learner, Pipeline, resnet18
+from fastai.vision.all import Learner, Pipeline, RandomErasing, Resize, Transform, create_vision_model, resnet18, vision_learner
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import _add_norm
 from hypothesis import given, settings, strategies as st
@@ -23,8 +24,8 @@ from torch import nn
 
 from sota_course import models
 from sota_course.baseline import baseline_learner
-from sota_course.data import get_dls
-from sota_course.exercises import check
+from sota_course.data import data_block, get_dls
+from sota_course.exercises import check, exercises
 from sota_course.loader import BadImages, cached_dls
 from sota_course.models import load_model, read_card, save_model
 from sota_course.normalize import ChannelStats, Normalize, channel_stats, dataset_stats, denormalize, normalize
@@ -230,6 +231,42 @@ def test_all_wrong_scales_are_named():
     assert Normalize(*imagenet_stats)(x[:0]).shape == x[:0].shape
 
 
+def test_fastais_normalize_without_statistics_takes_one_batch(photos):
+    "Trap: two instances have two means, and neither is the data set's."
+    means = []
+    for seed in (0, 1):
+        set_seed(seed)
+        dls = data_block(photos, Resize(16), [FastaiNormalize()]).dataloaders(photos, bs=4, num_workers=0)
+        means.append(next(o for o in dls.train.after_batch.fs if isinstance(o, FastaiNormalize)).mean.flatten().cpu())
+    assert (means[0] - means[1]).abs().max() > 1e-3
+
+
+def test_imagenets_std_is_a_mean_of_per_image_stds():
+    "Trap: over all pixels the standard deviation is larger by a fifth and more."
+    found = json.loads((Path(__file__).parents[1]/"results"/"normalize"/"statistics.json").read_text())["sets"]["all training images"]
+    ratio = {k: np.array(found[k])/np.array(imagenet_stats[1]) for k in ("mean_image_std", "pixel_std")}
+    assert abs(ratio["mean_image_std"] - 1).max() < .06 and ratio["pixel_std"].min() > 1.2
+
+
+@pytest.mark.parametrize("stats, error", [(([.5]*3, [.2, 0., .2]), "standard deviation of 0"), (([.5]*3, [.2]*2), "3 means and 2"), (([.5, float("nan"), .5], [.2]*3), "finite"),
+                                          (([124, 116, 104], [58, 57, 57]), "0 to 1 scale"), (([.5]*3, [.2, .2, 58.]), "0 to 1 scale")])
+@pytest.mark.parametrize("pipeline", ["cached", "fastai"])
+def test_bad_statistics_for_loaders(photos, pipeline, stats, error):
+    with pytest.raises(ValueError, match=error): get_dls(4, 16, photos, stats=stats, pipeline=pipeline, progress=False)
+
+
+@pytest.mark.parametrize("stats, error", [(([.5]*3, [.2, 0., .2]), "standard deviation of 0"), (([124, 116, 104], [58, 57, 57]), "0 to 1 scale")])
+def test_bad_statistics_for_cached_loaders(photos, stats, error):
+    with pytest.raises(ValueError, match=error): cached_dls(photos, bs=4, size=16, stats=stats, progress=False)
+
+
+def test_a_black_batch_has_no_scale():
+    black = TensorImage(torch.zeros(2, 3, 4, 4))
+    assert Normalize([124.]*3, [58.]*3)(black).max() < -2 and Normalize(*imagenet_stats)(black).max() < -1
+    white = TensorImage(torch.full((2, 3, 4, 4), 255.))
+    with pytest.raises(ValueError, match="divide the pixels by 255"): Normalize(*imagenet_stats)(white)
+
+
 def test_normalizing_after_fastais_is_noticed(photos):
     dls = get_dls(4, 16, photos, progress=False)
     with pytest.raises(ValueError, match="normalized already"):
@@ -370,6 +407,47 @@ def test_a_name_that_isnt_the_networks(photos, tmp_path):
     with pytest.raises(ValueError, match="'arch.args'"): save_model(learner(photos, tiny), tmp_path/"saved", arch="tiny", args=dict(act=nn.ReLU))
 
 
+class Inverted(Transform):
+    order = 50
+    def encodes(self, x: TensorImage): return 1 - x
+
+
+@pytest.mark.parametrize("pipeline", ["cached", "fastai"])
+def test_transforms_that_the_card_cant_describe(photos, tmp_path, pipeline):
+    learn = learner(photos, pipeline=pipeline, num_workers=0)
+    assert save_model(learn, tmp_path/"saved")
+    learn.dls.add_tfms([RandomErasing()], "after_batch")   # in training only
+    assert save_model(learn, tmp_path/"saved")
+    learn.dls.add_tfms([Inverted()], "after_batch")
+    with pytest.raises(ValueError, match="go through Inverted .after_batch., which a card can't describe"): save_model(learn, tmp_path/"other")
+    assert not (tmp_path/"other").exists()
+
+
+def test_item_transforms_that_the_card_cant_describe(photos, tmp_path):
+    learn = learner(photos, pipeline="fastai", num_workers=0)
+    def mirrored(x): return x.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if isinstance(x, PIL.Image.Image) else x
+    learn.dls.add_tfms([Transform(mirrored)], "after_item")
+    with pytest.raises(ValueError, match="mirrored .after_item."): save_model(learn, tmp_path/"saved")
+
+
+def test_a_vision_learner_needs_a_name(photos, tmp_path):
+    dls = get_dls(4, 16, photos, progress=False)
+    learn = vision_learner(dls, resnet18, pretrained=False)
+    with pytest.raises(ValueError, match="made with resnet18, which is not the whole of it: name it with arch="): save_model(learn, tmp_path/"saved")
+    build = lambda n_out: create_vision_model(resnet18, n_out, pretrained=False)
+    model = load_model(save_model(learn, tmp_path/"saved", arch="resnet18 with fastai's head"), build)
+    with learn.no_bar(): probs, _ = learn.get_preds()
+    torch.testing.assert_close(model.probabilities(dls.valid_ds.items), probs.as_subclass(torch.Tensor), atol=1e-5, rtol=0)
+
+
+def test_log_probabilities(photos, tmp_path):
+    set_seed(0)
+    learn = Learner(get_dls(4, 16, photos, progress=False), nn.Sequential(tiny(2), nn.LogSoftmax(-1)), loss_func=nn.NLLLoss())
+    with learn.no_bar(): logp, _ = learn.get_preds()
+    model = load_model(save_model(learn, tmp_path/"saved", arch="tiny"), lambda n_out: nn.Sequential(tiny(n_out), nn.LogSoftmax(-1)))
+    torch.testing.assert_close(model.probabilities(learn.dls.valid_ds.items), logp.as_subclass(torch.Tensor).exp(), atol=1e-5, rtol=0)
+
+
 def test_loaders_that_say_nothing(photos, tmp_path):
     dls = cached_dls(photos, bs=4, size=16, progress=False, aug=lambda x: x)
     learn = Learner(dls, tiny(2), loss_func=nn.CrossEntropyLoss())
@@ -394,7 +472,8 @@ def put(saved, name, value):
 
 
 BAD = [("format", 2), ("format", True), ("format", "1"), ("package", 3), ("arch.name", ["xresnet10"]), ("arch.name", ""), ("arch.args", []), ("arch.args", {"n_out": 3}),
-       ("arch.args", {"pretrained": True}), ("arch.args", {"act_cls": "os.system"}), ("arch.args", {"widen": None}), ("arch.args", {"a b": 1}), ("classes", []), ("classes", ["a", "a"]), ("classes", ["a", 1]),
+       ("arch.args", {"pretrained": True}), ("arch.args", {"act_cls": "os.system"}), ("arch.args", {"widen": None}), ("arch.args", {"widen": 10**400}), ("arch.args", {"widen": [1, -10**400]}), ("arch.args", {"widen": 1e40}),
+       ("statistics.mean", [0, 0, 10**400]), ("arch.args", {"a b": 1}), ("classes", []), ("classes", ["a", "a"]), ("classes", ["a", 1]),
        ("classes", {"a": 0, "b": 1}), ("classes", "ab"), ("input.size", 0), ("input.size", 16.), ("input.size", True), ("input.size", 10**9), ("input.presize", -1),
        ("input.presize", "20"), ("input.method", "stretch"), ("input.method", ["crop"]), ("statistics", [1, 2]), ("statistics", {"mean": [0, 0, 0], "std": [1, 1, 0]}),
        ("statistics", {"mean": [0, 0], "std": [1, 1]}), ("statistics", {"mean": "000", "std": [1, 1, 1]}), ("statistics.mean", [True, 0, 0]), ("activation", "eval"),
@@ -496,6 +575,27 @@ def test_a_network_that_would_fill_the_memory(saved, widen):
     with pytest.raises(ValueError): load_model(saved)
 
 
+def test_a_network_of_ones_own_that_would_fill_the_memory(photos, tmp_path):
+    folder, real = save_model(learner(photos, tiny), tmp_path/"saved"), []
+    def wide(n_out, width=4): return real.append(torch.empty(0).device.type) or tiny(n_out, width)
+    assert load_model(folder, wide) and real == ["meta", "cpu"]
+    put(folder, "arch.args", dict(width=10**7))
+    with pytest.raises(ValueError, match="bytes of weights, and it names a file of"): load_model(folder, wide)
+    assert real == ["meta", "cpu", "meta"]
+    put(folder, "arch.args", dict(height=3))
+    with pytest.raises(ValueError, match="tiny can't be built with"): load_model(folder, wide)
+
+
+def test_a_network_that_cant_be_built_without_content(photos, tmp_path):
+    def stubborn(n_out):
+        m = tiny(n_out)
+        with torch.no_grad(): m[0].weight.mul_(m[0].weight.abs().max().item())
+        m[0].register_buffer("of_its_own", torch.ones(1), persistent=False)
+        return m
+    learn = learner(photos, stubborn)
+    assert load_model(save_model(learn, tmp_path/"saved"), stubborn).model[0].of_its_own.item() == 1
+
+
 def test_a_file_far_too_large_is_not_read(saved):
     with open(saved/"model.safetensors", "r+b") as f: f.truncate(2**36)
     with pytest.raises(ValueError, match="at most were expected"): load_model(saved)
@@ -532,6 +632,9 @@ RIGHT = {"normalize.1": lambda x: (x.mean((0, 2, 3)), x.std((0, 2, 3), correctio
          "normalize.2": lambda n1, m1, s1, n2, m2, s2: ((n1*(s1**2 + m1**2) + n2*(s2**2 + m2**2))/(n1 + n2) - ((n1*m1 + n2*m2)/(n1 + n2))**2)**.5,
          "normalize.3": lambda w, b, m, s: no_pad(w, m, s, b),
          "normalize.4": dict(a="divided by 255 twice", b="right", c="not divided by 255", d="normalized twice")}
+
+
+def test_every_exercise_is_tried(): assert exercises("normalize") == sorted(RIGHT)
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, functio
 
 from sota_course.exercises import check, exercises
 from sota_course.resize import (KERNELS, Progressive, Stage, activation_stats, center_crop, crop_box, fit_progressive, phases,
-                                random_resized_crop, relative_cost, reset_batchnorm, resize, resize_weights, scores_by_size, to_square)
+                                presize, random_resized_crop, relative_cost, reset_batchnorm, resize, resize_weights, rotated_crop, scores_by_size, to_square)
 from sota_course.runs import EpochSeeds, Run
 
 sides, few = st.integers(1, 40), partial(settings, deadline=None, max_examples=40)
@@ -294,6 +294,14 @@ def test_frozen_is_frozen():
     body = Body()
     quiet(learner(splitter=two_groups), fit_progressive, [Stage(8, 10), Stage(12, 10)], 1e-2, "fine_tune", loaders, wd=0.1, cbs=body)
     assert torch.equal(body.at[0], body.at[1]) and not torch.equal(body.at[1], body.at[2])
+    theirs = Body()
+    def book(learn):
+        learn.fit_one_cycle(1, 1e-2, wd=0.1)
+        learn.dls = loaders(10, 12)
+        learn.fine_tune(1, 1e-2, wd=0.1)
+    quiet(learner(splitter=two_groups, cbs=theirs), book)
+    assert theirs.at[1].norm() < theirs.at[0].norm()   # shrunk, and nothing else
+    assert torch.allclose(theirs.at[1]/theirs.at[1].norm(), theirs.at[0]/theirs.at[0].norm(), atol=1e-6)
 
 
 def test_state_is_kept_unless_asked():
@@ -394,6 +402,62 @@ def test_activation_stats_and_batchnorm():
     assert m[0][1].running_mean.abs().sum() > 0
     reset_batchnorm(m)
     assert m[0][1].running_mean.abs().sum() == 0 and (m[0][1].running_var == 1).all()
+
+
+def test_activation_stats_leave_frozen_layers_as_they_are():
+    m = net().train()
+    m[0][1].eval()
+    activation_stats(m, noise(4, 3, 8, 8))
+    assert m.training and not m[0][1].training
+
+
+@pytest.mark.parametrize("size", [np.int64(4), (np.int32(4), 4), [4, 4], torch.Size([4, 4])])
+def test_sizes_of_many_types(size):
+    x = noise(3, 9, 7)
+    assert torch.equal(resize(x, size), resize(x, 4)) and torch.equal(center_crop(x, size), center_crop(x, 4)) and torch.equal(to_square(x, size), to_square(x, 4))
+
+
+@pytest.mark.parametrize("size", [True, False, 2.5, (4, True), (4, 5, 6), "4", None, -1, (0, 3)])
+def test_sizes_that_are_none(size):
+    for f in (resize, center_crop, to_square):
+        with pytest.raises(ValueError, match="size must be a whole number of pixels"): f(noise(3, 9, 7), size)
+
+
+def test_a_square_has_one_side():
+    for how in ("crop", "squish", "pad"):
+        with pytest.raises(ValueError, match="a square has one side, and 4 x 6 is none"): to_square(noise(3, 9, 7), (4, 6), how)
+
+
+def test_plans_that_cant_be():
+    fine = [Stage(8), Stage(12, lr=slice(1e-4, 1e-2))]
+    with pytest.raises(ValueError, match="so 1 x 12 px.* needs a number as its lr"): phases(fine, 1e-2, "fine_tune")
+    with pytest.raises(ValueError, match="needs a number"): phases([Stage(8), Stage(12)], slice(1e-4, 1e-2), "fine_tune")
+    assert len(phases(fine, 1e-2)) == len(phases([Stage(8, lr=slice(1e-4, 1e-2)), Stage(12)], 1e-2, "fine_tune")) - 1 == 2
+    for n in (-1, .5, True, None):
+        with pytest.raises(ValueError, match="freeze_epochs must be a whole number, at least 0"): phases([Stage(8), Stage(12)], 1e-2, "fine_tune", n)
+
+
+@few()
+@given(sides, sides, st.integers(2, 20), st.floats(-180, 180))
+def test_presizing(h, w, size, angle):
+    x = noise(3, h, w)
+    assert torch.allclose(presize(x, size, larger=1, scale=(1, 1), angle=0), to_square(x, size), atol=1e-5)
+    y = presize(x, size, angle=abs(angle), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(y, presize(x, size, angle=abs(angle), generator=torch.Generator().manual_seed(1)))
+    assert y.shape == (3, size, size) and x.min() - 1e-5 <= y.min() and y.max() <= x.max() + 1e-5
+
+
+def test_a_rotated_crop_against_torchvision():
+    x = F.interpolate(noise(1, 3, 9, 9), (61, 61), mode="bicubic")[0]   # smooth
+    ours, theirs = rotated_crop(x, (0, 0, 61, 61), 10, 61), TF.rotate(x, 10, InterpolationMode.BILINEAR)
+    inside = slice(15, 46)
+    assert min((ours - o).abs()[:, inside, inside].max() for o in (theirs, TF.rotate(x, -10, InterpolationMode.BILINEAR))) < 1e-3
+    assert torch.allclose(rotated_crop(x, (8, 12, 40, 40), 0, 30), F.interpolate(x[None, :, 8:48, 12:52], (30, 30), mode="bilinear")[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("x, error, words", [(torch.zeros(3, 8, 8, dtype=torch.uint8), TypeError, "floats"), (noise(3, 8, 9), ValueError, "one square picture"), (noise(2, 3, 8, 8), ValueError, "one square picture")])
+def test_bad_rotated_crops(x, error, words):
+    with pytest.raises(error, match=words): rotated_crop(x, (0, 0, 4, 4), 0, 4)
 
 
 # ---- exercises ----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ import torchvision.transforms.functional as TF
 import torchvision.transforms.v2.functional as TF2
 from fastai.vision.all import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
                                LabelSmoothingCrossEntropy, Learner, MixedPrecision, MultiCategoryBlock, Normalize, PILImage, PILImageBW,
-                               RandomSplitter, RandTransform, Resize, TensorImage, Transform, aug_transforms, imagenet_stats, parent_label,
-                               set_seed, vision_learner)
+                               Pipeline, RandomCrop, Resize, TensorImage, Transform, aug_transforms, imagenet_stats, parent_label, set_seed)
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -229,19 +228,35 @@ def test_each_file_is_opened_once(photos, monkeypatch):
 
 
 def test_a_crop_in_place_of_the_item_transforms(photos):
-    "fastai: the crop is all that is left of the pipeline, so a batch of two shapes can't be made, or the scale is the file's."
+    "fastai: what is given is all that is left of the pipeline, the conversions to tensors and to floats included."
     learn = learner(block(photos))
-    with pytest.raises(Exception): learn.tta(item_tfms=Resize(24), batch_tfms=[])   # bytes: the float conversion is gone
     class Five(Transform):
         def encodes(self, x: PILImage): return torch.stack([TF.to_tensor(o) for o in FiveCrop(24)(x)])
-    with pytest.raises(Exception): learn.tta(item_tfms=Five())
+    with pytest.raises(TypeError, match="batch must contain tensors.*PILImage"): learn.tta(item_tfms=Resize(24), batch_tfms=[])
+    with pytest.raises(RuntimeError, match=r"3D .* or 4D .* got input of size: .4, 5, 3, 24, 24"): learn.tta(item_tfms=Five())   # five views have an axis of their own
     assert learn.five_crop_tta()[0].shape == (11, 2)
+
+
+def test_without_resize_a_crop_has_the_files_own_pixels(tmp_path):
+    "Trap: `RandomCrop` in place of `Resize` cuts a small window out of a large photo."
+    for split in ("train", "val"):
+        for i, name in enumerate(("cat", "dog")):
+            (tmp_path/"large"/split/name).mkdir(parents=True)
+            photo(i, 480, 360).save(tmp_path/"large"/split/name/"0.png")
+    def fed(*tfms): return DataBlock((ImageBlock, CategoryBlock), get_items=image_files, get_y=parent_label, splitter=GrandparentSplitter(valid_name="val"),
+                                     item_tfms=tfms, batch_tfms=[]).dataloaders(tmp_path/"large", bs=2, num_workers=0).valid.one_batch()[0].as_subclass(torch.Tensor)
+    def of_file(cut): return torch.stack([cut(TF.to_tensor(PIL.Image.open(f))) for f in sorted((tmp_path/"large"/"val").rglob("*.png"))])
+    native = of_file(lambda x: TF.center_crop(x, 24))
+    assert (fed(RandomCrop(24)) - native).abs().max() < 1e-5
+    whole = of_file(lambda x: TF.resize(TF.center_crop(x, 360), 24, antialias=True))
+    assert (fed(Resize(24)) - whole).abs().mean() < .05 < (native - whole).abs().mean()
 
 
 def test_five_crop_in_fastais_pipeline_meets_the_label():
     "A plain function is applied to every element of the item."
-    from fastai.data.core import Pipeline
-    with pytest.raises(Exception): Pipeline([FiveCrop(4)])((PIL.Image.new("RGB", (8, 8)), torch.tensor(1)))
+    img, pipe = PIL.Image.new("RGB", (8, 8)), Pipeline([FiveCrop(4)])
+    assert [o.size for o in pipe((img,))[0]] == [(4, 4)]*5
+    with pytest.raises(TypeError, match="Tensor is not a torch image"): pipe((img, torch.tensor(1)))
 
 
 def test_ttach_orders_crops_otherwise_and_averages_logits():
@@ -282,6 +297,20 @@ def test_the_training_set_in_order(photos):
         assert len(p) == 16 and [learn.dls.vocab[o] for o in y] == [f.parent.name for f in learn.dls.train.items]
 
 
+def test_the_training_sets_plain_prediction_is_not_augmented(photos):
+    "And nobody's random numbers are used up for it."
+    for make in (cached, block):
+        learn = learner(make(photos))
+        def states(): return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), learn.dls.train.rng.getstate()
+        before = states()
+        p, _ = learn.five_crop_tta(ds_idx=0, beta=1.)
+        after = states()
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:] and learn.dls.train_ds.split_idx == 0
+        with learn.dls.train_ds.set_split_idx(1): q, _ = learn.get_preds(dl=learn.dls.train.new(shuffle=False, drop_last=False))
+        assert torch.allclose(p, q, atol=1e-5) and torch.allclose(learn.five_crop_tta(ds_idx=0, beta=1.)[0], p, atol=1e-6)
+        assert not torch.allclose(learn.get_preds(ds_idx=0)[0], learn.get_preds(ds_idx=0)[0], atol=1e-3)   # fastai's own are augmented
+
+
 def test_files_and_test_loaders(photos):
     for make in (cached, block):
         learn = learner(make(photos))
@@ -310,6 +339,14 @@ def test_a_loss_without_activation(photos):
     learn.loss_func = lambda pred, y: pred.sum()
     with pytest.raises(ValueError, match="act="): learn.five_crop_tta()
     assert learn.five_crop_tta(act=torch.sigmoid)[0].shape == (11, 2)
+
+
+@pytest.mark.parametrize("loss", [nn.NLLLoss(), F.nll_loss, nn.CrossEntropyLoss()])
+def test_the_maximum_is_a_distribution_where_the_loss_wants_one(photos, loss):
+    learn = learner(block(photos), nn.Sequential(net(), nn.LogSoftmax(-1)), loss)
+    for views in ("five", "ten"):
+        p = learn.five_crop_tta(views=views, reduce="max")[0]
+        assert torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-5)
 
 
 def test_other_transforms_stay(photos):
@@ -350,6 +387,16 @@ def test_lists_of_many_shapes():
     model, xs = net(), [torch.randn(3, *o) for o in SIZES*2]
     p, _ = predict(model, xs, size=24, bs=4)
     assert torch.allclose(p, torch.cat([predict(model, o[None], size=24)[0] for o in xs]), atol=1e-5)
+
+
+def test_views_of_ones_own():
+    model, xs, sizes = net(), [torch.randn(3, *o) for o in SIZES], []
+    def some(x, size): return sizes.append(size) or five_crop(x, size)[:3]
+    assert torch.allclose(predict(model, xs, some, size=24)[0], torch.cat([predict(model, o[None], some, size=24)[0] for o in xs]), atol=1e-5)
+    assert set(sizes) == {(24, 24)}
+    with pytest.raises(ValueError, match=r"same number of views.*5 were cut from \d+ x \d+ pixels, 2 were cut from 100 x 37"):
+        predict(model, xs, lambda x, size: five_crop(x, size)[:5 if x.shape[-2] < 50 else 2], size=24)
+    with pytest.raises(ValueError, match="at least 1: 0 were cut"): predict(model, xs, lambda x, size: [], size=24)
 
 
 @pytest.mark.parametrize("n", [0, 1])
