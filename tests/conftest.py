@@ -32,6 +32,7 @@ def pytest_unconfigure(config):
     if home in config.stash: shutil.rmtree(config.stash[home], ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True) # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     "A file's tests share its fixtures, and stay with one worker; notebooks, which share none and take longest, go to whoever is free."
     for o in items:
