@@ -25,13 +25,12 @@ from fastcore.basics import noop, patch, store_attr
 from fastcore.foundation import L
 from fastcore.imports import IN_NOTEBOOK
 import sota_course
+from .label_smoothing import _check_sums, _slack
 
 # %% ../nbs/tools/runs.ipynb #02d52240
 def _check_probs(probs, targets):
     if probs.ndim != 2 or targets.shape != probs.shape[:1]: raise ValueError(f"one row an image and one class index a row are needed: the shapes are {tuple(probs.shape)} and {tuple(targets.shape)}")
-    slack = max(1e-3, 4*torch.finfo(probs.dtype).eps) if probs.is_floating_point() else 0 # rows in half precision are rounded
-    probs = probs.double()
-    if not ((probs >= 0).all() and ((probs.sum(1) - 1).abs() <= slack).all()): raise ValueError("the rows must be probabilities, from 0 to 1 with a sum of 1: give logits.softmax(1)")
+    _check_sums(probs.double(), _slack(probs))
 
 def ece(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
         targets:torch.Tensor, # `(n,)`, class indices

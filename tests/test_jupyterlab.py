@@ -42,7 +42,7 @@ def cut(path):
     return nb
 
 
-CHAPTERS = sorted(o.name for o in (root/"nbs").glob("0*.ipynb") if cut(o).cells)
+CHAPTERS = {o.name: nb for o in sorted((root/"nbs").glob("0*.ipynb")) if (nb := cut(o)).cells}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def lab(tmp_path_factory):
     "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
     whole = {o: read(root/"nbs"/o) for o in ("index.ipynb", "00_data.ipynb", "tools/plots.ipynb")}
-    for name, nb in (whole | {f"cut_{o}": cut(root/"nbs"/o) for o in CHAPTERS}).items():
+    for name, nb in (whole | {f"cut_{o}": nb for o, nb in CHAPTERS.items()}).items():
         for o in nb.cells:
             if o.cell_type == "code": o.outputs = []
         nbformat.write(nb, folder/name.split("/")[-1])

@@ -148,10 +148,13 @@ def test_center_crop(h, w, size):
 
 
 @few()
-@given(h=sides, w=sides, size=st.integers(2, 24)) # from 2: torch 2.13 is wrong where the resized image is one pixel wide
+@given(h=sides, w=sides, size=st.integers(1, 24))
 def test_crop_to_a_square_is_torchvisions_two_steps(h, w, size):
     x = noise(3, h, w)
-    close(to_square(x, size), TF.center_crop(TF.resize(x, [size], antialias=True), [size, size]))
+    # A tall image lies on its side for torchvision: torch 2.13 is wrong where a result is one pixel wide, and right where it is one high.
+    lying = x.mT.contiguous() if h > w else x
+    theirs = TF.center_crop(TF.resize(lying, [size], antialias=True), [size, size])
+    close(to_square(x, size), theirs.mT if h > w else theirs)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 100), (100, 1), (3, 300), (1, 20_000)])
