@@ -54,6 +54,11 @@ def alternate(sides, rounds):
     return {k: np.array(v) for k, v in times.items()}
 
 
+def medians(sides, rounds):
+    "Seconds of each of `sides`: medians over rounds in which they take turns"
+    return {k: float(np.median(v[:, 0])) for k, v in alternate(sides, rounds).items()}
+
+
 def rates(counts, times):
     "Pictures a second, and a second of CPU time, of each side: medians over the rounds"
     med = {k: counts[k]/np.median(v, 0) for k, v in times.items()}

@@ -7,15 +7,15 @@ ours among them, are several operations, and ours also checks its input: a fract
 step takes tens of them.
 """
 import os
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from fastai.losses import LabelSmoothingCrossEntropy as FastaiLoss
 from timm.loss import LabelSmoothingCrossEntropy as TimmLoss
 from torch import nn
 
-from shared import alternate
+from shared import medians
 from sota_course.label_smoothing import SmoothCrossEntropy
 
 torch.set_num_threads(min(2, os.cpu_count()))
@@ -27,12 +27,11 @@ def step(loss, x, y):
     loss(x, y).backward()
 
 
-def medians(sides, rounds, repeat):
-    "Seconds a call of each of `sides`, taking turns."
+def a_call(sides, rounds, repeat):
+    "Seconds a call of each of `sides`."
     def repeated(f):
         for _ in range(repeat): f()
-    times = alternate({k: (lambda f=f: repeated(f)) for k, f in sides.items()}, rounds)
-    return {k: float(np.median(v[:, 0]))/repeat for k, v in times.items()}
+    return {k: v/repeat for k, v in medians({k: partial(repeated, f) for k, f in sides.items()}, rounds).items()}
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])
@@ -48,8 +47,8 @@ def test_loss(benchmark, name, weighted):
     found = {k: f(x, y) for k, f in losses.items()}
     for k, v in found.items(): torch.testing.assert_close(v, found["torch"], rtol=1e-5, atol=1e-5, msg=k)
     sides = {k: (lambda f=f: step(f, x, y)) for k, f in losses.items()}
-    medians(sides, 3, 5)
-    seconds = medians(sides, 30, 20 if len(shape) == 2 and shape[1] == 10 else 5)
+    a_call(sides, 3, 5)
+    seconds = a_call(sides, 30, 20 if len(shape) == 2 and shape[1] == 10 else 5)
     benchmark.pedantic(sides["ours"], rounds=10)
     benchmark.extra_info.update(shape=shape, microseconds={k: round(v*1e6, 1) for k, v in seconds.items()},
                                 ratio_to_ours={k: round(v/seconds["ours"], 2) for k, v in seconds.items()})

@@ -8,7 +8,6 @@ one run, on the same batch in memory, and the ratio is that of their medians.
 import os
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
@@ -16,16 +15,11 @@ from kornia.augmentation import RandomCutMixV2, RandomMixUpV2
 from timm.data.mixup import Mixup as TimmMixup
 from torchvision.transforms import v2
 
-from shared import alternate
+from shared import medians
 from sota_course.mixup import CutMix, blend, cut_boxes, cutmix, mix_weights, mixup, one_hot
 
 N, CLASSES = 64, 10
 torch.set_num_threads(min(2, os.cpu_count()))
-
-
-def medians(sides, rounds):
-    "Seconds of each of `sides`, taking turns."
-    return {k: np.median(v[:, 0]) for k, v in alternate(sides, rounds).items()}
 
 
 class Batch:

@@ -8,7 +8,6 @@ The sides take turns in one run. Without the variable the epochs run on pictures
 import os
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from fastai.vision.all import Callback, CancelValidException, CategoryBlock, DataBlock, ImageBlock, IndexSplitter, imagenet_stats, parent_label
@@ -16,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from measure_resize import BS, SIZE, STAGES
-from shared import alternate, files, rates  # noqa: F401 (a fixture)
+from shared import alternate, files, medians, rates  # noqa: F401 (a fixture)
 from sota_course.baseline import baseline_learner
 from sota_course.loader import cached_dls
 from sota_course.resize import resize
@@ -50,7 +49,7 @@ def test_progressive(benchmark, files, tmp_path):
         return baseline_learner(dls, "xresnet10", metrics=[])
     sides = {o.size: partial(epoch, learner(o.size)) for o in STAGES}
     alternate(sides, 1)
-    seconds = {k: float(np.median(v[:, 0])) for k, v in alternate(sides, 7).items()}
+    seconds = medians(sides, 7)
     benchmark.pedantic(sides[SIZE], rounds=1)
     share = round(sum(o.epochs*seconds[o.size] for o in STAGES)/sum(o.epochs for o in STAGES)/seconds[SIZE], 2)
     benchmark.extra_info.update(data=data, model="xresnet10", batch=BS, stages=[[o.size, o.epochs] for o in STAGES], share_of_time=share, required=REQUIRED,

@@ -9,7 +9,6 @@ import os
 import random
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, Resize,
@@ -19,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from shared import alternate, files, rates  # noqa: F401 (a fixture)
+from shared import alternate, files, medians, rates  # noqa: F401 (a fixture)
 from sota_course.baseline import xresnet10
 from sota_course.loader import cached_dls
 from sota_course.tta import dense_five_crop, five_crop, tta_predict
@@ -115,7 +114,7 @@ def test_dense(benchmark, size, n):
     sides = {"one view": lambda: model(views[4]), "five crops": lambda: [model(o) for o in five_crop(x, size)], "dense": lambda: dense_five_crop(model, x, size)}
     with torch.no_grad():
         alternate(sides, 3)
-        times = {k: np.median(v[:, 0]) for k, v in alternate(sides, 15).items()}
+        times = medians(sides, 15)
         benchmark.pedantic(sides["dense"], rounds=3)
     costs = {k: round(float(v/times["one view"]), 2) for k, v in times.items()}
     benchmark.extra_info.update(model="xresnet10", size=size, picture=size*5//4, batch=n, cost_in_views=costs, required=1.8)

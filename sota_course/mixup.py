@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.distributions import Gamma
 from .exercises import Wrong, call, exercise, expect
+from .larger import evaluating
 
 # %% ../nbs/05_mixup.ipynb #86f3fef5
 def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
@@ -285,23 +286,14 @@ def after_loss(self:Mixing):
     self.learn.loss_grad = mixed_loss(self.learn.loss_func, self.pred, self.yb[0], *self.mixed)
     self.learn.loss = self.learn.loss_grad.clone()
 
-# %% ../nbs/05_mixup.ipynb #152bec85
-@contextmanager
-def _evaluating(model):
-    "`model` in evaluation mode and without gradients; afterwards each of its modules is as it was."
-    modes = {o: o.training for o in model.modules()}
-    try:
-        with torch.no_grad(): yield model.eval()
-    finally:
-        for o, training in modes.items(): o.training = training
-
 # %% ../nbs/05_mixup.ipynb #145da048
 @patch
 def _compare(self:Mixing):
     "Note the loss of the unmixed batch and its size, if it is its turn; the last of an epoch always is, so that a short one has one too."
     if not self.compare_every or ((self.iter + 1) % self.compare_every and self.iter + 1 < self.n_iter): return
     x, y = _pair(self)
-    with _evaluating(getattr(self.model, "module", self.model)) as model: # without what wraps it for several GPUs
+    model = getattr(self.model, "module", self.model) # without what wraps it for several GPUs
+    with evaluating(model):
         pred = model(x.to(next(model.parameters()).dtype) if x.is_floating_point() else x)
         self.compared.append((self.learn.loss_func(pred.float(), y).mean(), len(x)))
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from sota_course import label_smoothing as ls
 from sota_course.exercises import check
-from sota_course.label_smoothing import (SmoothCrossEntropy, best_gap, brier, fit_temperature, least_loss, nll, reliability,
+from sota_course.label_smoothing import (SmoothCrossEntropy, best_gap, brier, ece, fit_temperature, least_loss, nll, reliability,
                                          reliability_diagram, smooth_cross_entropy, smooth_targets)
-from sota_course.runs import ece, score
+from sota_course.runs import score
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -324,11 +324,13 @@ def predictions(seed, n=60, c=6):
 
 @few
 @given(seed=seeds, bins=st.integers(1, 30))
-def test_reliability_is_what_ece_averages(seed, bins):
+def test_reliability_and_ece_are_the_papers_sums_over_bins(seed, bins):
     logits, y = predictions(seed)
-    r = reliability(logits.softmax(1), y, bins)
-    assert r["share"].sum().item() == pytest.approx(1)
-    assert (r["share"]*(r["confidence"] - r["accuracy"]).abs()).sum().item() == pytest.approx(ece(logits.softmax(1), y, bins), abs=1e-9)
+    r, p = reliability(logits.softmax(1), y, bins), logits.softmax(1).numpy()
+    conf, right = p.max(1), p.argmax(1) == y.numpy()
+    inside = [(conf > i/bins) & (conf <= (i + 1)/bins) for i in range(bins)]
+    assert r["share"].sum().item() == pytest.approx(1) and r["share"].tolist() == pytest.approx([o.mean() for o in inside])
+    assert ece(logits.softmax(1), y, bins) == pytest.approx(sum(abs(conf[o].sum() - right[o].sum()) for o in inside)/len(y), abs=1e-9)
     full = r["share"] > 0
     assert ((r["confidence"]*bins).ceil().clamp(1, bins) == torch.arange(1, bins + 1))[full].double().mean() == 1
 
