@@ -11,7 +11,7 @@ __all__ = ['one_hot', 'blend', 'mixup_targets', 'mixup', 'mix_weights', 'cut_box
 # %% ../nbs/05_mixup.ipynb #af5341e6
 import math
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from inspect import signature
 import torch
 from fastai.callback.core import Callback
@@ -29,8 +29,9 @@ def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
            ) -> torch.Tensor: # `(n, n_classes)`
     "Each class number as a row of zeros with a single 1. Raises `TypeError` or `ValueError` for what isn't a class number."
     if y.is_floating_point() or y.dtype == torch.bool or y.ndim != 1: raise TypeError(f"one_hot needs class numbers of shape (n,), and this is {y.dtype} of shape {tuple(y.shape)}")
-    if len(y) and not 0 <= y.min() <= y.max() < n_classes:
-        raise ValueError(f"with {n_classes} classes they are numbered from 0 to {n_classes - 1}, but there are numbers from {y.min()} to {y.max()}")
+    if len(y):
+        least, most = (o.item() for o in y.aminmax())
+        if not 0 <= least <= most < n_classes: raise ValueError(f"with {n_classes} classes they are numbered from 0 to {n_classes - 1}, but there are numbers from {least} to {most}")
     return torch.zeros(len(y), n_classes, dtype=dtype, device=y.device).scatter_(1, y.long()[:, None], 1)
 
 # %% ../nbs/05_mixup.ipynb #9337f47d
@@ -39,7 +40,9 @@ def _check_lam(lam, n):
     lam = torch.as_tensor(lam)
     if lam.numel() != 1 and lam.shape != (n,): raise ValueError(f"lam needs one weight, or one for each of {n} images, and its shape is {tuple(lam.shape)}")
     # On a GPU the question would make it wait; the weights are drawn on the CPU.
-    if lam.device.type == "cpu" and not all(0 <= o <= 1 for o in lam.flatten().tolist()): raise ValueError("weights must lie between 0 and 1")
+    if lam.device.type == "cpu" and lam.numel():
+        least, most = (o.item() for o in lam.aminmax())
+        if not (least >= 0 and most <= 1): raise ValueError("weights must lie between 0 and 1") # nor are undefined ones
     return lam
 
 def _check_perm(perm, n):
@@ -85,6 +88,9 @@ def mixup(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not c
     return blend(x, lam, perm), mixup_targets(y, lam, perm, n_classes)
 
 # %% ../nbs/05_mixup.ipynb #8ce71eaf
+@lru_cache
+def _gamma(shape): return Gamma(torch.tensor(shape, dtype=torch.float64), 1., validate_args=False) # making one takes longer than drawing from it
+
 def mix_weights(n:int, # images in the batch
                 alpha:float, # both parameters of the Beta distribution; 0: no mixing
                 per:str="image", # a weight for each "image", or one for the "batch"
@@ -95,8 +101,7 @@ def mix_weights(n:int, # images in the batch
     if per not in ("image", "batch"): raise ValueError(f'per must be "image" or "batch", not {per!r}')
     size = n if per == "image" else 1
     if not alpha: return torch.ones(size)
-    a = torch.tensor(float(alpha), dtype=torch.float64)
-    log_g = Gamma(a + 1, 1., validate_args=False).sample((2, size)).log() + (1 - torch.rand(2, size, dtype=a.dtype)).log()/a
+    log_g = _gamma(float(alpha) + 1).sample((2, size)).log_() + (1 - torch.rand(2, size, dtype=torch.float64)).log_()/alpha
     t = (log_g[0] - log_g[1]).sigmoid().float()
     return torch.maximum(t, 1 - t) if fold else t
 
