@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from environment import find_chromium
 
@@ -32,11 +33,13 @@ def pytest_unconfigure(config):
     if home in config.stash: shutil.rmtree(config.stash[home], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True) # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    "A file's tests share its fixtures, and stay with one worker; notebooks, which share none and take longest, go to whoever is free."
-    for o in items:
-        if o.originalname != "test_runs": o.add_marker(pytest.mark.xdist_group(o.path.stem))
+class ByFile(LoadScopeScheduling):
+    "A file's tests share its fixtures, and stay with one worker; notebooks, which share none and take long, go to whoever is free."
+    def _split_scope(self, nodeid): return nodeid if "::test_runs[" in nodeid else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True) # unknown with -p no:xdist
+def pytest_xdist_make_scheduler(config, log): return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter):

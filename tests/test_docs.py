@@ -152,7 +152,7 @@ def served(site):
 
 
 def new_page(browser, **kwargs):
-    "A page that has patience: a busy machine is no failure."
+    "A page of a browser, or of one of its contexts, that has patience: a busy machine is no failure."
     page = browser.new_page(**kwargs)
     page.set_default_timeout(180_000)
     return page
@@ -184,13 +184,14 @@ LOOK = """() => {
 @pytest.fixture(scope="session")
 def visits(site, served, browser):
     "What the browser found on each page, on a phone's width."
-    res = {}
+    res, context = {}, browser.new_context(viewport=dict(width=390, height=800)) # one for all: scripts and styles are fetched once
     for name in pages(site):
-        page = new_page(browser, viewport=dict(width=390, height=800))
+        page = new_page(context)
         wrong = watch(page, served)
         page.goto(served + name, wait_until="load")
         res[name] = page.evaluate(LOOK) | dict(wrong=wrong)
         page.close()
+    context.close()
     return res
 
 

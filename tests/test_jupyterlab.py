@@ -35,21 +35,23 @@ def read(path): return nbformat.read(path, as_version=4)
 
 
 def cut(path):
-    "The notebook up to its first cell with sliders."
+    "The notebook up to its first cell with sliders. Models are trained for one epoch instead of three: that is enough to move them."
     nb = read(path)
+    for o in nb.cells: o.source = o.source.replace("epochs=3", "epochs=1")
     at = next((i for i, o in enumerate(nb.cells) if o.cell_type == "code" and o.source.startswith("explore(")), -1)
     nb.cells = nb.cells[:at + 1]
     return nb
 
 
-CHAPTERS = {o.name: nb for o in sorted((root/"nbs").glob("0*.ipynb")) if (nb := cut(o)).cells}
+WHOLE = ["index.ipynb", "00_data.ipynb"]
+CHAPTERS = {o.name: nb for o in sorted((root/"nbs").glob("0*.ipynb")) if o.name not in WHOLE and (nb := cut(o)).cells}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    whole = {o: read(root/"nbs"/o) for o in ("index.ipynb", "00_data.ipynb", "tools/plots.ipynb")}
+    whole = {o: read(root/"nbs"/o) for o in (*WHOLE, "tools/plots.ipynb")}
     for name, nb in (whole | {f"cut_{o}": nb for o, nb in CHAPTERS.items()}).items():
         for o in nb.cells:
             if o.cell_type == "code": o.outputs = []
@@ -110,11 +112,26 @@ def errors(page): return [text for o in page.locator(ERROR).all() if "Traceback"
 def bare(page): return page.eval_on_selector_all(PICTURE, "imgs => imgs.filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.outerHTML.slice(0, 200))")
 
 
-@pytest.mark.parametrize("name", ["index.ipynb", "00_data.ipynb"])
+def move(page):
+    "Move each slider of `page`; the picture below must change, and what is said of it. Returns how many there are."
+    moved = 0
+    for cell in page.locator(".jp-CodeCell", has=page.locator(SLIDER)).all():
+        picture = cell.locator(PICTURE).last
+        for slider in cell.locator(SLIDER).all():
+            before, alt = picture.get_attribute("src"), picture.get_attribute("alt")
+            slider.press("ArrowRight")
+            expect(picture).not_to_have_attribute("src", before, timeout=60_000)
+            expect(picture).not_to_have_attribute("alt", alt)
+            moved += 1
+    return moved
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_runs_from_the_menu(run, name):
     page = run(name)
     assert errors(page) == []
     assert page.locator(PICTURE).count() > 0, "shows no picture"
+    assert bool(move(page)) == any(o.source.startswith("explore(") for o in read(root/"nbs"/name).cells)
     assert bare(page) == [], "pictures that don't load, or have no alternative text"
 
 
@@ -138,12 +155,4 @@ def test_a_slider_moves_its_picture(run):
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_every_slider_of_a_chapter_moves_its_picture(run, name):
     page = run(f"cut_{name}")
-    assert errors(page) == []
-    picture, sliders = page.locator(PICTURE).last, page.locator(SLIDER)
-    assert sliders.count()
-    for slider in sliders.all():
-        before, alt = picture.get_attribute("src"), picture.get_attribute("alt")
-        slider.press("ArrowRight")
-        expect(picture).not_to_have_attribute("src", before, timeout=60_000)
-        expect(picture).not_to_have_attribute("alt", alt)
-    assert bare(page) == []
+    assert errors(page) == [] and move(page) and bare(page) == []

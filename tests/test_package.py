@@ -54,7 +54,7 @@ def clean(wheel, tmp_path_factory) -> Path:
     python = folder/"bin"/"python"
     torch = (os.environ.get("TORCH") or re.search(r"^TORCH \?= (.+)$", (root/"Makefile").read_text(), re.M)[1]).split()
     # ipykernel stands for the notebook that Colab would bring.
-    run(python, "-m", "pip", "install", "-q", "--no-input", "--disable-pip-version-check", wheel, "ipykernel", *torch, cwd=folder)
+    run(python, "-m", "pip", "install", "-q", "--no-compile", "--no-input", "--disable-pip-version-check", wheel, "ipykernel", *torch, cwd=folder)
     run(python, root/"scripts"/"torchvision_cpu.py", cwd=folder)
     return python
 

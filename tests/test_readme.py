@@ -1,13 +1,11 @@
 "README.md is the front page, nbs/index.ipynb, with links that work anywhere."
-import ast
 import re
 import sys
-from importlib import import_module
-from inspect import signature
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"scripts"))
@@ -38,15 +36,17 @@ def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
     assert not missing
 
 
-def test_the_first_use_calls_what_exists():
-    "Training takes too long to run it here; its names and arguments are checked."
+def test_the_first_use_runs(tmp_path, monkeypatch):
+    "As it stands there, but for fewer pictures, smaller ones, and a single epoch."
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S))
-    tree, known = ast.parse(code), {}
-    for o in tree.body:
-        if isinstance(o, ast.ImportFrom): known |= {a.name: getattr(import_module(o.module), a.name) for a in o.names}
-    calls = [o for o in ast.walk(tree) if isinstance(o, ast.Call) and isinstance(o.func, ast.Name)]
-    assert {o.func.id for o in calls} == set(known)
-    for o in calls: signature(known[o.func.id]).bind(*o.args, **{k.arg: k.value for k in o.keywords})
+    for old, new in {'"drawn"': '"drawn", n_train=64, n_val=32', "dls(64, 64,": "dls(32, 32,", "cycle(5,": "cycle(1,"}.items():
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 40), "red").save("photo.jpg")
+    names = {}
+    exec(code, names)
+    assert names["probs"].shape == (32, 10) and len(names["targets"]) == 32
 
 
 @pytest.fixture
