@@ -31,7 +31,7 @@ lab: env ## Open the notebooks in JupyterLab
 
 test: python ## Set up, then run every test: notebooks, commands, clean installs, the site and JupyterLab in a browser
 	@"$(PYTHON)" scripts/environment.py --torch "$(TORCH)" --extras dev,bench --chromium
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
 docs: env ## Build the site in _docs
 	@$(BIN)/python docs/build.py $(ARGS)
