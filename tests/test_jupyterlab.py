@@ -1,4 +1,5 @@
 "The notebooks in a real JupyterLab, in a real browser: they run from the menu, show pictures, and their sliders move."
+import ast
 import json
 import os
 import re
@@ -34,12 +35,28 @@ SLIDER = ".noUi-handle"
 def read(path): return nbformat.read(path, as_version=4)
 
 
+def names(cell):
+    "Which names a cell gives a value, or calls a method of by itself, as in `run.train()`; and which it uses. What only defines or imports makes \"*\"."
+    tree = ast.parse(re.sub(r"^(\s*)%.*", r"\1pass", cell.source, flags=re.M))
+    nodes, defining = list(ast.walk(tree)), (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+    used = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load)}
+    made = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)} | {o.name for o in nodes if isinstance(o, defining[:2])}
+    calls = [o.value.func for o in tree.body if isinstance(o, ast.Expr) and isinstance(o.value, ast.Call)]
+    made |= {o.value.id for o in calls if isinstance(o, ast.Attribute) and isinstance(o.value, ast.Name)}
+    return made | ({"*"} if all(isinstance(o, defining) for o in tree.body) else set()), used
+
+
 def cut(path):
-    "The notebook up to its first cell with sliders. Models are trained for one epoch instead of three: that is enough to move them."
+    "The first cell of a notebook with sliders, and of those before it the ones that it needs. An epoch of training is enough to move them."
     nb = read(path)
-    for o in nb.cells: o.source = o.source.replace("epochs=3", "epochs=1")
-    at = next((i for i, o in enumerate(nb.cells) if o.cell_type == "code" and o.source.startswith("explore(")), -1)
-    nb.cells = nb.cells[:at + 1]
+    code = [o for o in nb.cells if o.cell_type == "code"]
+    at = next((i for i, o in enumerate(code) if o.source.startswith("explore(")), -1)
+    nb.cells, needed = [], set()
+    for o in reversed(code[:at + 1]):
+        made, used = names(o)
+        if nb.cells and not made & (needed | {"*"}): continue
+        o.source, needed = o.source.replace("epochs=3", "epochs=1"), needed | used
+        nb.cells.insert(0, o)
     return nb
 
 
@@ -87,11 +104,18 @@ def wait_for(server, home, seconds=90) -> str:
     pytest.fail("JupyterLab did not start:\n" + (home/"log").read_text()[-3000:])
 
 
+@pytest.fixture(scope="module")
+def context(browser):
+    "One for all tests, so that JupyterLab's scripts are fetched and compiled once."
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def run(browser, lab, tmp_path):
+def run(context, lab, tmp_path):
     "Open a notebook and choose Run > Run All Cells: the page, when all have run."
     url, token, folder = lab
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     def open_and_run(name, seconds=240):
         page.goto(f"{url}lab/tree/{name}?token={token}&reset", timeout=120_000)
@@ -103,7 +127,7 @@ def run(browser, lab, tmp_path):
         return page
     yield open_and_run
     page.screenshot(path=tmp_path/"lab.png")
-    context.close()
+    page.close()
 
 
 def errors(page): return [text for o in page.locator(ERROR).all() if "Traceback" in (text := o.inner_text())]

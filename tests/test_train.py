@@ -25,6 +25,17 @@ def small():
 def sota_train(*args): return subprocess.run([*SOTA_TRAIN, *map(str, args)], capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    "What the command says when it refuses to train. Within this process, since a new one spends its time on importing."
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["sota-train", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped: main()
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+    return call
+
+
 def options(data, out, epochs=2): return ["--data", data, "--size", 32, "--arch", "xresnet10", "--epochs", epochs, "--bs", 20, "--out", out, "--name", "try"]
 
 
@@ -92,18 +103,16 @@ def test_a_kill_leaves_a_checkpoint_too(small, tmp_path, whole):
     assert scores(tmp_path) == scores(whole[1])
 
 
-def test_nothing_that_was_trained_is_overwritten_unasked(small, whole):
+def test_nothing_that_was_trained_is_overwritten_unasked(small, whole, refused):
     _, out = whole
     before = (out/"try-seed0.json").read_bytes()
-    refused = sota_train(*options(small, out, epochs=3))
-    assert refused.returncode == 2 and "--overwrite" in refused.stderr and "Traceback" not in refused.stderr
+    assert "--overwrite" in refused(*options(small, out, epochs=3))
     assert (out/"try-seed0.json").read_bytes() == before
 
 
-def test_resuming_with_other_settings_says_which_differ(small, tmp_path):
+def test_resuming_with_other_settings_says_which_differ(small, tmp_path, refused):
     stop_when(options(small, tmp_path, epochs=3), "0", signal.SIGTERM)
-    refused = sota_train(*options(small, tmp_path, epochs=4), "--resume")
-    assert refused.returncode == 2 and "epochs was 3 and is now 4" in refused.stderr
+    assert "epochs was 3 and is now 4" in refused(*options(small, tmp_path, epochs=4), "--resume")
     assert (tmp_path/"try-seed0.pt").exists()
 
 
@@ -118,24 +127,20 @@ def test_resuming_with_other_settings_says_which_differ(small, tmp_path):
     (["--bs", "0"], "at least one image"),
     (["--bs", "1000"], "lower bs"),
 ])
-def test_a_wrong_option_is_answered_with_a_sentence(small, tmp_path, monkeypatch, capsys, args, word):
-    "Within this process, since a new one spends its time on importing."
-    monkeypatch.setattr(sys, "argv", ["sota-train", *map(str, ["--data", small, "--size", 32, "--arch", "xresnet10", "--out", tmp_path, *args])])
-    with pytest.raises(SystemExit) as stopped: main()
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and word in said and len(said.strip().splitlines()) == 1
+def test_a_wrong_option_is_answered_with_a_sentence(small, tmp_path, refused, args, word):
+    said = refused("--data", small, "--size", 32, "--arch", "xresnet10", "--out", tmp_path, *args)
+    assert word in said and len(said.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bad_image_stops_it_before_the_first_epoch_by_name(tmp_path):
+def test_a_bad_image_stops_it_before_the_first_epoch_by_name(tmp_path, refused):
     from sota_course.data import get_data
     import shutil
     data = shutil.copytree(get_data("drawn", n_train=40, n_val=20, progress=False), tmp_path/"data")
     victim = next((data/"train").rglob("*.JPEG"))
     victim.write_bytes(victim.read_bytes()[:200])
     for pipeline in ("cached", "fastai"):
-        done = sota_train("--data", data, "--size", 32, "--arch", "xresnet10", "--out", tmp_path/"out", "--pipeline", pipeline)
-        assert done.returncode == 2 and victim.name in done.stderr and "Traceback" not in done.stderr
+        assert victim.name in refused("--data", data, "--size", 32, "--arch", "xresnet10", "--out", tmp_path/"out", "--pipeline", pipeline)
 
 
 @pytest.mark.real
