@@ -182,13 +182,14 @@ def reliability(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
     return dict(confidence=total(conf)/count.clamp(min=1), accuracy=total((pred == targets).to(conf))/count.clamp(min=1), share=count/len(conf))
 
 # %% ../nbs/06_label_smoothing.ipynb #85f5bc81
+def _distance(r): return (r["share"]*(r["confidence"] - r["accuracy"]).abs()).sum().item() # over the bins of `reliability`
+
 def ece(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
         targets:torch.Tensor, # `(n,)`, class indices
         bins:int=15, # of equal width, over the top probability
        ) -> float: # from 0 (calibrated) to 1
     "Expected calibration error: the distance between confidence and accuracy, averaged over bins. Naeini et al., 2015; Guo et al., arXiv:1706.04599."
-    r = reliability(probs, targets, bins)
-    return (r["share"]*(r["confidence"] - r["accuracy"]).abs()).sum().item()
+    return _distance(reliability(probs, targets, bins))
 
 # %% ../nbs/06_label_smoothing.ipynb #5d137713
 def reliability_diagram(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
@@ -200,11 +201,12 @@ def reliability_diagram(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
     "Accuracy against confidence, a bar a bin, and dots whose area is the share of the images."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(3.2, 3.2), layout="constrained")[1]
-    r = {k: v.cpu().numpy() for k, v in reliability(probs, targets, bins).items()}
+    error = _distance(r := reliability(probs, targets, bins))
+    r = {k: v.cpu().numpy() for k, v in r.items()}
     ax.bar([(i + 0.5)/bins for i in range(bins)], r["accuracy"], width=0.95/bins, alpha=0.5)
     ax.scatter(r["confidence"], r["accuracy"], s=400*r["share"], color="C1", zorder=3)
     ax.plot([0, 1], [0, 1], color="grey", ls=":")
-    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"{title}\nECE {ece(probs, targets, bins):.3f}".strip())
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"{title}\nECE {error:.3f}".strip())
     return ax
 
 # %% ../nbs/06_label_smoothing.ipynb #1a69cf76
