@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -12,6 +13,11 @@ from environment import find_chromium
 # Where libraries keep what they fetch, draw or remember. None of it may come from, or land in, the user's own folders.
 CACHES = ("SOTA_COURSE_HOME", "FASTAI_HOME", "TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR",
           "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+# Property tests: the same examples at every run, few enough for `make test`. Many more, and new ones each time, with
+# make test ARGS="--hypothesis-profile thorough -k propert"
+hypothesis.settings.register_profile("make", max_examples=40, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("make")
 # Slower than this, and a notebook no longer is something to play with.
 SECONDS = 60
 home = pytest.StashKey[Path]()

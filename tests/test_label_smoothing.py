@@ -14,7 +14,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from sota_course import label_smoothing as ls
@@ -23,7 +23,6 @@ from sota_course.label_smoothing import (SmoothCrossEntropy, best_gap, brier, ec
                                          reliability_diagram, smooth_cross_entropy, smooth_targets)
 from sota_course.runs import score
 
-few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6, equal_nan=True)
 
@@ -41,7 +40,6 @@ def with_grad(f, x, *args, **kwargs):
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-@few
 @given(seed=seeds, n=st.integers(1, 50), eps=st.floats(0, .99), shape=st.lists(st.integers(0, 4), max_size=3),
        dtype=st.sampled_from([torch.uint8, torch.int16, torch.int32, torch.int64]))
 def test_targets_are_distributions(seed, n, eps, shape, dtype):
@@ -74,7 +72,6 @@ def test_bad_targets_are_named(args, error, words):
 
 # ---- the loss --------------------------------------------------------------------------------------------------------
 
-@settings(max_examples=80, deadline=None)
 @given(seed=seeds, n=st.integers(1, 9), c=st.integers(1, 12), extra=st.sampled_from([(), (3,), (2, 3)]), eps=st.floats(0, .99),
        weighted=st.booleans(), kind=st.sampled_from(["index", "ignored", "soft"]), reduction=st.sampled_from(["mean", "sum", "none"]))
 def test_the_same_as_torch(seed, n, c, extra, eps, weighted, kind, reduction):
@@ -115,7 +112,6 @@ def test_any_integer_names_a_class(dtype):
     close(smooth_cross_entropy(x, y.to(dtype)), F.cross_entropy(x, y, label_smoothing=.1))
 
 
-@few
 @given(seed=seeds, dtype=st.sampled_from([torch.float16, torch.bfloat16]), c=st.sampled_from([2, 10, 1000]))
 def test_half_precision_is_as_good_as_its_input(seed, dtype, c):
     x, y = batch(seed, 16, c, dtype=dtype)
@@ -238,7 +234,6 @@ def test_the_weighted_mean_of_indices_and_of_one_hot_targets():
 
 # ---- gradient and rest -----------------------------------------------------------------------------------------------
 
-@few
 @given(seed=seeds, eps=st.floats(0, .99))
 def test_the_gradient_is_prediction_minus_target(seed, eps):
     x, y = batch(seed)
@@ -322,7 +317,6 @@ def predictions(seed, n=60, c=6):
     return logits, torch.randint(c, (n,), generator=g)
 
 
-@few
 @given(seed=seeds, bins=st.integers(1, 30))
 def test_reliability_and_ece_are_the_papers_sums_over_bins(seed, bins):
     logits, y = predictions(seed)
@@ -335,7 +329,6 @@ def test_reliability_and_ece_are_the_papers_sums_over_bins(seed, bins):
     assert ((r["confidence"]*bins).ceil().clamp(1, bins) == torch.arange(1, bins + 1))[full].double().mean() == 1
 
 
-@few
 @given(seed=seeds)
 def test_the_same_as_torchmetrics(seed):
     tm = pytest.importorskip("torchmetrics.functional")
@@ -354,7 +347,6 @@ def test_the_scores_of_a_run():
     assert nll(logits.log_softmax(1), y) == pytest.approx(s["nll"]) and 0 <= brier(logits.softmax(1), y) <= 2
 
 
-@few
 @given(seed=seeds, factor=st.floats(.05, 20))
 def test_temperature_undoes_a_factor_and_is_the_best(seed, factor):
     logits = predictions(seed, 400)[0]

@@ -19,7 +19,7 @@ from fastai.vision.all import (CategoryBlock, ClassificationInterpretation, ColR
                                FlipItem, GrandparentSplitter, ImageBlock, IntToFloatTensor, Learner, MultiCategoryBlock, Normalize,
                                PILImage, RandomErasing, RegressionBlock, Resize, TensorCategory, TensorImage, TensorMultiCategory,
                                TransformBlock, accuracy, aug_transforms, imagenet_stats, load_learner, nn, parent_label, set_seed)
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from sota_course import loader
 from sota_course.images import ImageError, image_files, open_image
@@ -227,7 +227,6 @@ def test_a_cache_travels_to_another_process_without_its_pixels(photos):
     assert len(data) < 20000 and (pickle.loads(data)[5] == cache[5]).all()
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.sampled_from(loader.METHODS))
 def test_any_shape_gives_squares_to_cut(w, h, size, method):
     a = presize_image(PIL.Image.new("RGB", (w, h)), size, method)

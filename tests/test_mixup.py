@@ -19,7 +19,7 @@ from fastai.layers import ResBlock
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropyFlat, MSELossFlat
 from fastai.vision.core import TensorImage
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from sota_course.exercises import check
@@ -28,7 +28,6 @@ from sota_course.mixup import (CutMix, ManifoldMixup, MixUp, blend, box_weights,
 from sota_course.runs import describe
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-quick = settings(deadline=None, max_examples=40)
 peer = lambda name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} isn't installed")
 
 
@@ -48,7 +47,6 @@ def test_blend_keeps_the_type(dtype):
 
 
 @given(n=st.integers(0, 9), size=st.integers(1, 5), seed=st.integers(0, 1000), fold=st.booleans())
-@quick
 def test_blend_is_convex_and_leaves_its_input(n, size, seed, fold):
     x, *_ , perm = batch(n, size, seed=seed)
     before, lam = x.clone(), mix_weights(n, 0.5, fold=fold)
@@ -58,7 +56,6 @@ def test_blend_is_convex_and_leaves_its_input(n, size, seed, fold):
 
 
 @given(n=st.integers(1, 9), classes=st.integers(1, 12), seed=st.integers(0, 1000))
-@quick
 def test_targets_are_probabilities(n, classes, seed):
     g = torch.Generator().manual_seed(seed)
     t = mixup_targets(torch.randint(classes, (n,), generator=g), torch.rand(n, generator=g), torch.randperm(n, generator=g), classes)
@@ -78,7 +75,6 @@ def some(n, size, seed, dtype, last, undefined):
 
 
 @anything
-@quick
 def test_mixup_of_anything(**case):
     x, y, lam, perm = some(**case)
     before, (images, targets) = x.clone(), mixup(x, y, lam, perm, 4)
@@ -91,7 +87,6 @@ def test_mixup_of_anything(**case):
 
 
 @anything
-@quick
 def test_cutmix_of_anything(**case):
     "Every pixel is one of the two images', undefined ones among them, and as many as the weight says."
     x, y, lam, perm = some(**case)
@@ -106,7 +101,6 @@ def test_cutmix_of_anything(**case):
 
 
 @anything
-@quick
 def test_the_mixed_loss_of_anything(**case):
     "Of logits of any type, class numbers and soft targets; what is undefined stays undefined."
     x, y, lam, perm = some(**case)
@@ -191,7 +185,6 @@ def test_weights_are_beta(alpha):
 
 
 @given(lam=st.floats(0, 1), h=st.integers(1, 40), w=st.integers(1, 40), row=st.floats(0, 0.999), col=st.floats(0, 0.999))
-@quick
 def test_cutmix_counts_pixels(lam, h, w, row, col):
     boxes = cut_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row*h), int(col*w)]]))
     x, other = torch.zeros(1, 2, h, w, dtype=torch.uint8), torch.ones(1, 2, h, w, dtype=torch.uint8)
@@ -199,7 +192,6 @@ def test_cutmix_counts_pixels(lam, h, w, row, col):
 
 
 @given(seed=st.integers(0, 1000), h=st.integers(1, 12), w=st.integers(1, 12))
-@quick
 def test_only_what_lies_inside_counts(seed, h, w):
     "Rectangles of one's own, beyond the edges or turned inside out: the weight is that of what is pasted."
     boxes = torch.randint(-15, 30, (5, 4), generator=torch.Generator().manual_seed(seed))

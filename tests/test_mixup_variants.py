@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.training import GradientAccumulation
 from fastai.losses import FocalLoss
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from sota_course.mixup import MixUp, box_weights, mixed_loss
@@ -15,7 +15,6 @@ def small(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 
 
 @given(side=st.floats(0, 1), h=st.integers(1, 30), w=st.integers(1, 30), n=st.integers(0, 5))
-@settings(deadline=None, max_examples=40)
 def test_patches_lie_inside(side, h, w, n):
     top, bottom, left, right = patch_boxes(torch.full((n,), side), h, w).unbind(1)
     assert ((0 <= top) & (top <= bottom) & (bottom <= h) & (0 <= left) & (left <= right) & (right <= w)).all()
