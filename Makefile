@@ -15,11 +15,14 @@ ifeq ($(strip $(HOME)),)
 unexport HOME
 endif
 
-.PHONY: help course lab test docs bench env bench-env python
+# One file of tests, in the environment of the target, without what the other tests need
+VERSIONS = SOTA_COURSE_PINS=$(@:test-%=.venv-%)/.sota_course/pins.txt $(@:test-%=.venv-%)/bin/python -m pytest --noconftest -s $(ARGS) tests/test_versions.py
+
+.PHONY: help course lab test test-oldest test-colab docs bench env bench-env python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 course: env ## Set up, train the baseline on the drawn data set, and say how to open the notebooks
 	@$(BIN)/sota-train --data drawn --size 64 --arch xresnet10 --epochs 5 --seed 0 --bs 32 --lr 8e-3 --name course --out runs --overwrite $(ARGS)
@@ -32,6 +35,14 @@ lab: env ## Open the notebooks in JupyterLab
 test: python ## Set up, then run every test: notebooks, commands, clean installs, the site and JupyterLab in a browser
 	@"$(PYTHON)" scripts/environment.py --torch "$(TORCH)" --extras dev,bench --chromium
 	@$(BIN)/python -m pytest -n 3 $(ARGS)
+
+test-oldest: python ## Run the library with the oldest versions that it asks for, all at once
+	@"$(PYTHON)" scripts/environment.py --venv .venv-oldest --extras "" --pins oldest --also pytest
+	@$(VERSIONS)
+
+test-colab: python ## Run the library with Colab's versions (scripts/colab.txt)
+	@"$(PYTHON)" scripts/environment.py --venv .venv-colab --extras "" --pins scripts/colab.txt --also pytest
+	@$(VERSIONS)
 
 docs: env ## Build the site in _docs
 	@$(BIN)/python docs/build.py $(ARGS)

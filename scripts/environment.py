@@ -1,8 +1,11 @@
 """Make the checkout's own environment, `.venv`, and install what a command needs, if it isn't there yet.
 
     python3 scripts/environment.py [--extras dev,bench] [--torch "torch==… torchvision==…"] [--chromium]
+    python3 scripts/environment.py --venv .venv-oldest --pins oldest --also pytest
+    python3 scripts/environment.py --venv .venv-colab --pins scripts/colab.txt --also pytest
 
-It needs nothing but Python. What was installed is remembered by content, not by date: the files that decide it, the
+It needs nothing but Python, on Windows too. `--pins` holds requirements to exact versions: those in a file, or with
+`oldest` the lower bounds of `settings.ini`, all at once. What was installed is remembered by content, not by date: the files that decide it, the
 requirements given here, Python's version, and the folder. So a second run does nothing, a changed requirement is
 installed, and an environment that another Python or another folder made, or whose making was cut short, is made
 anew. A `.venv` that something else made is only added to.
@@ -17,18 +20,21 @@ import shutil
 import subprocess
 import sys
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 try: import fcntl
 except ImportError: fcntl = None
 
 root = Path(__file__).resolve().parent.parent
+BIN = "Scripts" if os.name == "nt" else "bin"
 venv = root/".venv"
-python = venv/"bin"/"python"
+python = venv/BIN/"python"
 state = venv/".sota_course"
 DECIDE = ("settings.ini", "setup.py", "pyproject.toml", "scripts/environment.py", "scripts/torchvision_cpu.py")
 # Inherited, these would send packages elsewhere or mix in others.
 ELSEWHERE = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "__PYVENV_LAUNCHER__")
+PINS = "pins.txt"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -43,9 +49,18 @@ def made_by() -> dict:
     return {"python": sys.version, "base": sys.base_prefix, "folder": str(root)}
 
 
-def wanted(extras: str, torch: str) -> dict:
-    "What the installation for `extras` depends on."
-    return {o: hashlib.sha256((root/o).read_bytes()).hexdigest() for o in DECIDE} | {"extras": extras, "torch": torch} | made_by()
+def wanted(what: dict) -> dict:
+    "What the installation of `what` depends on."
+    return {o: hashlib.sha256((root/o).read_bytes()).hexdigest() for o in DECIDE} | what | made_by()
+
+
+def pinned(pins: str) -> str:
+    "The lines `name==version` that `pins` stands for: a file, or `oldest` for the lower bounds of `settings.ini`."
+    if not pins: return ""
+    if pins != "oldest": return (root/pins).read_text(encoding="utf-8")
+    settings = ConfigParser(delimiters=["="])
+    settings.read(root/"settings.ini", encoding="utf-8")
+    return settings["DEFAULT"]["requirements"].strip().replace(">=", "==") + "\n"
 
 
 def read(name: str): return json.loads(path.read_text()) if (path := state/name).exists() else None
@@ -132,8 +147,8 @@ def pip(*args: str):
     if subprocess.run(cmd, env=clean_env(), cwd=root).returncode: raise SetupError(f"pip could not install {' '.join(args)}: see above")
 
 
-def install(extras: str, torch: str):
-    """Install the checkout, editable, with `extras`, and the builds of torch given in `torch`.
+def install(extras: str, torch: str, pins: str, also: str):
+    """Install the checkout, editable, with `extras`, the builds of torch given in `torch`, and `also`, at the versions in `pins`.
     A kill in the middle leaves a mark, from which the next run starts anew; pip's own failure undoes itself."""
     mark = state/"installing"
     state.mkdir(exist_ok=True)
@@ -141,10 +156,12 @@ def install(extras: str, torch: str):
     try:
         if torch:
             with step(f"installing {torch}"): pip(*shlex.split(torch))
+        (state/PINS).write_text(pins)
         with step(f"installing sota_course and its requirements ({extras}), a few minutes the first time"):
-            pip("--editable", f"{root}[{extras}]" if extras else str(root), *shlex.split(torch))
-        fix = subprocess.run([python, root/"scripts"/"torchvision_cpu.py"], env=clean_env()) if torch else None
-        if fix and fix.returncode: raise SetupError("torchvision does not import: see above")
+            pip("--editable", f"{root}[{extras}]" if extras else str(root), *shlex.split(f"{torch} {also}"),
+                "--constraint", str(state/PINS))
+        fix = subprocess.run([python, root/"scripts"/"torchvision_cpu.py"], env=clean_env())
+        if fix.returncode: raise SetupError("torchvision does not import: see above")
     except SetupError:
         mark.unlink()
         raise
@@ -166,25 +183,37 @@ def chromium():
     except SetupError as e: print(f"set-up: {skip}: {e}", flush=True)
 
 
-def ensure(extras: str, torch: str):
-    "Bring `.venv` to what is wanted, doing only what is missing."
+def ensure(extras: str, torch: str, pins: str = "", also: str = ""):
+    "Bring the environment to what is wanted, doing only what is missing."
+    what = {"extras": extras, "torch": torch, "pins": pinned(pins), "also": also}
     with alone():
         if not usable(): make()
-        name, want = f"ready-{extras or 'plain'}.json", wanted(extras, torch)
+        name, want = f"ready-{extras or 'plain'}.json", wanted(what)
         if read(name) == want: return
         (state/name).unlink(missing_ok=True)
-        install(extras, torch)
+        install(**what)
         write(name, want)
+
+
+def place(name: str):
+    "Work on the environment `name` in place of `.venv`."
+    global venv, python, state
+    venv = root/name
+    python, state = venv/BIN/"python", venv/".sota_course"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extras", default="dev", help="extras in settings.ini, with commas between")
     parser.add_argument("--torch", default="", help="builds of torch to install first: pip requirements")
+    parser.add_argument("--venv", default=".venv", help="folder of the environment, in the checkout")
+    parser.add_argument("--pins", default="", help="a file of exact versions, or oldest")
+    parser.add_argument("--also", default="", help="more pip requirements")
     parser.add_argument("--chromium", action="store_true", help="also see to a browser for the tests")
     args = parser.parse_args()
+    place(args.venv)
     try:
-        ensure(args.extras, args.torch)
+        ensure(args.extras, args.torch, args.pins, args.also)
         if args.chromium: chromium()
     except SetupError as e: sys.exit(f"set-up failed: {e}")
 

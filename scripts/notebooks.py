@@ -8,6 +8,7 @@ Without a name it runs every notebook below `nbs`. `--save` writes the outputs b
 import argparse
 import copy
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +29,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class NotebookError(Exception): "Which notebook failed, where, and how."
+
+
+def files(ext="") -> list[Path]:
+    "What is committed, or would be with the next commit."
+    names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True).stdout
+    return sorted(p for o in names.decode().split("\0") if o.endswith(ext) and (p := root/o).is_file())
 
 
 def notebooks(folder: Path = root/"nbs") -> list[Path]:

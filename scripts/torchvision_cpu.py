@@ -6,8 +6,10 @@ Where that happens, this puts a start-up hook into the environment it is run wit
 just before torchvision's first import, and nothing else. Everything that this project uses of torchvision is
 Python; calling the C++ operators (`nms` and the like) still raises torchvision's own clear error.
 
-Run again after another torch or torchvision was installed: a hook that isn't needed any more is removed.
+Run again after another torch or torchvision was installed: a hook that isn't needed any more is removed. Where there is
+no torchvision, there is nothing to do.
 """
+import importlib.util
 import subprocess
 import sys
 import sysconfig
@@ -41,6 +43,7 @@ def main():
     site = Path(sysconfig.get_path("purelib"))
     hook, start = site/"_torchvision_cpu.py", site/"_torchvision_cpu.pth"
     for o in (start, hook): o.unlink(missing_ok=True)
+    if importlib.util.find_spec("torchvision") is None: return
     first = imports()
     if first.returncode == 0: return
     if "operator torchvision::nms does not exist" not in first.stderr: sys.exit(first.stderr)

@@ -40,8 +40,8 @@ def pytest_unconfigure(config):
 
 
 class ByFile(LoadScopeScheduling):
-    "A file's tests share its fixtures, and stay with one worker; notebooks, which share none and take long, go to whoever is free."
-    def _split_scope(self, nodeid): return nodeid if "::test_runs[" in nodeid else nodeid.partition("::")[0]
+    "A file's tests share its fixtures, and stay with one worker."
+    def _split_scope(self, nodeid): return nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True) # unknown with -p no:xdist

@@ -14,7 +14,7 @@ import pytest
 import environment
 from notebooks import root
 
-TARGETS = ("course", "lab", "test", "docs", "bench", "help")
+TARGETS = ("course", "lab", "test", "test-oldest", "test-colab", "docs", "bench", "help")
 
 
 def make(*args, cwd=root, **env):
@@ -54,7 +54,7 @@ def test_help_names_every_command():
 def test_every_command_sets_up_first():
     for o in set(TARGETS) - {"help"}:
         lines = make("--dry-run", o, PYTHON="python3").stdout.splitlines()
-        first = next(i for i, line in enumerate(lines) if ".venv/bin" in line)
+        first = next(i for i, line in enumerate(lines) if re.search(r"\.venv[-\w]*/bin", line))
         assert any("scripts/environment.py" in line for line in lines[:first]), o
 
 
@@ -128,6 +128,30 @@ def test_the_second_of_two_waits(checkout):
         run.communicate()
         os.close(fd)
     assert not (checkout/".venv").exists()
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    pins = environment.pinned("oldest").split()
+    settings = (root/"settings.ini").read_text()
+    assert len(pins) > 4 and all(o.replace("==", ">=") in settings for o in pins) and "fastai==2.8.8" in pins
+    assert environment.pinned("scripts/colab.txt").count("==") > 3 and environment.pinned("") == ""
+
+
+def test_another_version_is_another_environment(monkeypatch):
+    "Changed pins are installed: they are part of what is remembered."
+    one, two = (environment.wanted({"pins": environment.pinned(o)}) for o in ("oldest", "scripts/colab.txt"))
+    assert one != two
+
+
+def test_pins_hold(checkout, tmp_path):
+    "An environment of its own, with the version that was asked for."
+    settings = checkout/"settings.ini"
+    settings.write_text(settings.read_text().replace("\nrequirements =\n", "\nrequirements =\n    iniconfig>=2.0.0\n"))
+    done = subprocess.run([sys.executable, "scripts/environment.py", "--venv", ".venv-oldest", "--extras", "", "--pins", "oldest"],
+                          cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0 and not (checkout/".venv").exists(), done.stdout + done.stderr
+    version = [checkout/".venv-oldest"/"bin"/"python", "-c", "from importlib.metadata import version; print(version('iniconfig'))"]
+    assert subprocess.run(version, capture_output=True, text=True).stdout.strip() == "2.0.0"
 
 
 def fake(tmp_path, script):

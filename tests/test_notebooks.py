@@ -1,16 +1,20 @@
-"Every notebook runs from top to bottom in a kernel of its own, and is fit to be read as it is committed."
+"Every notebook runs from top to bottom, as `nbdev-test` runs it, and is fit to be read as it is committed."
 import json
 import re
+import shutil
 import statistics
+import subprocess
+import sys
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from conftest import SECONDS
-from notebooks import NotebookError, execute, notebooks, root, runnable, tidy
+from notebooks import NotebookError, execute, files, notebooks, root, runnable, tidy
 
 NBS = notebooks()
 CHAPTERS = [o for o in NBS if o.parent.name == "nbs" and re.match(r"\d\d_", o.name)]
@@ -65,15 +69,36 @@ def texts(nb):
         for out in cell.get("outputs", []): yield PICTURE.sub("", json.dumps({k: v for k, v in out.items() if k != "metadata"}, ensure_ascii=False))
 
 
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    "What `nbdev-test` says of all notebooks, run once over a copy of the committed files, and that copy with the outputs."
+    folder = tmp_path_factory.mktemp("nbdev")/"course"
+    for path in files():
+        (new := folder/path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, new)
+    command = [Path(sys.executable).parent/"nbdev-test", "--save", "--timing"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True), folder
+
+
+def verdict(run, name):
+    "The seconds that the notebook `name` took, None where they aren't known; and why it failed, None if it didn't."
+    failed = run.stderr.partition("nbdev Tests Failed On The Following Notebooks:")[2].split()
+    seconds = re.search(rf"^{re.escape(name)}: (\d+) secs$", run.stdout, re.M)
+    if name in failed or run.returncode and not failed: return None, run.stdout + run.stderr
+    return seconds and int(seconds[1]), None
+
+
 @per_notebook
-def test_runs(path, record_property):
-    committed = read(path)
-    nb, seconds = execute(path)
+def test_runs(path, tested, record_property):
+    run, folder = tested
+    seconds, problem = verdict(run, path.name)
+    assert not problem, problem
+    if seconds is None: return # of a notebook that passed beside others that failed nothing more is known
     record_property("seconds", seconds)
-    if seconds > SECONDS: warnings.warn(f"{path.name} took {seconds:.0f} s: {SECONDS} at most")
-    ran = runnable(path)
-    missing = [new.source for old, new in zip(committed.cells, tidy(nb).cells, strict=True)
-               if new.cell_type == "code" and new.id in ran and shows(new) and not shows(old)]
+    if seconds > SECONDS: warnings.warn(f"{path.name} took {seconds} s: {SECONDS} at most")
+    ran, new = runnable(path), read(folder/path.relative_to(root))
+    missing = [now.source for then, now in zip(read(path).cells, tidy(new).cells, strict=True)
+               if now.cell_type == "code" and now.id in ran and shows(now) and not shows(then)]
     assert not missing, f"committed without the output of these cells: run scripts/notebooks.py run --save {path.name}\n" + "\n---\n".join(missing)
 
 
@@ -111,7 +136,35 @@ def test_small_steps(path):
     assert words >= 2*sum(code), f"{words} words of prose for {sum(code)} lines of code: two a line at least"
 
 
+def install_cell(path):
+    "The cell of a notebook that installs the package; None where there is none."
+    return next((o.source for o in read(path).cells if o.cell_type == "code" and "pip install" in o.source), None)
+
+
+@pytest.mark.parametrize("path", [o for o in NBS if install_cell(o)], ids=lambda o: o.name)
+@pytest.mark.parametrize("where, installs", [("colab", True), ("kaggle", True), ("here", False)])
+def test_the_package_is_installed_where_it_is_missing(path, where, installs, monkeypatch):
+    if where == "colab": monkeypatch.setitem(sys.modules, "google.colab", sys)
+    if where == "kaggle": monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    asked = []
+    class Shell:
+        def run_line_magic(self, name, line): asked.append((name, line))
+    code = TransformerManager().transform_cell(install_cell(path))
+    exec(code, {"get_ipython": Shell})
+    assert asked == [("pip", "install -q sota_course")]*installs
+
+
 # The checks themselves, on notebooks that break them
+
+def said(code, out, err): return subprocess.CompletedProcess([], code, out, err)
+
+
+def test_what_nbdev_test_says_is_understood():
+    failed = said(1, "", "ZeroDivisionError\nnbdev Tests Failed On The Following Notebooks:\n=====\n\t01_a.ipynb\n\tb.ipynb\n")
+    assert verdict(failed, "b.ipynb")[1] and verdict(failed, "01_a.ipynb")[1] and verdict(failed, "a.ipynb") == (None, None)
+    assert verdict(said(0, "Success.\n01_a.ipynb: 12 secs\nb.ipynb: 3 secs\n", ""), "b.ipynb") == (3, None)
+    assert "BrokenProcessPool" in verdict(said(1, "", "BrokenProcessPool"), "b.ipynb")[1]
+
 
 def notebook(tmp_path, *sources):
     cells = [nbformat.v4.new_code_cell(o) for o in sources]

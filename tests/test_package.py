@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from notebooks import execute, root
-from test_repo import files
+from notebooks import execute, files, root
 
 MODULES = sorted(f"sota_course.{o.stem}" for o in (root/"sota_course").glob("*.py") if not o.stem.startswith("_"))
 # What pip and commands must not see of the environment that the tests run in

@@ -8,16 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from notebooks import root
+from notebooks import files, root
 from test_notebooks import MACHINE, PICTURE
 
 LARGEST = 2*2**20
-
-
-def files(ext="") -> list[Path]:
-    "What is committed, or would be with the next commit."
-    names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True).stdout
-    return sorted(p for o in names.decode().split("\0") if o.endswith(ext) and (p := root/o).is_file())
 
 
 def texts():
@@ -108,8 +102,11 @@ def test_workflow(path):
 
 
 def test_one_workflow_runs_the_tests():
-    steps = yaml.safe_load((root/".github/workflows/test.yml").read_text())["jobs"]["test"]["steps"]
-    assert any(o.get("run", "").startswith("make test") for o in steps)
+    jobs = yaml.safe_load((root/".github/workflows/test.yml").read_text())["jobs"]
+    def runs(job, start): return any(o.get("run", "").startswith(start) for o in jobs[job]["steps"])
+    assert runs("test", "make test PYTHON=") and runs("notebooks", ".venv/bin/nbdev-test")
+    assert jobs["test"]["strategy"]["matrix"]["python"] == jobs["notebooks"]["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13"]
+    assert all(runs("systems", o) for o in ("python scripts/environment.py", "nbdev-test", "sota-train"))
     assert re.search(r"^cd .* && exec make test$", (root/".ci/run").read_text(), re.M)
 
 

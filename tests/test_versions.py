@@ -1,0 +1,106 @@
+"""The library with whatever versions are installed: it trains, mixes, predicts from several views, and its sliders move.
+
+`make test-oldest` and `make test-colab` run this file alone, in environments of their own; so it needs nothing but
+pytest and the package."""
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import sota_course
+
+# A line `name==version` for each version that was asked for
+PINS = os.environ.get("SOTA_COURSE_PINS")
+
+
+def release(text):
+    "The numbers of a version: 2.11 and 2.11.0+cpu are the same release."
+    numbers = [int(o) for o in text.partition("+")[0].split(".")]
+    while numbers[-1:] == [0]: numbers.pop()
+    return numbers
+
+
+@pytest.mark.skipif(not PINS, reason="no versions were asked for: make test-oldest and make test-colab ask for some")
+def test_what_was_asked_for_is_installed(capsys):
+    pins = re.findall(r"^([\w-]+)==(\S+)", Path(PINS).read_text(), re.M)
+    found = {name: version(name) for name, _ in pins}
+    with capsys.disabled():
+        print("\n" + " ".join(f"{k} {v}" for k, v in {"Python": sys.version.split()[0], **found}.items()))
+    assert pins and {k: release(v) for k, v in found.items()} == {k: release(v) for k, v in pins}
+
+
+def test_every_module_imports():
+    names = [o.stem for o in Path(sota_course.__file__).parent.glob("*.py")]
+    for o in names:
+        if not o.startswith("_"): import_module(f"sota_course.{o}")
+    assert "tta" in names
+
+
+@pytest.fixture(scope="module")
+def learn(tmp_path_factory):
+    "A learner that was trained with mixup on a small drawn set."
+    from sota_course.baseline import baseline_learner
+    from sota_course.data import get_data, get_dls
+    from sota_course.mixup import CutMix, MixUp
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOTA_COURSE_HOME", str(tmp_path_factory.mktemp("home")))
+        path = get_data("drawn", n_train=200, n_val=50, progress=False)
+        learn = baseline_learner(get_dls(20, 32, path, progress=False), arch="xresnet10")
+        with learn.no_bar(), learn.no_logging():
+            for o in (MixUp(), CutMix()): learn.fit_one_cycle(1, 8e-3, cbs=o)
+        yield learn
+
+
+def test_training_with_mixed_images(learn):
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+    assert not learn.training and 0 < learn.recorder.values[-1][0] < 10
+
+
+def test_views(learn):
+    from sota_course.tta import tta_predict
+    probs, targets = tta_predict(learn, progress=False)
+    assert probs.shape == (50, 10) and targets.shape == (50,)
+    assert (probs.sum(1) - 1).abs().max() < 1e-5
+
+
+def test_a_saved_model_predicts_the_same(learn, tmp_path):
+    from sota_course.models import load_model, save_model
+    probs, _ = learn.get_preds()
+    saved = load_model(save_model(learn, tmp_path/"model"))
+    assert (saved.probabilities(learn.dls.valid_ds.items[:4]) - probs[:4]).abs().max() < 1e-3
+
+
+def test_a_run_is_kept_and_read_again(learn, tmp_path):
+    from sota_course.runs import Result, Run
+    def make(): return learn
+    run = Run("try", make, epochs=1, seeds=[0], folder=tmp_path, progress=False).train()
+    assert Result.load(tmp_path/"try-seed0.json").accuracy == run.results[0].accuracy
+
+
+def test_a_slider_moves_its_picture(monkeypatch):
+    import ipywidgets
+    import matplotlib.pyplot as plt
+    from sota_course import plots
+    shown, sliders = [], []
+    class Handle:
+        def update(self, picture): shown.append(picture.data)
+    def display(thing, display_id=None):
+        if not display_id: return sliders.extend(thing.children)
+        shown.append(thing.data)
+        return Handle()
+    monkeypatch.setattr(plots, "display", display)
+    def draw(a): return plt.figure(figsize=(1 + a, 1))
+    plots.explore(draw, "{a} inches more", a=(0., 2., .5))
+    assert isinstance(sliders[0], ipywidgets.FloatSlider)
+    sliders[0].value = 2.
+    assert [o.count("<img") for o in shown] == [1, 1] and shown[0] != shown[1] and "2.0 inches" in shown[1]
+
+
+def test_the_command(tmp_path):
+    run = subprocess.run([Path(sys.executable).parent/"sota-train", "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0 and "usage" in run.stdout.lower(), run.stderr
