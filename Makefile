@@ -18,7 +18,7 @@ endif
 # One file of tests, in the environment of the target, without what the other tests need
 VERSIONS = SOTA_COURSE_PINS=$(@:test-%=.venv-%)/.sota_course/pins.txt $(@:test-%=.venv-%)/bin/python -m pytest --noconftest -s $(ARGS) tests/test_versions.py
 
-.PHONY: help course lab test test-oldest test-colab docs bench env bench-env python
+.PHONY: help course lab test test-oldest test-colab test-newest docs bench env bench-env python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,6 +42,10 @@ test-oldest: python ## Run the library with the oldest versions that it asks for
 
 test-colab: python ## Run the library with Colab's versions (scripts/colab.txt)
 	@"$(PYTHON)" scripts/environment.py --venv .venv-colab --extras "" --pins scripts/colab.txt --also pytest
+	@$(VERSIONS)
+
+test-newest: python ## Run the library with the newest version of everything
+	@"$(PYTHON)" scripts/environment.py --venv .venv-newest --extras "" --also pytest
 	@$(VERSIONS)
 
 docs: env ## Build the site in _docs

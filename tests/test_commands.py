@@ -14,7 +14,7 @@ import pytest
 import environment
 from notebooks import root
 
-TARGETS = ("course", "lab", "test", "test-oldest", "test-colab", "docs", "bench", "help")
+TARGETS = ("course", "lab", "test", "test-oldest", "test-colab", "test-newest", "docs", "bench", "help")
 
 
 def make(*args, cwd=root, **env):

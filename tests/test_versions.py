@@ -1,7 +1,7 @@
 """The library with whatever versions are installed: it trains, mixes, predicts from several views, and its sliders move.
 
-`make test-oldest` and `make test-colab` run this file alone, in environments of their own; so it needs nothing but
-pytest and the package."""
+`make test-oldest`, `make test-colab` and `make test-newest` run this file alone, in environments of their own; so it needs
+nothing but pytest and the package."""
 import os
 import re
 import subprocess
@@ -14,8 +14,9 @@ import pytest
 
 import sota_course
 
-# A line `name==version` for each version that was asked for
+# A file with a line `name==version` for each version that was asked for
 PINS = os.environ.get("SOTA_COURSE_PINS")
+SHOWN = ("torch", "torchvision", "fastai", "fastcore", "ipywidgets", "matplotlib", "numpy", "pandas", "pillow")
 
 
 def release(text):
@@ -27,11 +28,10 @@ def release(text):
 
 @pytest.mark.skipif(not PINS, reason="no versions were asked for: make test-oldest and make test-colab ask for some")
 def test_what_was_asked_for_is_installed(capsys):
-    pins = re.findall(r"^([\w-]+)==(\S+)", Path(PINS).read_text(), re.M)
-    found = {name: version(name) for name, _ in pins}
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", Path(PINS).read_text(), re.M))
     with capsys.disabled():
-        print("\n" + " ".join(f"{k} {v}" for k, v in {"Python": sys.version.split()[0], **found}.items()))
-    assert pins and {k: release(v) for k, v in found.items()} == {k: release(v) for k, v in pins}
+        print("\nPython", sys.version.split()[0], *(f"{o} {version(o)}" for o in SHOWN))
+    assert {k: release(version(k)) for k in pins} == {k: release(v) for k, v in pins.items()}
 
 
 def test_every_module_imports():
