@@ -29,6 +29,7 @@ from sota_course.exercises import check, exercises
 from sota_course.images import image_files
 from sota_course.label_smoothing import SmoothCrossEntropy, smooth_cross_entropy
 from sota_course.loader import cached_dls, load_presized
+from sota_course.models import ACTIVATIONS, _activation
 from sota_course.runs import Result
 from sota_course.tta import (PADS, RATIO, activation_of, crop_places, dense_five_crop, five_crop, flips, merge_views, pool_regions,
                              region_weights, scored, split_model, ten_crop, tta_predict)
@@ -692,6 +693,42 @@ def test_models_of_other_types_have_a_plain_prediction(dtype, beta):
     got = predict(small_net().to(dtype), x, size=6, beta=beta)[0]
     assert got.dtype == torch.float32
     assert (got - right).abs().max() < (1e-6 if dtype == torch.float64 else .2)
+
+
+# ---- what a saved model's card says of it ------------------------------------------------------
+
+@given(known=st.sampled_from(KNOWN), n=st.integers(2, 40))
+def test_property_a_card_names_the_activation_of_the_loss(known, n):
+    loss, act, last, exclusive = known
+    if isinstance(loss, SmoothCrossEntropy) and loss.weight is not None: n = 3
+    if act is as_is:
+        with pytest.raises(ValueError, match="activation="): _activation(loss, n)
+        return
+    x = torch.randn(5, n).log_softmax(1)
+    with torch.no_grad(): right = torch.cat([act(o) for o in x.split(1)])
+    assert torch.allclose(ACTIVATIONS[_activation(loss, n)](x), right, atol=1e-6)
+
+
+class Scaled(nn.Module):
+    "A loss with a temperature for each of four classes."
+    def __init__(self, t): super().__init__(); self.t = torch.tensor(t)
+    def activation(self, x): return (x/self.t).softmax(-1)
+
+
+class Topped(nn.Module):
+    "Softmax of what is below 0, so that it differs from softmax above it only."
+    def activation(self, x): return x.clamp(max=0).softmax(-1)
+
+
+@pytest.mark.parametrize("loss", [*UNKNOWN, Scaled([2.]), Topped(), CrossEntropyLossFlat(axis=0)])
+def test_a_card_refuses_what_it_has_no_name_for(loss):
+    with pytest.raises(ValueError, match="activation=|what act makes"): _activation(loss, 4)
+
+
+def test_a_card_tries_as_many_classes_as_there_are():
+    assert _activation(Scaled([1.]*4), 4) == "softmax"
+    with pytest.raises(ValueError, match="can't be applied to outputs"):
+        _activation(Scaled([1.]*4), 3)
 
 
 # ---- what can't be merged ----------------------------------------------------------------------
