@@ -229,7 +229,8 @@ def presize(x:torch.Tensor, # a picture (channels, height, width), floats
     if size != width: raise ValueError(f"a square has one side, and {size} x {width} is none")
     if not 0 < larger < math.inf:
         raise ValueError(f"larger is how many times `size` the square in between has, not {larger}")
-    if not 0 <= angle < math.inf: raise ValueError(f"angle is the greatest one in degrees, not {angle}")
+    if not 0 <= angle < math.inf:
+        raise ValueError(f"angle is the greatest rotation, in degrees, not {angle}")
     x = to_square(x, max(1, round(size*larger)))
     box = crop_box(*x.shape[-2:], scale, (1, 1), generator)
     return rotated_crop(x, box, _uniform(-angle, angle, generator).item(), size)

@@ -21,7 +21,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, functio
 
 from sota_course.exercises import check, exercises
 from sota_course.resize import (_learns_from_one, _one_picture, KERNELS, Progressive, Stage,
-                                StageSwitch, activation_stats, center_crop, crop_box, fit_progressive, phases,
+                                StageSwitch, activation_stats, center_crop, crop_box,
+                                fit_progressive, phases,
                                 presize, random_resized_crop, relative_cost, reset_batchnorm, resize, resize_weights, rotated_crop, scores_by_size, to_square)
 from sota_course.runs import EpochSeeds, Run
 
@@ -509,7 +510,8 @@ NOT_ON_BATCHES = ("rotated", "presize")
 
 @given(name=st.sampled_from(FUNCTIONS), dtype=st.sampled_from(list(FLOATS)),
        h=few_sides, w=few_sides, size=st.tuples(few_sides, few_sides),
-       channels=st.sampled_from([1, 3, 4]), layout=st.sampled_from(LAYOUTS), n=st.integers(0, 3), seed=st.integers(0, 99))
+       channels=st.sampled_from([1, 3, 4]), layout=st.sampled_from(LAYOUTS), n=st.integers(0, 3),
+       seed=st.integers(0, 99))
 def test_property_any_type_and_layout(name, dtype, h, w, size, channels, layout, n, seed):
     f = chapter(size, seed)[name]
     shape = (channels, h, w) if not n or name in NOT_ON_BATCHES else (n, channels, h, w)
@@ -643,15 +645,15 @@ def test_a_batch_of_one_is_trained_where_that_is_possible(model):
 
 
 def test_the_trial_of_a_batch_of_one_leaves_no_trace():
-    model, dls = net().train(), loaders_of(5, False)(1, 8)
+    model, deep, dls = net().train(), normed(), loaders_of(5, False)(1, 8)
     model[0][1].eval()
     def states():
-        numpy_state = np.random.get_state()[1].tolist()
-        return torch.get_rng_state().tolist(), random.getstate(), numpy_state, dls.train.rng.getstate()
+        return (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
+                random.getstate(), dls.train.rng.getstate())
     before, kept = states(), {k: v.clone() for k, v in model.state_dict().items()}
     xs = _one_picture(dls)
     assert len(xs) == 1 and xs[0].shape == (1, 3, 8, 8) and _learns_from_one(model, xs)
-    assert not _learns_from_one(normed(), xs)
+    assert not _learns_from_one(deep, xs)
     assert states() == before and model.training and not model[0][1].training
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
 
