@@ -67,6 +67,7 @@ def _check_tensor(x):
         raise ValueError("an image needs height and width of at least one pixel, and this has the "
                          f"shape {tuple(x.shape)}")
 
+# %% ../nbs/03_resize.ipynb #27e8d0b4
 def _check_image(x):
     "Raises `TypeError` or `ValueError` unless `x` is a tensor of images with finite pixels."
     _check_tensor(x)
@@ -216,6 +217,17 @@ def rotated_crop(x:torch.Tensor, # a square picture (channels, height, width), f
         y = F.grid_sample(y[None], grid, padding_mode="reflection", align_corners=False)[0]
     return _ordered(y.to(x.dtype), x)
 
+# %% ../nbs/03_resize.ipynb #b8c05e2d
+def _side_between(size, larger, angle):
+    "The side of the larger square. Raises `ValueError` for what can't be."
+    size, width = _pair(size)
+    if size != width: raise ValueError(f"a square has one side, and {size} x {width} is none")
+    if not 0 < larger < math.inf:
+        raise ValueError(f"larger is how many times `size` the square in between has, not {larger}")
+    if not 0 <= angle < math.inf:
+        raise ValueError(f"angle is the greatest rotation, in degrees, not {angle}")
+    return max(1, round(size*larger))
+
 # %% ../nbs/03_resize.ipynb #12668b63
 def presize(x:torch.Tensor, # a picture (channels, height, width), floats
             size:int, # side of the result, in pixels
@@ -225,13 +237,7 @@ def presize(x:torch.Tensor, # a picture (channels, height, width), floats
             generator:torch.Generator=None, # default: torch's own on the CPU
            ) -> torch.Tensor: # (channels, size, size)
     "A random part of `x`, turned at random: first a larger square, then a single interpolation. Raises `TypeError`, `ValueError`."
-    size, width = _pair(size)
-    if size != width: raise ValueError(f"a square has one side, and {size} x {width} is none")
-    if not 0 < larger < math.inf:
-        raise ValueError(f"larger is how many times `size` the square in between has, not {larger}")
-    if not 0 <= angle < math.inf:
-        raise ValueError(f"angle is the greatest rotation, in degrees, not {angle}")
-    x = to_square(x, max(1, round(size*larger)))
+    x = to_square(x, _side_between(size, larger, angle))
     box = crop_box(*x.shape[-2:], scale, (1, 1), generator)
     return rotated_crop(x, box, _uniform(-angle, angle, generator).item(), size)
 
@@ -280,6 +286,10 @@ def scores_by_size(learn:Learner, # a trained learner
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/03_resize.ipynb #d8bbdbcc
+def _check_whole(name, value):
+    if type(value) is not int or value < 1:
+        raise ValueError(f"a stage's {name} must be a whole number, at least 1, not {value!r}")
+
 def _check_lr(lr):
     "Raises `ValueError` for a learning rate that can't be: a number, several, or a slice of two."
     rates = [lr.start, lr.stop] if isinstance(lr, slice) else list(L(lr))
@@ -287,6 +297,7 @@ def _check_lr(lr):
         if o is not None and not (isinstance(o, Real) and 0 <= o < math.inf):
             raise ValueError(f"a learning rate must be a number, 0 or more, not {o!r}")
 
+# %% ../nbs/03_resize.ipynb #4ea1b79c
 @dataclass(frozen=True)
 class Stage:
     "A part of a training with progressive resizing. Raises `ValueError` for what can't be trained."
@@ -296,10 +307,7 @@ class Stage:
     lr:float=None # highest learning rate: a number, or a slice over parameter groups; None: as for the whole training
 
     def __post_init__(self):
-        for o in ("size", "bs", "epochs"):
-            value = getattr(self, o)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"a stage's {o} must be a whole number, at least 1, not {value!r}")
+        for o in ("size", "bs", "epochs"): _check_whole(o, getattr(self, o))
         _check_lr(self.lr)
 
     def __str__(self): return f"{self.epochs} x {self.size} px, batches of {self.bs}" + ("" if self.lr is None else f", lr {self.lr}")
