@@ -26,7 +26,7 @@ import sota_course
 from .baseline import ARCHS
 from .loader import METHODS, BookAug, CachedDL, load_presized, resize_batch
 from .normalize import check_stats, normalize
-from .tta import activation_of
+from .tta import _made_up, _tried, activation_of
 
 # %% ../nbs/tools/models.ipynb #33a59a25
 def _statistics(dls):
@@ -59,16 +59,22 @@ def _check_transforms(dls):
 # %% ../nbs/tools/models.ipynb #6b85fea3
 ACTIVATIONS = dict(softmax=lambda x: x.softmax(-1), sigmoid=torch.sigmoid)
 
-def _known(loss):
-    try: return activation_of(loss)
-    except ValueError: return None
+def _known(loss, n):
+    "An activation, and outputs to try it on; None where there is none to be found."
+    try: act, x = activation_of(loss), _made_up(n, "cpu")
+    except ValueError: return None, None
+    # Logs of probabilities are all that exp is for. Any other must agree elsewhere, too.
+    return act, x if act is torch.exp else torch.cat([x, 1 - 2*x])
 
-def _activation(loss):
-    "The name in `ACTIVATIONS` of what makes probabilities of the outputs that `loss` takes."
-    act, x = _known(loss), torch.tensor([[-1., 0., 2.]]).log_softmax(-1)
-    name = next((k for k, f in ACTIVATIONS.items() if act and torch.allclose(torch.as_tensor(act(x)), f(x))), None)
-    if not name: raise ValueError(f"{getattr(loss, '__name__', type(loss).__name__)} doesn't say how outputs become probabilities: name it, as activation=\"softmax\" or \"sigmoid\"")
-    return name
+def _activation(loss, n=3):
+    "The name in `ACTIVATIONS` of what makes probabilities of `n` outputs that `loss` takes."
+    act, x = _known(loss, n)
+    for name, f in ACTIVATIONS.items():
+        p = None if act is None else _tried(act, x)
+        if p is not None and p.shape == x.shape and torch.allclose(p, f(x)): return name
+    name = getattr(loss, "__name__", type(loss).__name__)
+    raise ValueError(f"{name} doesn't say how outputs become probabilities: name it, as "
+                     "activation=\"softmax\" or \"sigmoid\"")
 
 # %% ../nbs/tools/models.ipynb #63748fae
 def _build(name, args, n_out, arch=None, device="meta"):
@@ -136,7 +142,8 @@ def save_model(learn:Learner, # a trained learner, with loaders from `get_dls` o
     _fit(_build(name, args, len(classes)) if name in ARCHS else model, weights)
     data = save_tensors(weights)
     card = dict(format=FORMAT, package=f"sota_course {sota_course.__version__}", arch=dict(name=name, args=args), classes=classes,
-                input=_input(learn.dls), statistics=_statistics(learn.dls), activation=activation or _activation(learn.loss_func),
+                input=_input(learn.dls), statistics=_statistics(learn.dls),
+                activation=activation or _activation(learn.loss_func, len(classes)),
                 weights=dict(file=WEIGHTS, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
     _check_transforms(learn.dls)
     check_card(card)

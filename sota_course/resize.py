@@ -12,13 +12,16 @@ __all__ = ['KERNELS', 'FLOATS', 'SCHEDULES', 'box', 'triangle', 'lanczos', 'resi
 # %% ../nbs/03_resize.ipynb #980c4722
 import math
 from bisect import bisect_right
+from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Real
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner, ParamScheduler, combined_cos
+from fastai.torch_core import no_random
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from torch import nn
@@ -55,11 +58,20 @@ def resize_weights(n_in:int, # old pixels along one axis
 # %% ../nbs/03_resize.ipynb #dd1183c2
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+def _check_tensor(x):
+    "Raises `TypeError` or `ValueError` unless `x` is a tensor with height and width."
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"a tensor (…, height, width) is needed, not {type(x).__name__}: "
+                        "torchvision's pil_to_tensor makes one of a PIL image")
+    if x.ndim < 2 or 0 in x.shape[-2:]:
+        raise ValueError("an image needs height and width of at least one pixel, and this has the "
+                         f"shape {tuple(x.shape)}")
+
+# %% ../nbs/03_resize.ipynb #27e8d0b4
 def _check_image(x):
     "Raises `TypeError` or `ValueError` unless `x` is a tensor of images with finite pixels."
-    if not isinstance(x, torch.Tensor): raise TypeError(f"a tensor (…, height, width) is needed, not {type(x).__name__}: torchvision's pil_to_tensor makes one of a PIL image")
+    _check_tensor(x)
     if x.dtype != torch.uint8 and x.dtype not in FLOATS: raise TypeError(f"pixels must be uint8 or floats, not {x.dtype}")
-    if x.ndim < 2 or 0 in x.shape[-2:]: raise ValueError(f"an image needs height and width of at least one pixel, and this has the shape {tuple(x.shape)}")
     if x.dtype in FLOATS and not torch.isfinite(x).all(): raise ValueError("the image holds NaN or infinite pixels, which would spread over the whole of it: repair them first")
 
 def _pair(size):
@@ -69,32 +81,40 @@ def _pair(size):
         raise ValueError(f"size must be a whole number of pixels or (height, width), at least 1, not {size!r}")
     return tuple(map(int, sides))
 
+# %% ../nbs/03_resize.ipynb #f5a90b62
+def _ordered(y, x):
+    "`y` (…, channels, height, width), in memory by planes or by pixels, as `x` is."
+    if x.ndim < 3: return y
+    channel, row, column = x.stride()[-3:]
+    by_pixels = x.shape[-3] > 1 and 0 < channel < min(row, column)
+    return y.movedim(-3, -1).contiguous().movedim(-1, -3) if by_pixels else y.contiguous()
+
 # %% ../nbs/03_resize.ipynb #4a445332
 def _apply(x, rows, cols):
-    "`rows @ x @ cols.T` in at least single precision, in the type and memory format of `x`."
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    "`rows @ x @ cols.T` in at least single precision, in the type and order in memory of `x`."
     with torch.autocast(x.device.type, enabled=False): # in half precision the weights would no longer sum to 1
         y = x if x.dtype == torch.float64 else x.float()
         y = rows.to(y.device, y.dtype) @ (y @ cols.to(y.device, y.dtype).T)
     y = (y.round().clamp(0, 255) if x.dtype == torch.uint8 else y).to(x.dtype)
-    return y.contiguous(memory_format=torch.channels_last) if last else y
+    return _ordered(y, x)
 
 # %% ../nbs/03_resize.ipynb #7ed3daf4
 def resize(x:torch.Tensor, # one image or a batch, (…, height, width): uint8 or floats
            size, # side of a square, or (height, width)
            method:str="bilinear", # "nearest", "bilinear" or "lanczos"
            antialias:bool=True, # look at all pixels when shrinking
-          ) -> torch.Tensor: # (…, height, width), of the type of `x`; always a new tensor
+          ) -> torch.Tensor: # (…, height, width), always new, of the type and in the order of `x`
     "Resize `x` to exactly `size`. Raises `TypeError` or `ValueError` for what is no image."
     _check_image(x)
     rows, cols = (resize_weights(n, o, method, antialias) for n, o in zip(x.shape[-2:], _pair(size)))
     return _apply(x, rows, cols)
 
 # %% ../nbs/03_resize.ipynb #be0fc5a8
-def center_crop(x:torch.Tensor, # (…, height, width)
+def center_crop(x:torch.Tensor, # (…, height, width), of any type
                 size, # side of a square, or (height, width)
                ) -> torch.Tensor: # a view of `x`
-    "The middle of `x`. Raises `ValueError` where `x` is smaller."
+    "The middle of `x`. Raises `ValueError` where `x` is smaller; `TypeError`."
+    _check_tensor(x)
     (h, w), (ch, cw) = x.shape[-2:], _pair(size)
     if h < ch or w < cw: raise ValueError(f"a crop of {ch} x {cw} doesn't fit into an image of {h} x {w}: resize it first, or use `to_square` with how=\"pad\"")
     top, left = round((h - ch)/2), round((w - cw)/2)
@@ -122,7 +142,8 @@ def to_square(x:torch.Tensor, # one image or a batch, (…, height, width)
     shape = [max(1, size*o//side) for o in (h, w)]
     if how == "pad":
         y = resize(x, tuple(shape), method)
-        return y[..., _mirrored(shape[0], size).to(x.device)[:, None], _mirrored(shape[1], size).to(x.device)]
+        top_down, across = (_mirrored(o, size).to(x.device) for o in shape)
+        return _ordered(y[..., top_down[:, None], across], x)
     # Only the pixels of the crop are computed: of a strip of 1 x 10,000 nearly all would be thrown away.
     rows, cols = (resize_weights(n, o, method, first=round((o - size)/2), count=size) for n, o in zip((h, w), shape))
     return _apply(x, rows, cols)
@@ -155,17 +176,28 @@ def random_resized_crop(x:torch.Tensor, # one image (channels, height, width), o
                         method:str="bilinear", # a name in `KERNELS`
                         generator:torch.Generator=None, # default: torch's own on the CPU
                        ) -> torch.Tensor:
-    "A random part of each image, resized to `size` with antialiasing. Szegedy et al., arXiv:1409.4842."
+    """A random part of each image, resized to `size` with antialiasing. Szegedy et al.,
+    arXiv:1409.4842. Raises `TypeError` or `ValueError` for what is no image."""
+    _check_image(x)
     if x.ndim == 4:
         if not len(x): return x.new_empty(*x.shape[:2], *_pair(size))
-        return torch.stack([random_resized_crop(o, size, scale, ratio, method, generator) for o in x])
+        crops = [random_resized_crop(o, size, scale, ratio, method, generator) for o in x]
+        return _ordered(torch.stack(crops), x)
     top, left, h, w = crop_box(*x.shape[-2:], scale, ratio, generator)
     return resize(x[..., top:top + h, left:left + w], size, method)
 
 # %% ../nbs/03_resize.ipynb #6e3d0b53
 def _places(top, left, h, w, n, a):
     "The matrix of a box in a square of `n` pixels that is turned by `a`, for places from -1 to 1."
-    return torch.tensor([[w*math.cos(a), -h*math.sin(a), 2*left + w - n], [w*math.sin(a), h*math.cos(a), 2*top + h - n]])/n
+    return torch.tensor([[w*math.cos(a), -h*math.sin(a), 2*left + w - n],
+                         [w*math.sin(a), h*math.cos(a), 2*top + h - n]], dtype=torch.double)/n
+
+def _check_turn(box, angle):
+    "Raises `ValueError` for a box or an angle that can't be."
+    numbers = len(box) == 4 and all(math.isfinite(o) for o in (*box, angle))
+    if not numbers or min(box[2:]) <= 0:
+        raise ValueError("a turned crop needs a box (top, left, height, width) with pixels in it, "
+                         f"and an angle in degrees, not {box} and {angle}")
 
 # %% ../nbs/03_resize.ipynb #f5ad854f
 def rotated_crop(x:torch.Tensor, # a square picture (channels, height, width), floats
@@ -177,9 +209,24 @@ def rotated_crop(x:torch.Tensor, # a square picture (channels, height, width), f
     _check_image(x)
     if not x.is_floating_point(): raise TypeError(f"pixels must be floats to be interpolated, not {x.dtype}")
     if x.ndim != 3 or x.shape[-1] != x.shape[-2]: raise ValueError(f"one square picture (channels, height, width) is needed, not {tuple(x.shape)}: see to_square")
+    _check_turn(box, angle)
     m = _places(*box, x.shape[-1], math.radians(angle))
-    grid = F.affine_grid(m[None].to(x), (1, len(x), *_pair(size)), align_corners=False)
-    return F.grid_sample(x[None], grid, padding_mode="reflection", align_corners=False)[0]
+    with torch.autocast(x.device.type, enabled=False): # half precision is too coarse for places
+        y = x if x.dtype == torch.float64 else x.float()
+        grid = F.affine_grid(m[None].to(y), (1, len(x), *_pair(size)), align_corners=False)
+        y = F.grid_sample(y[None], grid, padding_mode="reflection", align_corners=False)[0]
+    return _ordered(y.to(x.dtype), x)
+
+# %% ../nbs/03_resize.ipynb #b8c05e2d
+def _side_between(size, larger, angle):
+    "The side of the larger square. Raises `ValueError` for what can't be."
+    size, width = _pair(size)
+    if size != width: raise ValueError(f"a square has one side, and {size} x {width} is none")
+    if not 0 < larger < math.inf:
+        raise ValueError(f"larger is how many times `size` the square in between has, not {larger}")
+    if not 0 <= angle < math.inf:
+        raise ValueError(f"angle is the greatest rotation, in degrees, not {angle}")
+    return max(1, round(size*larger))
 
 # %% ../nbs/03_resize.ipynb #12668b63
 def presize(x:torch.Tensor, # a picture (channels, height, width), floats
@@ -190,7 +237,7 @@ def presize(x:torch.Tensor, # a picture (channels, height, width), floats
             generator:torch.Generator=None, # default: torch's own on the CPU
            ) -> torch.Tensor: # (channels, size, size)
     "A random part of `x`, turned at random: first a larger square, then a single interpolation. Raises `TypeError`, `ValueError`."
-    x = to_square(x, round(size*larger))
+    x = to_square(x, _side_between(size, larger, angle))
     box = crop_box(*x.shape[-2:], scale, (1, 1), generator)
     return rotated_crop(x, box, _uniform(-angle, angle, generator).item(), size)
 
@@ -200,7 +247,12 @@ def activation_stats(model:nn.Module, # its direct children are looked at
                     ) -> pd.DataFrame: # a row for each child, in order, with `mean` and `std`
     "Mean and standard deviation of each layer's output, in evaluation mode."
     rows = {}
-    def hook(name): return lambda m, inp, out: rows.update({name: dict(mean=out.mean().item(), std=out.std().item())}) if isinstance(out, torch.Tensor) else None
+    def hook(name):
+        def measure(module, inp, out):
+            if not isinstance(out, torch.Tensor): return
+            out = out.float() # a sum in half precision can be infinite
+            rows[name] = dict(mean=out.mean().item(), std=out.std().item())
+        return measure
     hooks = [m.register_forward_hook(hook(f"{n} {type(m).__name__}")) for n, m in model.named_children()]
     try:
         with evaluating(model): model(x)
@@ -234,6 +286,18 @@ def scores_by_size(learn:Learner, # a trained learner
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/03_resize.ipynb #d8bbdbcc
+def _check_whole(name, value):
+    if type(value) is not int or value < 1:
+        raise ValueError(f"a stage's {name} must be a whole number, at least 1, not {value!r}")
+
+def _check_lr(lr):
+    "Raises `ValueError` for a learning rate that can't be: a number, several, or a slice of two."
+    rates = [lr.start, lr.stop] if isinstance(lr, slice) else list(L(lr))
+    for o in rates:
+        if o is not None and not (isinstance(o, Real) and 0 <= o < math.inf):
+            raise ValueError(f"a learning rate must be a number, 0 or more, not {o!r}")
+
+# %% ../nbs/03_resize.ipynb #4ea1b79c
 @dataclass(frozen=True)
 class Stage:
     "A part of a training with progressive resizing. Raises `ValueError` for what can't be trained."
@@ -243,8 +307,8 @@ class Stage:
     lr:float=None # highest learning rate: a number, or a slice over parameter groups; None: as for the whole training
 
     def __post_init__(self):
-        for o in ("size", "bs", "epochs"):
-            if not isinstance(getattr(self, o), int) or getattr(self, o) < 1: raise ValueError(f"a stage's {o} must be a whole number, at least 1, not {getattr(self, o)!r}")
+        for o in ("size", "bs", "epochs"): _check_whole(o, getattr(self, o))
+        _check_lr(self.lr)
 
     def __str__(self): return f"{self.epochs} x {self.size} px, batches of {self.bs}" + ("" if self.lr is None else f", lr {self.lr}")
 
@@ -287,6 +351,7 @@ def phases(stages, # the `Stage`s
     stages, out, at = _stages(stages), [], 0
     if schedule not in SCHEDULES: raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
     if type(freeze_epochs) is not int or freeze_epochs < 0: raise ValueError(f"freeze_epochs must be a whole number, at least 0, not {freeze_epochs!r}")
+    _check_lr(lr)
     total = sum(o.epochs for o in stages)
     for i, o in enumerate(stages):
         top, end = lr if o.lr is None else o.lr, at + o.epochs
@@ -325,6 +390,42 @@ def reset_batchnorm(model:nn.Module):
     for m in model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.reset_running_stats()
 
+# %% ../nbs/03_resize.ipynb #b6073ce1
+def _has_single(dl, bs):
+    "Whether a training loader gives a batch of one."
+    left_over = (getattr(dl, "n", None) or 0) % bs
+    return bs == 1 or (left_over == 1 and not getattr(dl, "drop_last", False))
+
+def _one_picture(dls):
+    "A batch of one training picture, without its targets. No random state changes."
+    rng = deepcopy(getattr(dls.train, "rng", None))
+    with no_random(): b = next(iter(dls.train))
+    if rng is not None: dls.train.rng = rng
+    return [o[:1] for o in b[:getattr(dls, "n_inp", len(b) - 1)]]
+
+# %% ../nbs/03_resize.ipynb #c5172fd4
+def _learns_from_one(model, xs):
+    "Whether a model in training takes the batch of one `xs`; afterwards it is as before."
+    kept = {k: v.clone() for k, v in model.named_buffers()}
+    modes = [(o, o.training) for o in model.modules()]
+    try:
+        with no_random(), torch.no_grad(): model.train()(*xs)
+    except ValueError as e: return "more than 1 value per channel" not in str(e)
+    finally:
+        for k, v in model.named_buffers(): v.copy_(kept[k])
+        for o, mode in modes: o.training = mode
+    return True
+
+# %% ../nbs/03_resize.ipynb #e91f4a08
+def _check_single(learn, dls, stage, i):
+    "Raises `ValueError` where stage `i` has a batch of one that the model can't be trained on."
+    if not _has_single(dls.train, stage.bs): return
+    device = next(learn.model.parameters()).device
+    if _learns_from_one(learn.model, [o.to(device) for o in _one_picture(dls)]): return
+    way_out = "bs=2 or more" if stage.bs == 1 else "another bs, or loaders with drop_last=True"
+    raise ValueError(f"stage {i + 1} ({stage}) has a batch of one image, and at this size "
+                     f"BatchNorm has no variance to divide by: take {way_out}")
+
 # %% ../nbs/03_resize.ipynb #a2369852
 class StageSwitch(Callback):
     "Before the epoch that a phase begins with: the loaders of its stage, what is frozen, and what was asked to be reset."
@@ -355,6 +456,7 @@ class StageSwitch(Callback):
     def _load(self, i):
         dls, old = self.get_dls(bs=self.stages[i].bs, size=self.stages[i].size), self.dls
         if getattr(dls, "vocab", None) != getattr(old, "vocab", None): raise ValueError(f"stage {i + 1} ({self.stages[i]}) has other classes than the learner's data: give get_dls the same data")
+        _check_single(self.learn, dls, self.stages[i], i)
         self.learn.dls = dls
 
 # %% ../nbs/03_resize.ipynb #c9731ad0
@@ -372,9 +474,13 @@ def fit_progressive(learn:Learner,
                     start_epoch:int=0, # the first epoch to train, counted over all stages: for going on after a break
                    ) -> Learner: # `learn`, with the loaders of the last stage
     "Train on growing images, in one fit. Raises `ValueError` before training where the stages don't work."
+    stages = _stages(stages)
     plan, make = phases(stages, learn.lr if lr is None else lr, schedule, freeze_epochs, pct_start), _remake(learn, get_dls)
+    for i, o in enumerate(stages):
+        if _has_single(learn.dls.train, o.bs):
+            _check_single(learn, make(bs=o.bs, size=o.size), o, i)
     if learn.opt is None: learn.create_opt()
-    switch = StageSwitch(_stages(stages), plan, make, reset_bn, reset_opt, start_epoch)
+    switch = StageSwitch(stages, plan, make, reset_bn, reset_opt, start_epoch)
     learn.fit(plan[-1].end, wd=wd, cbs=[switch, _scheduler(learn, plan), *L(cbs)], start_epoch=start_epoch)
     return learn
 

@@ -20,10 +20,13 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional as TF
 
 from sota_course.exercises import check, exercises
-from sota_course.resize import (KERNELS, Progressive, Stage, activation_stats, center_crop, crop_box, fit_progressive, phases,
+from sota_course.resize import (_learns_from_one, _one_picture, KERNELS, Progressive, Stage,
+                                StageSwitch, activation_stats, center_crop, crop_box,
+                                fit_progressive, phases,
                                 presize, random_resized_crop, relative_cost, reset_batchnorm, resize, resize_weights, rotated_crop, scores_by_size, to_square)
 from sota_course.runs import EpochSeeds, Run
 
+few_sides = st.integers(1, 12)
 sides, few = st.integers(1, 40), partial(settings, deadline=None, max_examples=40)
 
 
@@ -461,6 +464,242 @@ def test_a_rotated_crop_against_torchvision():
 @pytest.mark.parametrize("x, error, words", [(torch.zeros(3, 8, 8, dtype=torch.uint8), TypeError, "floats"), (noise(3, 8, 9), ValueError, "one square picture"), (noise(2, 3, 8, 8), ValueError, "one square picture")])
 def test_bad_rotated_crops(x, error, words):
     with pytest.raises(error, match=words): rotated_crop(x, (0, 0, 4, 4), 0, 4)
+
+
+# ---- any type, any order in memory ---------------------------------------------------------------
+# The reference is the same function of the same pixels in double precision, in the usual order.
+
+FLOATS = {torch.float16: 2**-9, torch.bfloat16: 2**-6, torch.float32: 1e-4, torch.float64: 1e-9}
+LAYOUTS = ["planes", "pixels", "view of pixels", "part of pixels", "turned", "expanded"]
+
+
+def laid_out(x, layout):
+    "`x` (…, channels, height, width), with the same values in another order in memory."
+    if layout == "planes": return x.contiguous()
+    if layout == "turned": return x.mT.contiguous().mT
+    if layout == "expanded": return x[..., :1, :, :].contiguous().expand_as(x)
+    if layout == "part of pixels":
+        whole = F.pad(x, (1, 2, 3, 1)).movedim(-3, -1).contiguous().movedim(-1, -3)
+        return whole[..., 3:-1, 1:-2]
+    batch = x[None] if layout == "view of pixels" else x
+    batch = torch.cat([batch, batch]).movedim(-3, -1).contiguous().movedim(-1, -3)
+    return batch[0] if layout == "view of pixels" else batch[:len(x)]
+
+
+def by_pixels(x): return x.stride(-3) == 1 and x.stride(-1) == x.shape[-3] > 1
+
+
+def chapter(size, seed):
+    "Each function of the chapter that makes pictures of pictures (channels, height, width)."
+    def gen(): return torch.Generator().manual_seed(seed)
+    return {
+        "resize": lambda x: resize(x, size), "nearest": lambda x: resize(x, size, "nearest"),
+        "lanczos": lambda x: resize(x, size, "lanczos"),
+        "aliased": lambda x: resize(x, size, antialias=False),
+        "crop": lambda x: to_square(x, size[0]), "pad": lambda x: to_square(x, size[0], "pad"),
+        "squish": lambda x: to_square(x, size[0], "squish"),
+        "center": lambda x: center_crop(x, [min(o) for o in zip(size, x.shape[-2:])]),
+        "random": lambda x: random_resized_crop(x, size, generator=gen()),
+        "rotated": lambda x: rotated_crop(to_square(x, 9), (1, 0, 7, 8), seed % 90, size),
+        "presize": lambda x: presize(x, size[0], generator=gen())}
+
+
+FUNCTIONS = list(chapter((1, 1), 0))
+NOT_ON_BATCHES = ("rotated", "presize")
+
+
+@given(name=st.sampled_from(FUNCTIONS), dtype=st.sampled_from(list(FLOATS)),
+       h=few_sides, w=few_sides, size=st.tuples(few_sides, few_sides),
+       channels=st.sampled_from([1, 3, 4]), layout=st.sampled_from(LAYOUTS), n=st.integers(0, 3),
+       seed=st.integers(0, 99))
+def test_property_any_type_and_layout(name, dtype, h, w, size, channels, layout, n, seed):
+    f = chapter(size, seed)[name]
+    shape = (channels, h, w) if not n or name in NOT_ON_BATCHES else (n, channels, h, w)
+    # Rounded first, so that the reference has the same pixels.
+    x = laid_out(noise(*shape, seed=seed).to(dtype), layout)
+    y, right = f(x), f(x.double().contiguous())
+    assert y.dtype == dtype and y.shape == right.shape
+    assert (y.double() - right).abs().max() <= FLOATS[dtype]*max(1, right.abs().max())
+    small = channels == 1 or h*w == 1 or y.shape[-1]*y.shape[-2] == 1
+    pixels = "pixels" in layout and name != "center"
+    if not small: assert by_pixels(y) if pixels else y.is_contiguous() or name == "center"
+    if name == "center": assert y.stride() == x.stride() and y.data_ptr() >= x.data_ptr()
+
+
+@given(name=st.sampled_from(FUNCTIONS[:8]), h=few_sides, w=few_sides,
+       size=st.tuples(few_sides, few_sides), layout=st.sampled_from(LAYOUTS), n=st.integers(0, 3))
+def test_property_bytes_in_any_layout(name, h, w, size, layout, n):
+    f = chapter(size, 0)[name]
+    x = laid_out((noise(*[n]*bool(n), 3, h, w)*255).byte(), layout)
+    y, right = f(x), f(x.double()).round().clamp(0, 255)
+    assert y.dtype == torch.uint8 and (y.double() - right).abs().max() <= 1
+    if "pixels" in layout and name != "center" and h*w > 1 and size[0] > 1: assert by_pixels(y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_half_precise_pictures_of_one_pixel(dtype, size):
+    x = noise(3, 9, 7).to(dtype)
+    def one(x): return presize(x, size, generator=torch.Generator().manual_seed(2))
+    def turned(x): return rotated_crop(x[:, :7], (0, 0, 7, 7), 30, size)
+    close(one(x), one(x.float()).to(dtype), 0.01)
+    close(turned(x), turned(x.float()).to(dtype), 0)
+
+
+def test_a_rotation_is_the_same_under_autocast():
+    x = noise(3, 40, 40)
+    with torch.autocast("cpu", torch.bfloat16): inside = rotated_crop(x, (2, 3, 30, 31), 20, 25)
+    close(inside, rotated_crop(x, (2, 3, 30, 31), 20, 25), 0)
+
+
+@pytest.mark.parametrize("x", [np.zeros((3, 9, 9)), Image.new("RGB", (9, 9)), [[1.]],
+                               torch.zeros(9)])
+@pytest.mark.parametrize("f", [center_crop, random_resized_crop, to_square, presize, resize])
+def test_what_is_no_tensor_of_pictures_is_named(x, f):
+    with pytest.raises((TypeError, ValueError), match="height"): f(x, 4)
+
+
+@pytest.mark.parametrize("size", [True, 0, 2.5, "4", None, -1])
+def test_presizing_to_no_size(size):
+    with pytest.raises(ValueError, match="size must be a whole"): presize(noise(3, 9, 7), size)
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    (dict(larger=0), "larger is how many"), (dict(larger=float("nan")), "larger is how many"),
+    (dict(larger=float("inf")), "larger is how many"), (dict(size=(4, 5)), "a square has one side"),
+    (dict(angle=float("nan")), "angle is the greatest"), (dict(angle=-1), "angle is the greatest"),
+    (dict(scale=(float("nan"), 1)), "there is no crop")])
+def test_presizing_with_nonsense(kwargs, words):
+    with pytest.raises(ValueError, match=words): presize(noise(3, 9, 7), **dict(size=4) | kwargs)
+
+
+@pytest.mark.parametrize("box, angle", [
+    ((0, 0, 9, 9), float("nan")), ((0, 0, 9, 9), float("inf")), ((0, 0, 0, 9), 0),
+    ((0, 0, 9, -1), 0), ((float("nan"), 0, 9, 9), 0), ((0, 0, 9), 0)])
+def test_turned_crops_that_cant_be(box, angle):
+    "Each of them gave a picture of NaN, of one colour, or of another place."
+    with pytest.raises(ValueError, match="a turned crop needs a box"):
+        rotated_crop(noise(3, 9, 9), box, angle, 4)
+
+
+def test_activations_in_half_precision_are_measured_in_single():
+    x = torch.full((4, 3, 64, 64), 60000.)
+    m = nn.Sequential(nn.Identity())
+    for dtype in (torch.float16, torch.bfloat16):
+        table = activation_stats(m, x.to(dtype))
+        assert table["mean"].iloc[0] == pytest.approx(60000, rel=0.01) and table["std"].iloc[0] == 0
+
+
+# ---- batches of one, rates that are none, callbacks without a fit -------------------------------
+
+def normed():
+    "After the pooling each picture has a single number for each channel."
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4),
+                         nn.Flatten(), nn.Dropout(.5), nn.Linear(4, 2))
+
+
+def loaders_of(n, drop_last):
+    def make(bs, size):
+        train = DataLoader(Pictures(n, size, 0), bs=bs, shuffle=True, drop_last=drop_last)
+        dls = DataLoaders(train, DataLoader(Pictures(8, size, 1), bs=bs))
+        dls.vocab, dls.c = ("a", "b"), 2
+        return dls
+    return make
+
+
+def of_model(model, make, bs=4):
+    set_seed(0)
+    return Learner(make(bs, 8), model, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+
+
+@pytest.mark.parametrize("n, drop_last, stage, words", [
+    (8, True, Stage(8, 1), "batches of 1.*batch of one image.*bs=2 or more"),
+    (9, False, Stage(8, 4), "batches of 4.*batch of one image.*drop_last=True"),
+    (9, False, Stage(8, 2), "batch of one image"), (9, True, Stage(8, 1), "batch of one image")])
+@pytest.mark.parametrize("first", [[], [Stage(6, 3, 2)]])
+def test_a_batch_of_one_is_refused_before_training(n, drop_last, stage, words, first):
+    make = loaders_of(n, drop_last)
+    learn = of_model(normed(), make)
+    before, seen = {k: v.clone() for k, v in learn.model.state_dict().items()}, Seen()
+    with pytest.raises(ValueError, match=rf"stage {len(first) + 1} .*{words}"):
+        quiet(learn, fit_progressive, [*first, stage], 1e-2, get_dls=make, cbs=seen)
+    assert not hasattr(seen, "batches")
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+@pytest.mark.parametrize("n, drop_last, stage", [
+    (9, True, Stage(8, 4)), (10, False, Stage(8, 4)), (8, False, Stage(8, 2))])
+def test_batches_of_two_and_more_are_trained(n, drop_last, stage):
+    make = loaders_of(n, drop_last)
+    learn = quiet(of_model(normed(), make), fit_progressive, [stage], 1e-2, get_dls=make)
+    assert len(learn.recorder.values) == 1
+
+
+@pytest.mark.parametrize("model", [
+    net, lambda: nn.Sequential(nn.Flatten(), nn.Dropout(.5), nn.Linear(192, 2))])
+def test_a_batch_of_one_is_trained_where_that_is_possible(model):
+    "Without BatchNorm, and where that has many places to look at."
+    make = loaders_of(5, False)
+    learn = quiet(of_model(model(), make), fit_progressive, [Stage(8, 1, 2)], 1e-2, get_dls=make)
+    assert len(learn.recorder.values) == 2
+
+
+def test_the_trial_of_a_batch_of_one_leaves_no_trace():
+    model, deep, dls = net().train(), normed(), loaders_of(5, False)(1, 8)
+    model[0][1].eval()
+    def states():
+        return (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
+                random.getstate(), dls.train.rng.getstate())
+    before, kept = states(), {k: v.clone() for k, v in model.state_dict().items()}
+    xs = _one_picture(dls)
+    assert len(xs) == 1 and xs[0].shape == (1, 3, 8, 8) and _learns_from_one(model, xs)
+    assert not _learns_from_one(deep, xs)
+    assert states() == before and model.training and not model[0][1].training
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+
+
+def test_loaders_of_a_later_stage_are_looked_at_again():
+    "They needn't be like the learner's."
+    good, bad = loaders_of(9, True), loaders_of(9, False)
+    def make(bs, size): return (bad if size == 6 else good)(bs, size)
+    learn, stages = of_model(normed(), good), [Stage(8, 4), Stage(6, 4)]
+    with pytest.raises(ValueError, match="stage 2 .*batch of one image"):
+        quiet(learn, fit_progressive, stages, 1e-2, get_dls=make)
+
+
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), -1, -1e-3, "1e-3", [1e-3, -1.],
+                                slice(1e-3, float("nan")), slice(-1, 1e-3)])
+def test_learning_rates_that_are_none(lr):
+    with pytest.raises(ValueError, match="a learning rate must be a number"): Stage(8, lr=lr)
+    with pytest.raises(ValueError, match="a learning rate must be a number"): phases([Stage(8)], lr)
+
+
+@pytest.mark.parametrize("lr", [1, 1e-3, np.float32(1e-3), slice(1e-3), slice(1e-5, 1e-3),
+                                [1e-3, 1e-2]])
+def test_learning_rates(lr):
+    assert phases([Stage(8, lr=lr)], 2.)[0].lr == phases([Stage(8)], lr)[0].lr == lr
+
+
+@pytest.mark.parametrize("kwargs", [dict(size=True), dict(size=8, bs=True),
+                                    dict(size=8, epochs=True)])
+def test_true_is_no_number(kwargs):
+    with pytest.raises(ValueError, match="must be a whole number"): Stage(**kwargs)
+
+
+def test_a_batch_is_previewed_without_a_fit():
+    "fastai's own way to look at a batch as its callbacks make it."
+    stages = [Stage(6, 20), Stage(8, 10)]
+    learn = learner()
+    learn.add_cb(StageSwitch(stages, phases(stages, 1e-2), loaders))
+    b = learn.dls.one_batch()
+    learn.epoch, learn.training = 0, True
+    learn.dl = learn.dls.train
+    learn._split(b)
+    learn("before_train")
+    learn("before_batch")
+    assert torch.equal(learn.x, b[0])
+    quiet(learn, Learner.fit, 2)
+    assert learn.dls.train.bs == 10 and learn.dls.train.one_batch()[0].shape[-1] == 8
 
 
 # ---- exercises ----------------------------------------------------------------------------------------------------------

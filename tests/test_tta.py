@@ -9,9 +9,15 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 import torchvision.transforms.v2.functional as TF2
-from fastai.vision.all import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, GrandparentSplitter, ImageBlock,
-                               LabelSmoothingCrossEntropy, Learner, MixedPrecision, MultiCategoryBlock, Normalize, PILImage, PILImageBW,
-                               Pipeline, RandomCrop, Resize, TensorImage, Transform, aug_transforms, imagenet_stats, parent_label, set_seed)
+from fastai.data.load import DataLoader as FastaiLoader
+from fastai.losses import (BaseLoss, BCELossFlat, DiceLoss, FocalLoss, FocalLossFlat, L1LossFlat,
+                           LabelSmoothingCrossEntropyFlat, MSELossFlat)
+from fastai.vision.all import (BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat,
+                               DataBlock, DataLoaders, GrandparentSplitter, ImageBlock, Learner, MaskBlock,
+                               LabelSmoothingCrossEntropy, MixedPrecision, MultiCategoryBlock,
+                               Normalize, PILImage, PILImageBW, Pipeline, PointBlock, RandomCrop,
+                               Resize, TensorImage, Transform, aug_transforms, imagenet_stats,
+                               parent_label, set_seed)
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,7 +27,9 @@ from torchvision.transforms import FiveCrop
 from sota_course.baseline import xresnet10
 from sota_course.exercises import check, exercises
 from sota_course.images import image_files
+from sota_course.label_smoothing import SmoothCrossEntropy, smooth_cross_entropy
 from sota_course.loader import cached_dls, load_presized
+from sota_course.models import ACTIVATIONS, _activation
 from sota_course.runs import Result
 from sota_course.tta import (PADS, RATIO, activation_of, crop_places, dense_five_crop, five_crop, flips, merge_views, pool_regions,
                              region_weights, scored, split_model, ten_crop, tta_predict)
@@ -462,6 +470,408 @@ def test_what_is_no_classifier():
     with pytest.raises(ValueError, match="a row of outputs"): predict(nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8), size=4)
     with pytest.raises(ValueError, match="act=torch.sigmoid"): predict(net(1), torch.zeros(1, 3, 30, 30), size=24)
     assert predict(net(1), torch.zeros(1, 3, 30, 30), size=24, act=torch.sigmoid)[0].shape == (1, 1)
+
+
+# ---- any loss, any views, any batch size -------------------------------------------------------
+# The reference looks at one picture at a time and at one crop of it at a time, applies the
+# activation to a single row, and merges in double precision.
+
+def rows(x): return x.softmax(1)
+def as_is(x): return x
+
+
+EXCLUSIVE = [None, SmoothCrossEntropy(), SmoothCrossEntropy(eps=0., weight=torch.ones(3)),
+             partial(SmoothCrossEntropy(), reduction="none"), smooth_cross_entropy,
+             partial(smooth_cross_entropy, eps=.2), CrossEntropyLossFlat(),
+             CrossEntropyLossFlat(axis=1), partial(CrossEntropyLossFlat(axis=1)), FocalLoss(),
+             FocalLossFlat(), FocalLossFlat(axis=1), LabelSmoothingCrossEntropy(),
+             LabelSmoothingCrossEntropyFlat(), LabelSmoothingCrossEntropyFlat(axis=1), DiceLoss(),
+             BaseLoss(nn.CrossEntropyLoss), BaseLoss(nn.CrossEntropyLoss, axis=1),
+             nn.CrossEntropyLoss(label_smoothing=.1), F.cross_entropy,
+             partial(partial(F.cross_entropy, label_smoothing=.1), reduction="sum")]
+LOG_PROBABILITIES = [nn.NLLLoss(), F.nll_loss, partial(F.nll_loss, reduction="sum"),
+                     BaseLoss(nn.NLLLoss)]
+MULTI_LABEL = [BCEWithLogitsLossFlat(), BaseLoss(nn.BCEWithLogitsLoss), nn.BCEWithLogitsLoss(),
+               F.binary_cross_entropy_with_logits, nn.MultiLabelSoftMarginLoss(),
+               F.multilabel_soft_margin_loss]
+NUMBERS = [MSELossFlat(), L1LossFlat(), nn.MSELoss(), nn.L1Loss(), F.mse_loss, F.l1_loss]
+ALREADY = [BCELossFlat(), nn.BCELoss(), F.binary_cross_entropy]
+# For each loss: the activation of a row, what ends the network, whether rows sum to 1.
+KNOWN = ([(o, rows, nn.Identity, True) for o in EXCLUSIVE]
+         + [(o, torch.exp, partial(nn.LogSoftmax, 1), True) for o in LOG_PROBABILITIES]
+         + [(o, torch.sigmoid, nn.Identity, False) for o in MULTI_LABEL]
+         + [(o, as_is, nn.Identity, False) for o in NUMBERS]
+         + [(o, as_is, nn.Sigmoid, False) for o in ALREADY])
+UNKNOWN = [nn.MultiMarginLoss(), nn.HingeEmbeddingLoss(), nn.KLDivLoss(), nn.PoissonNLLLoss(),
+           F.multi_margin_loss, F.kl_div, BaseLoss(nn.MultiMarginLoss),
+           partial(F.gaussian_nll_loss), lambda pred, y: pred.sum()]
+NAMED = {"centre": [4], "flip": [4, 9], "five": range(5), "ten": range(10)}
+
+
+def small_net(last=nn.Identity):
+    "What it says of two crops differs."
+    torch.manual_seed(3)
+    m = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 2), nn.AdaptiveAvgPool2d(1),
+                      nn.Flatten(), nn.Linear(6, 3), last()).eval()
+    m[5].weight.data.mul_(20)
+    return m
+
+
+def places(h, w, th, tw):
+    middle = round((h - th)/2), round((w - tw)/2)
+    return [(0, 0), (0, w - tw), (h - th, 0), (h - th, w - tw), middle]
+
+
+def crops_of(x, size, views):
+    "A list of single crops (1, 3, height, width) of a single picture."
+    (th, tw), crops = size, []
+    for o in (x, x.flip(-1)):
+        crops += [o[None, :, t:t + th, l:l + tw] for t, l in places(*x.shape[-2:], th, tw)]
+    return [crops[i] for i in ([3, 0] if callable(views) else NAMED[views])]
+
+
+def plain_of(x, size):
+    "The largest part in the middle that has the shape of `size`, at `size`."
+    (h, w), (th, tw) = x.shape[-2:], size
+    scale = min(h/th, w/tw)
+    ch, cw = round(th*scale), round(tw*scale)
+    t, l = places(h, w, ch, cw)[-1]
+    middle = x[None, :, t:t + ch, l:l + cw]
+    return F.interpolate(middle, size, mode="bilinear", antialias=True)
+
+
+def merged(ps, reduce, exclusive):
+    p = torch.cat(ps).double()
+    if reduce == "mean": return p.mean(0)
+    return p.amax(0)/p.amax(0).sum() if exclusive else p.amax(0)
+
+
+@torch.no_grad()
+def brute_force(model, xs, size, views, act, reduce, beta, exclusive):
+    "A table for each prediction that is asked for: one, or two where `beta` is None."
+    out = []
+    for x in xs:
+        if views == "dense": outputs = dense_five_crop(model, x[None], size)
+        else: outputs = [model(o) for o in crops_of(x, size, views)]
+        plain = act(model(plain_of(x, size)))[0].double()
+        seen = merged([act(o) for o in outputs], reduce, exclusive)
+        out.append((seen, plain) if beta is None else [(1 - beta)*seen + beta*plain])
+    return list(map(torch.stack, zip(*out)))
+
+
+def same(got, right):
+    for a, b in zip(got if isinstance(got, tuple) else [got], right, strict=True):
+        assert a.dtype == torch.float32
+        assert (a.double() - b).abs().max() < 2e-5*max(1, b.abs().max())
+
+
+def two(x, size): return five_crop(x, size)[[3, 0]]
+
+
+class Pairs:
+    def __init__(self, xs): self.xs = xs
+    def __len__(self): return len(self.xs)
+    def __getitem__(self, i): return self.xs[i], torch.tensor(i)
+
+
+def learner_of(xs, model, loss, bs):
+    dls = DataLoaders(*(FastaiLoader(Pairs(xs), bs=bs) for _ in range(2)))
+    dls.c = 3
+    learn = Learner(dls, model, loss_func=nn.MSELoss())
+    learn.loss_func = loss
+    return learn
+
+
+@given(known=st.sampled_from(KNOWN), views=st.sampled_from([*NAMED, "dense", two]),
+       reduce=st.sampled_from(["mean", "max"]), beta=st.sampled_from([0., .25, 1., None]),
+       n=st.integers(1, 6), bs=st.integers(1, 7),
+       shape=st.tuples(st.integers(7, 11), st.integers(7, 11)),
+       size=st.tuples(st.integers(4, 7), st.integers(4, 7)),
+       source=st.sampled_from(["tensor", "list", "loader", "learner"]))
+def test_property_views_are_one_crop_at_a_time(known, views, reduce, beta, n, bs, shape, size,
+                                               source):
+    (loss, act, last, exclusive), model = known, small_net(known[2])
+    xs = torch.randn(n, 3, *shape, generator=torch.Generator().manual_seed(n))
+    learn, loader = learner_of(xs, model, loss, bs), DataLoader(Pairs(xs), batch_size=bs)
+    dl = dict(tensor=xs, list=list(xs), loader=loader, learner=learn.dls.valid)[source]
+    kwargs = dict(views=views, reduce=reduce, beta=beta, size=size)
+    if source in ("tensor", "list"): kwargs["bs"] = bs
+    for who in (learn, model) if act is rows else (learn,):
+        if loss in NUMBERS and reduce == "max":
+            with pytest.raises(ValueError, match="leaves outputs as they are.*reduce=\"mean\""):
+                predict(who, dl, **kwargs)
+            continue
+        p, y = predict(who, dl, **kwargs)
+        same(p, brute_force(model, xs, size, views, act, reduce, beta, exclusive))
+        if source in ("loader", "learner"): assert torch.equal(y, torch.arange(n))
+
+
+@given(known=st.sampled_from(KNOWN), views=st.sampled_from(["flip", "five", "ten", "dense", two]),
+       sides=st.lists(st.tuples(st.integers(6, 9), st.integers(6, 9)), min_size=1, max_size=5),
+       bs=st.integers(1, 6))
+def test_property_shapes_mixed_in_a_batch_change_nothing(known, views, sides, bs):
+    (loss, act, last, exclusive), model = known, small_net(known[2])
+    xs = [torch.randn(3, *o) for o in sides]
+    p, _ = predict(learner_of(xs, model, loss, 1), xs, views, beta=.5, size=(6, 5), bs=bs)
+    same(p, brute_force(model, xs, (6, 5), views, act, "mean", .5, exclusive))
+
+
+@pytest.mark.parametrize("loss", [SmoothCrossEntropy(), CrossEntropyLossFlat(axis=1),
+                                  FocalLossFlat(axis=1), DiceLoss()])
+@pytest.mark.parametrize("make", [cached, block], ids=["cached", "fastai"])
+def test_the_batch_size_changes_nothing_on_files(photos, make, loss):
+    learn = learner(make(photos), loss=loss)
+    right = by_hand(learn.model, learn.dls.valid.items, ratio=30/24, act=rows)
+    for bs in (1, 4, 5, 11):
+        p, _ = learn.five_crop_tta(ratio=30/24, bs=bs)
+        assert (p - right).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("loss", UNKNOWN)
+def test_a_loss_that_says_nothing_of_probabilities_is_an_error(loss):
+    with pytest.raises(ValueError, match="isn't known.*act="): activation_of(loss)
+    learn = learner_of(torch.zeros(2, 3, 8, 8), small_net(), loss, 2)
+    with pytest.raises(ValueError, match="act="): predict(learn, size=6)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, CrossEntropyLossFlat, SmoothCrossEntropy,
+                                  partial(nn.CrossEntropyLoss, label_smoothing=.1)])
+def test_a_class_is_no_loss_yet(loss):
+    name = getattr(loss, "__name__", "CrossEntropyLoss")
+    with pytest.raises(ValueError, match=rf"{name} is a class.*{name}\(\)"): activation_of(loss)
+
+
+@pytest.mark.parametrize("act", [
+    partial(torch.softmax, dim=0), CrossEntropyLossFlat(axis=0).activation,
+    CrossEntropyLossFlat(axis=-2).activation, lambda x: x/x.max(), lambda x: x - x.mean(0),
+    lambda x: x.flip(0), lambda x: x.softmax(-1)*len(x), nn.Dropout(.5), torch.rand_like])
+def test_an_activation_that_mixes_pictures_is_refused(act):
+    for n in (1, 5):
+        for views in ("centre", "five"):
+            with pytest.raises(ValueError, match="depends on the other pictures, or on chance"):
+                predict(small_net(), torch.randn(n, 3, 9, 9), views, size=6, act=act)
+
+
+@pytest.mark.parametrize("act, words", [
+    (lambda x: x.argmax(-1), "a row for each picture"),
+    (lambda x: x.sum(), "a row for each picture"),
+    (lambda x: x.tolist(), "a row for each picture"),
+    (partial(torch.softmax, dim=2), "can't be applied.*Dimension out of range"),
+    (nn.Linear(4, 4), "can't be applied"), (nn.BatchNorm1d(3), "can't be applied")])
+def test_an_activation_that_cant_be_applied_is_refused(act, words):
+    with pytest.raises(ValueError, match=words):
+        predict(small_net(), torch.randn(2, 3, 9, 9), size=6, act=act)
+
+
+def test_many_labels_are_no_distribution():
+    "With ten thousands of labels the sigmoids of small probabilities sum to nearly 1."
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 30_000))
+    x = torch.randn(2, 3, 9, 9)
+    p, _ = predict(model, x, size=6, act=torch.sigmoid, reduce="max")
+    with torch.no_grad(): each = torch.stack([model(o).sigmoid() for o in five_crop(x, 6)])
+    assert torch.allclose(p, each.amax(0), atol=1e-6)
+    for act, last in ((None, nn.Identity()), (torch.exp, nn.LogSoftmax(1))):
+        p, _ = predict(nn.Sequential(model, last), x, size=6, act=act, reduce="max")
+        assert torch.allclose(p.sum(1), torch.ones(2), atol=1e-4)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_outputs_that_are_no_log_probabilities_are_refused(reduce):
+    class Below(nn.Module):
+        def forward(self, x): return -x.abs()
+    x = torch.randn(2, 3, 9, 9)
+    for last, words in ((nn.Identity, "from 0 to 1"), (Below, "rows of probabilities sum to 1")):
+        with pytest.raises(ValueError, match=words):
+            predict(small_net(last), x, size=6, act=torch.exp, reduce=reduce)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("beta", [0., .25, 1.])
+def test_models_of_other_types_have_a_plain_prediction(dtype, beta):
+    x = torch.randn(2, 3, 9, 9)
+    right = predict(small_net(), x, size=6, beta=beta)[0]
+    got = predict(small_net().to(dtype), x, size=6, beta=beta)[0]
+    assert got.dtype == torch.float32
+    assert (got - right).abs().max() < (1e-6 if dtype == torch.float64 else .2)
+
+
+# ---- what a saved model's card says of it ------------------------------------------------------
+
+@given(known=st.sampled_from(KNOWN), n=st.integers(2, 40))
+def test_property_a_card_names_the_activation_of_the_loss(known, n):
+    loss, act, last, exclusive = known
+    if isinstance(loss, SmoothCrossEntropy) and loss.weight is not None: n = 3
+    if act is as_is:
+        with pytest.raises(ValueError, match="activation="): _activation(loss, n)
+        return
+    x = torch.randn(5, n).log_softmax(1)
+    with torch.no_grad(): right = torch.cat([act(o) for o in x.split(1)])
+    assert torch.allclose(ACTIVATIONS[_activation(loss, n)](x), right, atol=1e-6)
+
+
+class Scaled(nn.Module):
+    "A loss with a temperature for each of four classes."
+    def __init__(self, t): super().__init__(); self.t = torch.tensor(t)
+    def activation(self, x): return (x/self.t).softmax(-1)
+
+
+class Topped(nn.Module):
+    "Softmax of what is below 0, so that it differs from softmax above it only."
+    def activation(self, x): return x.clamp(max=0).softmax(-1)
+
+
+@pytest.mark.parametrize("loss", [*UNKNOWN, Scaled([2.]), Topped(), CrossEntropyLossFlat(axis=0)])
+def test_a_card_refuses_what_it_has_no_name_for(loss):
+    with pytest.raises(ValueError, match="activation=|what act makes"): _activation(loss, 4)
+
+
+def test_a_card_tries_as_many_classes_as_there_are():
+    assert _activation(Scaled([1.]*4), 4) == "softmax"
+    with pytest.raises(ValueError, match="can't be applied to outputs"):
+        _activation(Scaled([1.]*4), 3)
+
+
+# ---- what can't be merged ----------------------------------------------------------------------
+
+def views_of(fill): return torch.full((2, 2, 3), fill)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("p, error, words", [
+    (torch.ones(0, 2, 3), ValueError, "no views"),
+    (views_of(0.), ValueError, "rows of probabilities sum to 1"),
+    (views_of(.5), ValueError, "distribution=False"),
+    (views_of(float("inf")), ValueError, "from 0 to 1"),
+    (torch.linspace(-9, 9, 12).view(2, 2, 3), ValueError, "from 0 to 1.*softmax comes first"),
+    (torch.ones(2, 2, 1, dtype=torch.long), TypeError, "tensor of floats, not torch.int64"),
+    ([[.5, .5]], TypeError, "tensor of floats, not list"),
+    (np.ones((2, 2, 1)), TypeError, "tensor of floats"),
+    (torch.ones(3), ValueError, r"\(views, …, classes\)")])
+def test_what_cant_be_merged_is_named(p, reduce, error, words):
+    with pytest.raises(error, match=words): merge_views(p, reduce)
+
+
+def test_what_is_no_distribution_is_merged_where_that_is_said():
+    assert torch.equal(merge_views(views_of(.5), "max", distribution=False), torch.full((2, 3), .5))
+    with pytest.raises(ValueError, match="no views"): merge_views(views_of(.5)[:0], "max", False)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_an_undefined_probability_stays_with_its_picture(reduce):
+    p = torch.rand(5, 3, 4).softmax(-1)
+    p[2, 1] = float("nan")
+    q = merge_views(p, reduce)
+    assert q[1].isnan().all() and torch.allclose(q[[0, 2]].sum(-1), torch.ones(2))
+
+
+def test_beta_of_one_is_the_plain_prediction_whatever_the_views_are():
+    x = torch.randn(1, 3, 9, 9)
+    def undefined(x, size): return five_crop(x, size)*float("nan")
+    plain, got = (predict(small_net(), x, o, size=6, beta=1.)[0] for o in ("five", undefined))
+    assert plain.isfinite().all() and torch.equal(got, plain)
+    assert predict(small_net(), x, undefined, size=6, beta=.5)[0].isnan().all()
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_half_precise_probabilities_are_merged(half, reduce):
+    q = merge_views(torch.randn(5, 3, 1000).softmax(-1).to(half), reduce)
+    assert q.dtype == half and (q.sum(-1, dtype=torch.float32) - 1).abs().max() < .02
+
+
+def swapped(x, size): return five_crop(x, size).transpose(0, 1)
+def only_one(x, size): return five_crop(x, size)[:, :1]
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    (dict(bs=0), "bs must be"), (dict(bs=-1), "bs must be"), (dict(bs=2.5), "bs must be"),
+    (dict(bs=True), "bs must be"), (dict(size=0), "at least 1"),
+    (dict(views=swapped), "every view must hold all 2 pictures"),
+    (dict(views=only_one), "every view must hold all 2 pictures"),
+    (dict(dl=[torch.zeros(30, 30)]), "channels, height, width"),
+    (dict(dl=[torch.zeros(1, 3, 30, 30)]), "channels, height, width")])
+def test_more_bad_arguments(kwargs, words):
+    kwargs = dict(dl=torch.zeros(2, 3, 30, 30), size=24) | kwargs
+    with pytest.raises(ValueError, match=words): predict(net(), **kwargs)
+
+
+def test_a_size_or_batch_of_zero_isnt_taken_for_none(photos):
+    learn = learner(block(photos))
+    for kwargs in (dict(size=0), dict(bs=0)):
+        with pytest.raises(ValueError, match="at least 1"): learn.five_crop_tta(**kwargs)
+
+
+def test_models_that_give_no_tensor():
+    class Two(nn.Module):
+        def forward(self, x): return x.mean((2, 3)), x
+    x = torch.zeros(2, 3, 9, 9)
+    with pytest.raises(TypeError, match="this model gives tuple"): predict(Two(), x, size=6)
+
+
+# ---- masks, points -----------------------------------------------------------------------------
+
+@pytest.fixture
+def mask_of(tmp_path, photos):
+    "The file of a photo's mask, of the photo's size."
+    def name(o): return tmp_path/f"{o.parent.name}_{o.stem}.png"
+    for f in photos.rglob("*.jpg"): PIL.Image.new("L", PIL.Image.open(f).size).save(name(f))
+    return name
+
+
+@pytest.mark.parametrize("image", [ImageBlock, ImageBlock(PILImageBW)], ids=["colour", "grey"])
+@pytest.mark.parametrize("target", ["mask", "points"])
+def test_targets_that_lie_in_the_picture_are_refused(photos, mask_of, image, target):
+    target, get_y = ((MaskBlock(codes=["a", "b"]), mask_of) if target == "mask"
+                     else (PointBlock, lambda o: torch.tensor([[4., 5.]])))
+    dls = block(photos, Resize(48, method="squish"), [], (image, target), get_y)
+    for model in (nn.Conv2d(3, 2, 1), net()):
+        learn = learner(dls, model, CrossEntropyLossFlat(axis=1))
+        for views in ("five", "dense", "flip"):
+            with pytest.raises(ValueError, match="masks, points or boxes.*get_preds"):
+                learn.five_crop_tta(views=views, size=24)
+
+
+def test_masks_in_any_loader_are_refused():
+    x = torch.randn(4, 3, 9, 9)
+    masks = DataLoader(TensorDataset(x, torch.zeros(4, 9, 9).long()), batch_size=2)
+    texts = DataLoader([(o, "a") for o in x], batch_size=2)
+    with pytest.raises(ValueError, match="masks, points or"): predict(small_net(), masks, size=6)
+    with pytest.raises(ValueError, match="row.*masks"): predict(nn.Conv2d(3, 2, 1), x, size=6)
+    with pytest.raises(TypeError, match="must be tensors"): predict(small_net(), texts, size=6)
+
+
+# ---- scores and flips of what is no prediction -------------------------------------------------
+
+def plain_result(): return Result("plain", 0, {}, [], .5, 1., .1, 10., 1.)
+
+
+@pytest.mark.parametrize("p, y, words", [
+    (torch.rand(4, 3), torch.zeros(4, 1).long(), "class indices"),
+    (torch.rand(4, 3), torch.zeros(4), "class indices"),
+    (torch.rand(4, 3), torch.zeros(3).long(), "class indices"),
+    (torch.rand(4, 3), torch.zeros(4).bool(), "class indices"),
+    (torch.rand(4, 3), None, "class indices"),
+    (torch.rand(4), torch.zeros(4).long(), r"\(n, classes\)"),
+    (torch.rand(4, 3), torch.full((4,), 3), "0 to 2"),
+    (torch.rand(4, 3), torch.full((4,), -1), "0 to 2")])
+def test_flips_and_scores_want_predictions_and_their_classes(p, y, words):
+    good, p = torch.rand(4, 3).softmax(-1), p.softmax(-1)
+    with pytest.raises(ValueError, match=words): flips(p, good, y)
+    with pytest.raises(ValueError, match=words): flips(good, p, y)
+    with pytest.raises(ValueError, match=words): scored(plain_result(), "x", lambda: (p, y))
+
+
+def test_flips_of_undefined_numbers_are_refused():
+    p, nan, y = torch.rand(4, 3), torch.full((4, 3), float("nan")), torch.zeros(4).long()
+    for before, after in ((p, nan), (nan, p)):
+        with pytest.raises(ValueError, match="NaN"): flips(before, after, y)
+
+
+@pytest.mark.parametrize("p", [[[3., -1.], [.2, 4.]], [[.9, .8], [.1, .3]], [[0., 0.], [0., 0.]]])
+def test_scores_want_distributions(p):
+    "The likelihood of anything else is a number that means nothing."
+    def predicted(): return torch.tensor(p), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="sum of 1"): scored(plain_result(), "x", predicted)
 
 
 # ---- dense -----------------------------------------------------------------------------------------------------------
