@@ -9,7 +9,7 @@ __all__ = ['RULES', 'WHAT', 'WHERE', 'start_again', 'train', 'check_options', 'o
            'go_on', 'Diverged', 'Interrupted', 'Signals', 'main']
 
 # %% ../nbs/tools/train.ipynb #c565e3a2
-import contextlib, inspect, math, os, shlex, signal, sys, tempfile, threading
+import contextlib, inspect, os, shlex, signal, sys, tempfile, threading
 from pathlib import Path
 
 # %% ../nbs/tools/train.ipynb #2e5fd279
@@ -53,7 +53,7 @@ RULES = dict( # option -> what it must be, in words and as a function
     epochs=_between(1, 100_000, "a number of epochs"),
     seed=_between(0, 2**32 - 1, "a number"),
     bs=_between(2, 100_000, "a number of images"), # batch normalization needs two
-    lr=("a finite number above 0", lambda o: 0 < o < math.inf),
+    lr=("a number above 0 and at most 1e30", lambda o: 0 < o <= 1e30), # torch's own end at 3e38
     presize=_between(8, 4096, "a number of pixels"),
     method=_one_of("crop", "squish", "pad"),
     min_scale=_between(.01, 1, "a share"),
@@ -180,7 +180,7 @@ def _do(signals):
     args = _parse()
     check_options(args)
     import sota_course.training # takes seconds, in which nothing is under way
-    signals.last_words = f"Stopped. Epochs that were finished are kept; go on with:\\n  {go_on(args)}"
+    signals.last_words = f"Stopped. Epochs that were finished are kept; go on with:\n  {go_on(args)}"
     signals.at_once = False
     train(**args)
     sys.stdout.flush()
@@ -204,7 +204,7 @@ def _stopped(signals, error):
     signals.at_once = True
     signals.install() # whoever had them may have been stopped before giving them back
     words = str(error)
-    print(f"\\n{words if words.startswith('Stopped') else signals.last_words}", file=sys.stderr)
+    print(f"\n{words if words.startswith('Stopped') else signals.last_words}", file=sys.stderr)
     return 128 + getattr(error, "signum", signal.SIGINT)
 
 # %% ../nbs/tools/train.ipynb #1fd5a894

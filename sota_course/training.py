@@ -227,6 +227,10 @@ def _why_not_written(e):
         if isinstance(e, RuntimeError) and any(o in str(e) for o in TORCH_WRITES): return "it seems to be full"
         e = e.__cause__ or e.__context__
 
+def _is_memory(e):
+    "Whether `e` says that there is no memory left, on a GPU or elsewhere."
+    return isinstance(e, MemoryError) or any(o in str(e) for o in ("out of memory", "allocate memory"))
+
 def _how_to_go_on(run, args):
     "What to tell someone whose run ended before its time."
     own = files(run, args["seed"])
@@ -289,7 +293,11 @@ def run_training(args:dict, # option of `train` -> its value, checked
         raise
     except Diverged as e: raise Diverged(_advice(args)) from e
     except BrokenPipeError: raise # nobody reads what is printed
-    except (OSError, RuntimeError) as e:
-        if not (reason := _why_not_written(e)): raise
+    except (MemoryError, OSError, RuntimeError) as e:
+        if _is_memory(e):
+            raise ValueError(f"there isn't enough memory for --bs {args['bs']} at --size {args['size']}: lower one of "
+                             f"them, or choose a smaller --arch. {_how_to_go_on(run, args)}") from e
+        reason = _why_not_written(e)
+        if not reason: raise
         raise OSError(f"--out {run.folder} can't be written to: {reason}. Make room there, or choose "
                       f"another --out. {_how_to_go_on(run, args)}") from e
