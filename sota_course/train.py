@@ -41,28 +41,27 @@ def train(
     return run_training(args)
 
 # %% ../nbs/tools/train.ipynb #b1f218dd
-def _between(low, high, what): return f"{what} from {low} to {high}", lambda o: low <= o <= high
+def _whole(low, high, what): return f"{what} from {low} to {high}", lambda o: isinstance(o, int) and low <= o <= high
 def _one_of(*words): return f"one of {', '.join(words)}", lambda o: o in words
-def _share(o): return 0 < o < 1
 def _plain(o): return o.isprintable() and not set(o) & set("/\\") and not o.startswith(".")
 
 RULES = dict( # option -> what it must be, in words and as a function
-    data=("the name of a data set or the path of a folder", lambda o: bool(o.strip())),
-    size=_between(8, 3276, "a number of pixels"), # presized by 5/4, that is 4096 at most
+    data=("the name of a data set or the path of a folder", lambda o: bool(str(o).strip())),
+    size=_whole(8, 3276, "a number of pixels"), # presized by 5/4, that is 4096 at most
     arch=_one_of("xresnet10", "xresnet18", "xresnet34", "xresnet50", "xresnet101"),
-    epochs=_between(1, 100_000, "a number of epochs"),
-    seed=_between(0, 2**32 - 1, "a number"),
-    bs=_between(2, 100_000, "a number of images"), # batch normalization needs two
+    epochs=_whole(1, 100_000, "a number of epochs"),
+    seed=_whole(0, 2**32 - 1, "a number"),
+    bs=_whole(2, 100_000, "a number of images"), # batch normalization needs two
     lr=("a number above 0 and at most 1e30", lambda o: 0 < o <= 1e30), # torch's own end at 3e38
-    presize=_between(8, 4096, "a number of pixels"),
+    presize=_whole(8, 4096, "a number of pixels"),
     method=_one_of("crop", "squish", "pad"),
-    min_scale=_between(.01, 1, "a share"),
+    min_scale=("a share from 0.01 to 1", lambda o: .01 <= o <= 1),
     stats=_one_of("imagenet", "none"),
     pipeline=_one_of("cached", "fastai"),
-    valid_pct=("a share between 0 and 1", _share),
-    workers=_between(0, 256, "a number of processes"),
+    valid_pct=("a share between 0 and 1", lambda o: 0 < o < 1),
+    workers=_whole(0, 256, "a number of processes"),
     name=("1 to 100 printable characters, without slashes and without a dot in front", lambda o: 0 < len(o) <= 100 and _plain(o)),
-    out=("the path of a folder", lambda o: bool(o.strip())),
+    out=("the path of a folder", lambda o: bool(str(o).strip())),
 )
 
 # %% ../nbs/tools/train.ipynb #a057f263
@@ -82,7 +81,9 @@ def check_options(args:dict, # option -> value
     for option, (what, ok) in RULES.items():
         value = args[option]
         if value is None and default[option] is None: continue
-        if not ok(value): raise ValueError(f"--{option.replace('_', '-')} must be {what}, not {value!r}")
+        try: good = ok(value)
+        except (TypeError, AttributeError): good = False # of another type, which only a call from Python can give
+        if not good: raise ValueError(f"--{option.replace('_', '-')} must be {what}, not {value!r}")
     if args["presize"] and args["presize"] < args["size"]:
         raise ValueError(f"--presize must be at least --size, {args['size']}, not {args['presize']}")
     if args["resume"] and args["overwrite"]:

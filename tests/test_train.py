@@ -144,22 +144,20 @@ def test_the_result_names_its_circumstances_and_no_folder_of_this_machine(whole,
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_and_resumed_ends_as_if_undisturbed(small, tmp_path, whole, signum, code):
+def test_interrupted_and_resumed_ends_as_if_undisturbed(small, tmp_path, whole, command, signum, code):
     status, err = stop_when(options(small, tmp_path, epochs=3), "0", signum)
     assert status == code and "Traceback" not in err, err
     assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], "the checkpoint, and nothing half-written"
     again = err.strip().splitlines()[-1].strip()
     assert again.startswith("sota-train") and again.endswith("--resume")
-    done = sota_train(*shlex.split(again)[1:])
-    assert done.returncode == 0, done.stderr
+    assert command(*shlex.split(again)[1:])[0] == 0
     assert scores(tmp_path) == scores(whole[1])
 
 
-def test_a_kill_leaves_a_checkpoint_too(small, tmp_path, whole):
+def test_a_kill_leaves_a_checkpoint_too(small, tmp_path, whole, command):
     status, _ = stop_when(options(small, tmp_path, epochs=3), "0", signal.SIGKILL)
     assert status == -signal.SIGKILL
-    done = sota_train(*options(small, tmp_path, epochs=3), "--resume")
-    assert done.returncode == 0, done.stderr
+    assert command(*options(small, tmp_path, epochs=3), "--resume")[0] == 0
     assert scores(tmp_path) == scores(whole[1])
 
 
@@ -170,9 +168,9 @@ def test_nothing_that_was_trained_is_overwritten_unasked(small, whole, refused):
     assert (out/"try-seed0.json").read_bytes() == before
 
 
-def test_resuming_with_other_settings_says_which_differ(small, tmp_path, refused):
-    stop_when(options(small, tmp_path, epochs=3), "0", signal.SIGTERM)
-    assert "epochs was 3 and is now 4" in refused(*options(small, tmp_path, epochs=4), "--resume")
+def test_resuming_with_other_settings_says_which_differ(small, tmp_path, command, refused, monkeypatch):
+    half(small, tmp_path, command, monkeypatch)
+    assert "epochs was 2 and is now 4" in refused(*options(small, tmp_path, epochs=4), "--resume")
     assert (tmp_path/"try-seed0.pt").exists()
 
 
@@ -367,7 +365,7 @@ def numbers(folder): return scores(folder), json.loads((folder/"try-seed0.json")
 def undisturbed(small, tmp_path_factory):
     "The numbers of the same run when nobody kills it."
     out = tmp_path_factory.mktemp("undisturbed")
-    assert sota_train(*options(small, out, 1), "--tta").returncode == 0
+    sota_course.train.train(data=small, size=32, arch="xresnet10", epochs=1, bs=20, out=out, name="try", tta=True)
     return numbers(out)
 
 
