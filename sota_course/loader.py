@@ -775,6 +775,7 @@ def cached_dls(
 def _aug(aug, size):
     "The transforms that `aug` stands for"
     if not isinstance(aug, (bool,dict,type(None))):
+        if not len(L(aug)): raise ValueError(f"aug={aug!r} has no transform, so that nothing would bring pictures to their size: False is for no augmentation")
         if odd := [o for o in L(aug) if not callable(o)]: raise TypeError(f"aug is True, False, a dict, or transforms, not {odd[0]!r}")
         return L(aug)
     off = dict(min_scale=1, do_flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0)

@@ -647,7 +647,7 @@ def test_counts_are_whole_numbers(photos, name, value):
 
 
 @pytest.mark.parametrize("change,error", [
-    (dict(presize=31), "presize=31 is less than size=32"), (dict(aug=3), "transforms, not 3"), (dict(after_batch="flip"), "not 'flip'"),
+    (dict(presize=31), "presize=31 is less than size=32"), (dict(aug=3), "transforms, not 3"), (dict(aug=[]), "has no transform"), (dict(after_batch="flip"), "not 'flip'"),
     (dict(stats=5), "means and the standard deviations"), (dict(stats="imagenet"), "means and the standard deviations"),
     (dict(cache="folder"), "must come from `build_cache`"), (dict(cache_dir=5), "cache_dir must name a folder"), (dict(cache_dir=""), "cache_dir must name"),
     (dict(cache_dir="~nosuchuser/x"), "no such home folder"), (dict(aug=dict(min_scale=float("nan"))), "min_scale"),
