@@ -138,6 +138,7 @@ METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMet
 
 def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
     "The book's pipeline. The images are checked first, since it would meet a bad one only in the middle of an epoch."
+    check_whole("size", size, 2) # fastai divides by the distance of the outermost pixels
     check_images(path, progress=progress).raise_if_fatal()
     tfms = aug_transforms(size=size, min_scale=min_scale) + ([Normalize.from_stats(*stats)] if stats else [])
     return data_block(path, Resize(460 if presize is None else presize, method=METHODS[method]), tfms, **split).dataloaders(path, bs=bs, **kwargs)

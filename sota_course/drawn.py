@@ -33,7 +33,7 @@ CLASSES = {"n01440764": "tench", "n02102040": "English springer", "n02979186": "
 def class_name(label:str, # a synset such as "n03028079", or a class's name such as "church"
               ) -> str: # the name
     "The class that `label` stands for. Raises `ValueError` for any other."
-    name = CLASSES.get(label, label)
+    name = CLASSES.get(label, label) if isinstance(label, str) else None
     if name not in CLASSES.values():
         raise ValueError(f"no class {label!r}: take one of {', '.join(CLASSES.values())}, or its synset from CLASSES")
     return name
@@ -908,9 +908,9 @@ def draw_image(label:str, # a synset or a class's name
               ) -> Image.Image: # RGB
     "One picture of a class; the same arguments give the same picture. Raises `ValueError` for an unknown class or a bad size."
     name = class_name(label)
-    if isinstance(size, int): size = (size,size)
-    if size is not None and not (len(size) == 2 and min(size) >= 8):
-        raise ValueError(f"size is (w, h), each 8 pixels or more, not {size}")
+    if isinstance(size, int) and not isinstance(size, bool): size = (size,size)
+    if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and all(hasattr(o, "__index__") and o >= 8 for o in size)):
+        raise ValueError(f"size is (w, h), each 8 pixels or more, not {size!r}")
     rngs = [np.random.default_rng(o) for o in np.random.SeedSequence(seed).spawn(3)]
     return (draw_clean if clean else draw_hard)(name, *rngs, size)
 

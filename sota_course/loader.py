@@ -71,6 +71,7 @@ def presize_image(
 ) -> np.ndarray: # uint8, height x width x 3, no side below `size`; any window of `size` x `size` is a version of the picture
     "Resize with antialiasing as fastai's `Resize` does, but leave the choice of the square for later."
     _check_presize(size, method)
+    if not isinstance(img, Image.Image): raise TypeError(f"presize_image takes a Pillow image, not a {type(img).__name__}")
     box = _middle(*img.size) if method=="crop" else (0,0,*img.size)
     w,h = box[2]-box[0],box[3]-box[1]
     scale = size/(max if method=="pad" else min)(w,h)
@@ -86,7 +87,9 @@ def load_presized(
     method:str="crop",
 ) -> np.ndarray: # uint8, height x width x 3
     "Open and presize a picture: what those inside and outside the cache go through. Raises `ImageError`."
-    if isinstance(src, torch.Tensor): src = src.cpu().permute(1,2,0).numpy()
+    if isinstance(src, torch.Tensor):
+        if src.ndim!=3: raise ImageError("tensor", f"has the shape {tuple(src.shape)}; pixels are 3 x height x width")
+        src = src.cpu().permute(1,2,0).numpy()
     return presize_image(open_image(src, None if method=="pad" else size), size, method)
 
 # %% ../nbs/tools/loader.ipynb #6c42f098
@@ -462,6 +465,12 @@ def aug_matrix(
     return warp_matrix(*d.warp.unbind(1)) @ (turn @ zoom * oblong) @ crop
 
 # %% ../nbs/tools/loader.ipynb #787363bf
+def _check_batch(x, size):
+    "Raises `TypeError` or `ValueError` unless `x` is a batch of pictures, and `size` a side"
+    if not isinstance(x, torch.Tensor): raise TypeError(f"pictures are a tensor (n,3,h,w), not a {type(x).__name__}")
+    if x.ndim!=4: raise ValueError(f"pictures are a tensor (n,3,h,w), not of the shape {tuple(x.shape)}")
+    check_whole("size", size)
+
 def _grid(m, size):
     "Where each of `size` x `size` pixels comes from, by the matrices `m` (n,3,3): (n,size,size,2)"
     v = torch.linspace(-1, 1, size, device=m.device)
@@ -478,6 +487,7 @@ def warp_batch(
     pad_mode:str="reflection", # what lies outside the picture: `reflection`, `border` or `zeros`
 ) -> torch.Tensor: # (n,3,size,size)
     "Sample each picture once, bilinearly, where its matrix says."
+    _check_batch(x, size)
     return F.grid_sample(x, _grid(m, size), padding_mode=pad_mode, align_corners=True)
 
 # %% ../nbs/tools/loader.ipynb #8918ae1a
@@ -496,6 +506,7 @@ def resize_batch(
     size:int, # side of the result, in pixels
 ) -> torch.Tensor: # (n,3,size,size), floats of the same scale, always a new tensor
     "What `warp_batch` does with a matrix that changes nothing; from more than twice the size, without aliasing."
+    _check_batch(x, size)
     y = reduce_batch(x, size)
     if tuple(x.shape[-2:])==(size,size): return y.clone() if y is x else y
     return F.interpolate(y, (size,size), mode="bilinear", align_corners=True)
@@ -505,6 +516,7 @@ def reduce_batch(
     size:int, # side of the result to come, in pixels
 ) -> torch.Tensor: # floats of the same scale, of at most twice that
     "Shrink by averages what is too large to be interpolated."
+    _check_batch(x, size)
     shape = tuple(min(o,2*size) for o in x.shape[-2:])
     return x.float() if shape==tuple(x.shape[-2:]) else F.interpolate(x.float(), shape, mode="area")
 
@@ -601,7 +613,9 @@ def apply(self:BookAug,
     x:torch.Tensor, # pictures (n,3,h,w): uint8, or floats from 0 to 1
     seed:int|None=None, # all that is drawn depends on it alone; None: on torch's random state
 ) -> torch.Tensor: # (n,3,size,size), floats from 0 to 1
-    "Augment if `train`, which the loader's `split_idx` sets; else resize."
+    "Augment if `train`, which the loader's `split_idx` sets; else resize. Raises `ValueError` for pixels of another type."
+    _check_batch(x, self.size)
+    if x.dtype!=torch.uint8 and not x.is_floating_point(): raise ValueError(f"pictures are uint8, or floats from 0 to 1, not {x.dtype}")
     n,_,h,w = x.shape
     scale = 1/255 if x.dtype==torch.uint8 else 1.
     if not self.train: return resize_batch(x, self.size).mul_(scale)

@@ -34,7 +34,7 @@ def folder(root, **counts):
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_all_of_fastai_on_top(path, tmp_path, pipeline):
     "show_batch, results, interpretation, labelled and unlabelled test sets, prediction, export: as the book uses them."
-    dls = get_dls(16, 32, path, pipeline=pipeline, num_workers=0, progress=False)
+    dls = get_dls(16, 32, path, presize=40, pipeline=pipeline, num_workers=0, progress=False)
     net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 10))
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path)
     files = image_files(path/"val")

@@ -257,6 +257,11 @@ def test_bad_arguments_are_named(tmp_path, given):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("label,size", [([], 32), (None, 32), (5, 32), *(("church", o) for o in (0, 1.5, float("nan"), True, "x", (8,), (8, 8.5), (7, 8)))])
+def test_what_can_not_be_drawn_is_refused(label, size):
+    with pytest.raises(ValueError, match="no class|size is"): draw_image(label, seed=1, size=size)
+
+
 def test_the_name_comes_last(tmp_path, monkeypatch):
     def look(folder, path):
         assert (folder/CARD).exists() and (folder/"labels.csv").exists() and len(pictures(folder)) == 3 and not path.exists()

@@ -389,6 +389,12 @@ def test_opening_leaves_the_callers_picture_alone(photos):
         assert tuple(img.size) == size
 
 
+@pytest.mark.parametrize("side", [0, -1, 1.5, True, "8", [], float("nan")])
+def test_a_side_that_is_none_is_not_blamed_on_the_picture(photos, side):
+    with pytest.raises(ValueError, match="min_side must be a whole number") as e: open_image(image_files(photos)[0], side)
+    assert not isinstance(e.value, ImageError)
+
+
 # ---- the loader ------------------------------------------------------------------------------------------------------
 
 def datasets(photos, blocks=(ImageBlock, CategoryBlock), **kwargs):
@@ -604,6 +610,27 @@ def test_masks_points_and_boxes_are_refused(photos, block, get_y, kind):
     for make in (dls_of, image_sources, lambda o: CachedDL(o.train, 4).one_batch()):
         with pytest.raises(ValueError, match=f"not for a {kind}: .*use fastai's own loaders"): make(dsets)
     assert caches() == []
+
+
+@pytest.mark.parametrize("f", [lambda x, size: BookAug(size).apply(x), loader.resize_batch, loader.reduce_batch,
+                               lambda x, size: warp_batch(x, torch.eye(3).expand(2, 3, 3), size)])
+def test_what_is_no_batch_of_pictures_is_refused(f):
+    x = torch.rand(2, 3, 8, 8)
+    for size in (0, -1, 1.5, None, True, "8", float("nan")):
+        with pytest.raises(ValueError, match="size must be"): f(x, size)
+    for bad in (None, [1.], np.zeros((2, 3, 8, 8))):
+        with pytest.raises(TypeError, match="are a tensor"): f(bad, 4)
+    with pytest.raises(ValueError, match=r"not of the shape \(3, 8, 8\)"): f(x[0], 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool])
+def test_pixels_of_another_type_are_not_taken_for_shares(dtype):
+    with pytest.raises(ValueError, match="uint8, or floats from 0 to 1"): BookAug(8).apply(torch.ones(2, 3, 8, 8, dtype=dtype))
+
+
+def test_what_is_no_picture_is_refused():
+    with pytest.raises(TypeError, match="takes a Pillow image"): presize_image(np.zeros((8, 8, 3), np.uint8), 8)
+    with pytest.raises(ImageError, match="3 x height x width"): load_presized(torch.zeros(3, dtype=torch.uint8), 8)
 
 
 # ---- arguments of any type, any damage -------------------------------------------------------------------------------
