@@ -30,7 +30,7 @@ course: env ## Set up, train the baseline on the drawn data set, and say how to 
 	@echo "Now open the notebooks: make lab"
 
 lab: env ## Open the notebooks in JupyterLab
-	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root --no-browser) $(ARGS) nbs/index.ipynb
+	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=. $(if $(filter 0,$(shell id -u)),--allow-root --no-browser) $(ARGS) nbs/index.ipynb
 
 test: python ## Set up, then run every test: notebooks, commands, clean installs, the site and JupyterLab in a browser
 	@"$(PYTHON)" scripts/environment.py --torch "$(TORCH)" --extras dev,bench --chromium

@@ -219,8 +219,13 @@ def class_problems(root:Path, # a folder with train/ or val/ in it
 # %% ../nbs/tools/check.ipynb #b2035871
 def listing(path_or_files, # a folder, a file, or files
            ) -> tuple[Path, list[Path], list]: # root; files to open; pairs of a path and its problems
-    "What there is to check. Raises `DataError` if a single path leads nowhere."
+    "What there is to check. Raises `DataError` if a single path leads nowhere, `TypeError` for what is no path."
     single = isinstance(path_or_files, (str, os.PathLike))
+    if not single and (isinstance(path_or_files, bytes) or not hasattr(path_or_files, "__iter__")):
+        raise TypeError(f"check_images takes a folder, or a list of files, not {path_or_files!r}")
+    if not single: path_or_files = list(path_or_files)
+    if not single and (odd := [o for o in path_or_files if not isinstance(o, (str, os.PathLike))]):
+        raise TypeError(f"check_images takes a list of paths, and {odd[0]!r} is none")
     root = Path(path_or_files) if single else None
     if single and not root.exists(): raise DataError(f"there is no {root}: check_images takes a folder, or a list of files")
     if not single or not root.is_dir():
@@ -254,9 +259,13 @@ def check_images(path_or_files, # a data set's folder, any folder, a file, or a 
                  n_workers:int|None=None, # threads; default: one for each core, 8 at most
                  progress:bool=True, # show a bar?
                 ) -> ImageReport: # `raise_if_fatal()` it before you train
-    "Opens and decodes every picture and reports what is wrong, by name. Raises `DataError` only if there is no such path."
+    "Opens and decodes every picture and reports what is wrong, by name. Raises `DataError` only if there is no such path, `ValueError` or `TypeError` for other arguments."
+    if n_workers is None: n_workers = min(8, os.cpu_count() or 1)
+    for name, value in (("max_pixels", max_pixels), ("n_workers", n_workers)):
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
     root, files, known = listing(path_or_files)
-    with strict(), ThreadPoolExecutor(n_workers or min(8, os.cpu_count() or 1)) as pool:
+    with strict(), ThreadPoolExecutor(n_workers) as pool:
         with closing(pool.map(lambda o: file_problems(o, max_pixels), files)) as results:
             if progress and files:
                 from fastprogress.fastprogress import progress_bar
@@ -283,6 +292,8 @@ def quarantine(report:ImageReport, # of a folder
                folder, # where the bad files go, outside of the data set
               ) -> list[Path]: # where they are now
     "Moves what is fatal to the same place below `folder`. Raises `DataError`, before anything moves, if a file is there already."
+    if not isinstance(report, ImageReport): raise TypeError(f"quarantine takes what check_images returns, not {report!r}")
+    if not isinstance(folder, (str, os.PathLike)): raise TypeError(f"the bad files go to a folder, and {folder!r} names none")
     root, folder = Path(os.path.abspath(report.root)), Path(os.path.abspath(folder))
     if folder == root or root in folder.parents:
         raise DataError(f"{folder} lies inside of {root}, where the bad files would be found again: take a folder outside")

@@ -8,7 +8,8 @@ Docs: https://sota-course.github.io/sota_course/data.html.md"""
 __all__ = ['WOOF', 'METHODS', 'PIPELINES', 'check_layout', 'get_data', 'class_name', 'data_block', 'get_dls']
 
 # %% ../nbs/00_data.ipynb #78ce8ba2
-import inspect
+import inspect, math, os
+from collections import defaultdict
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -19,52 +20,66 @@ from fastai.vision.augment import Resize, ResizeMethod, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
 from .check import check_images
-from .drawn import CLASSES, DRAWING, draw_dataset
+from .drawn import CLASSES, DRAWING, check_drawing, draw_dataset
 from .fetch import SETS, DataError, fetch
 from .images import image_files
-from .loader import build_cache, cached_dls, course_home, presize_for
+from .loader import build_cache, cached_dls, check_whole, course_home, presize_for
 
 # %% ../nbs/00_data.ipynb #bf3c4d6e
+def _folder(path):
+    "`path` as a `Path`. Raises `TypeError` where it can't be one."
+    if isinstance(path, (str, os.PathLike)): return Path(path)
+    raise TypeError(f"a data set is named by a string or a path, not by {path!r}")
+
 def check_layout(path, # folder with `train` and `val`, a folder for each class in both
                 ) -> list: # names of the classes
-    "The classes of a data-set folder. Raises `DataError` where it isn't laid out as the course needs it."
-    path = Path(path)
+    "The classes of a data-set folder, two at least. Raises `DataError` where it isn't laid out as the course needs it."
+    path = _folder(path)
     found = {}
     for split in ("train", "val"):
-        if not (path/split).is_dir(): raise DataError(f"{path} has no folder {split!r}: put the images into {split}/<class>/<image>")
+        if not os.path.isdir(path/split): raise DataError(f"{path} has no folder {split!r}: put the images into {split}/<class>/<image>")
         found[split] = {o.name for o in (path/split).iterdir() if o.is_dir() and not o.name.startswith(".")}
     if not found["train"]: raise DataError(f"{path}/train holds no class folders: put the images into train/<class>/<image>")
     if only := found["train"] ^ found["val"]:
         raise DataError(f"{path}: train and val must have the same classes, and only one of them has {', '.join(sorted(only))}")
+    if len(found["train"]) == 1: raise DataError(f"{path} has the single class {found['train'].pop()!r}: a classifier needs two at least")
     return sorted(found["train"])
 
 # %% ../nbs/00_data.ipynb #61b27cd9
+def _drawn_name(given):
+    "The name of the folder for a drawn set with the arguments `given`, unlike that of any other set."
+    params = inspect.signature(draw_dataset).parameters
+    card = check_drawing(**{o: given.get(o, params[o].default) for o in ("n_train", "n_val", "seed", "noise")})
+    short = f"{card['noise']:g}"
+    noise = short if float(short) == card["noise"] else repr(card["noise"])
+    return f"drawn-v{DRAWING}-{card['n_train']}-{card['n_val']}-{card['seed']}-{noise}"
+
 def get_data(name="drawn", # "drawn", a name in `SETS`, or the path of a folder with `train` and `val`
              progress:bool=True, # show a progress bar
              **drawn, # for "drawn" only: `n_train`, `n_val`, `seed`, `noise`, as `draw_dataset` takes them
             ) -> Path: # folder with `train/<class>/` and `val/<class>/`
     "The folder of a data set: drawn, downloaded, or your own. What was drawn or downloaded once is kept. Raises `DataError`."
+    path = _folder(name)
     if drawn and name != "drawn": raise DataError(f"{', '.join(drawn)} can be chosen for \"drawn\" only, not for {str(name)!r}")
     if name == "drawn":
-        params = inspect.signature(draw_dataset).parameters
-        parts = [f"{drawn.get(o, params[o].default):g}" for o in ("n_train", "n_val", "seed", "noise")]
-        return draw_dataset(course_home()/f"drawn-v{DRAWING}-{'-'.join(parts)}", progress=progress, **drawn)
+        return draw_dataset(course_home()/_drawn_name(drawn), progress=progress, **drawn)
     if name in SETS: return fetch(name, progress=progress)
-    if not Path(name).is_dir():
+    if not os.path.isdir(path):
         close = get_close_matches(str(name), ["drawn", *SETS], n=1)
-        raise DataError(f"there is no data set and no folder {str(name)!r}" + f": did you mean {close[0]!r}?"*bool(close)
-                        + f" Choose \"drawn\", {', '.join(SETS)}, or the path of a folder with train/<class>/ and val/<class>/")
-    check_layout(name)
-    return Path(name)
+        hint = f": did you mean {close[0]!r}?" if close else "."
+        raise DataError(f"there is no data set and no folder {str(name)!r}{hint} Choose \"drawn\", {', '.join(SETS)}, "
+                        "or the path of a folder with train/<class>/ and val/<class>/")
+    check_layout(path)
+    return path
 
 # %% ../nbs/00_data.ipynb #f0c7ed13
 # Imagewoof's classes; Imagenette's are those that are drawn
 WOOF = dict(n02086240="Shih-Tzu", n02087394="Rhodesian ridgeback", n02088364="beagle", n02089973="English foxhound", n02093754="Border terrier",
             n02096294="Australian terrier", n02099601="golden retriever", n02105641="Old English sheepdog", n02111889="Samoyed", n02115641="dingo")
 
-def class_name(file, # path of an image in a class folder
-              ) -> str:
-    "The name of an image's class: its folder's, in words where that is a synset we know."
+# Without annotations: fastai takes the first of a label function's as the type that it is for.
+def class_name(file): # path of an image in a class folder
+    "The name of an image's class, a string: its folder's, in words where that is a synset we know."
     folder = Path(file).parent.name
     return CLASSES.get(folder) or WOOF.get(folder, folder)
 
@@ -72,19 +87,37 @@ def class_name(file, # path of an image in a class folder
 def _stats(stats):
     "The normalization that `stats` names, as fastai wants it."
     if stats is None: return None
-    if stats == "imagenet": return imagenet_stats
-    if not isinstance(stats, str) and len(stats) == 2:
+    if isinstance(stats, str) and stats == "imagenet": return imagenet_stats
+    if not isinstance(stats, (str, bytes, dict)) and hasattr(stats, "__len__") and len(stats) == 2:
         from sota_course.normalize import check_unit_stats
         check_unit_stats(*stats)
         return tuple(stats)
     raise ValueError(f"stats must be \"imagenet\", None, or (means, standard deviations) of the channels on the 0 to 1 scale, not {stats!r}")
 
 # %% ../nbs/00_data.ipynb #ae9f1419
+def _share(name, value, most=1):
+    "Raises `ValueError` unless `value` is a number above 0 and below 1, or at most `most`."
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= most: raise ValueError(f"{name} is a share, a number above 0 and {'at most' if most == 1 else 'below'} 1, not {value!r}")
+
 def _splitter(path, valid_pct, seed):
     "The official split, or a random one over all images for a share `valid_pct`."
     if valid_pct is None: return GrandparentSplitter(valid_name="val")
-    if not 0 < valid_pct < 1: raise ValueError(f"valid_pct is the share of validation images, between 0 and 1, not {valid_pct}")
-    return RandomSplitter(valid_pct, seed=seed)
+    _share("valid_pct", valid_pct, math.nextafter(1, 0))
+    return RandomSplitter(valid_pct, seed=None if seed is None else check_whole("seed", seed, 0))
+
+def _check_split(path, files, splitter):
+    "Raises `DataError` for a split that can't be trained on, or judged."
+    train, valid = ([files[i] for i in o] for o in splitter(files))
+    if not train or not valid: raise DataError(f"{path} has {len(train)} training and {len(valid)} validation images: both need some")
+    known, seen = (sorted({class_name(o) for o in part}) for part in (train, valid))
+    if len(known) == 1: raise DataError(f"all training images of {path} are of the class {known[0]!r}: a classifier needs two classes at least")
+    if new := sorted(set(seen) - set(known)): raise DataError(f"{path} has validation images, but no training images, of {', '.join(new)}")
+    folders = defaultdict(set)
+    for o in train + valid: folders[class_name(o)].add(o.parent.name)
+    for name, same in folders.items():
+        if len(same) > 1: raise DataError(f"{path} has the class {name!r} in {len(same)} folders, {' and '.join(sorted(same))}: join them, or name one otherwise")
+    return len(train)
 
 # %% ../nbs/00_data.ipynb #b0af2252
 def data_block(path, # folder with `train/<class>/` and `val/<class>/`
@@ -95,21 +128,24 @@ def data_block(path, # folder with `train/<class>/` and `val/<class>/`
               ) -> DataBlock:
     "Images of `path`, their class names, and the split, as a fastai `DataBlock`. Raises `DataError` for another layout."
     check_layout(path)
+    splitter = _splitter(path, valid_pct, seed)
+    _check_split(path, image_files(path), splitter)
     return DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=image_files, get_y=class_name,
-                     splitter=_splitter(path, valid_pct, seed), item_tfms=item_tfms, batch_tfms=batch_tfms)
+                     splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
 
 # %% ../nbs/00_data.ipynb #e6c373b6
 METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)
 
 def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
     "The book's pipeline. The images are checked first, since it would meet a bad one only in the middle of an epoch."
+    check_whole("size", size, 2) # fastai divides by the distance of the outermost pixels
     check_images(path, progress=progress).raise_if_fatal()
     tfms = aug_transforms(size=size, min_scale=min_scale) + ([Normalize.from_stats(*stats)] if stats else [])
-    return data_block(path, Resize(presize or 460, method=METHODS[method]), tfms, **split).dataloaders(path, bs=bs, **kwargs)
+    return data_block(path, Resize(460 if presize is None else presize, method=METHODS[method]), tfms, **split).dataloaders(path, bs=bs, **kwargs)
 
 def _cached_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
     "The same from the cache, which is built where it is missing or out of date; first, since fastai looks at an image to see what it is."
-    cache = build_cache(image_files(path), presize or presize_for(size), method=method, progress=progress)
+    cache = build_cache(image_files(path), presize_for(size) if presize is None else presize, method=method, progress=progress)
     return cached_dls(data_block(path, **split).datasets(path), bs=bs, size=size, stats=stats, aug=dict(min_scale=min_scale), cache=cache, **kwargs)
 
 PIPELINES = dict(cached=_cached_dls, fastai=_book_dls)
@@ -130,12 +166,17 @@ def get_dls(bs:int=64, # images in a batch
            ) -> DataLoaders: # with the arguments in `args`, and `remake(**changes)`, which makes them anew with some changed
     "Training and validation batches with the book's augmentation. Raises `DataError` for bad data, `ValueError` for bad arguments."
     given = {k: v for k, v in locals().items() if k != "kwargs"} | kwargs
-    if bs < 1 or size < 1: raise ValueError(f"a batch needs at least one image of at least one pixel, not bs={bs} and size={size}")
-    path = get_data("drawn", progress=progress) if path is None else Path(path)
-    if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    if pipeline not in PIPELINES: raise ValueError(f"pipeline must be one of {', '.join(PIPELINES)}, not {pipeline!r}")
+    check_whole("bs", bs), check_whole("size", size), _share("min_scale", min_scale)
+    if presize is not None and check_whole("presize", presize) < size:
+        raise ValueError(f"presize={presize} is less than size={size}: images would be shrunk and then enlarged")
+    for name, value, known in (("method", method, METHODS), ("pipeline", pipeline, PIPELINES)):
+        if not isinstance(value, str) or value not in known: raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    path = get_data("drawn", progress=progress) if path is None else _folder(path)
+    check_layout(path)
+    n = _check_split(path, image_files(path), _splitter(path, valid_pct, seed))
+    if n < bs and kwargs.get("drop_last", kwargs.get("shuffle", True)):
+        raise DataError(f"{path.name} has {n} training images, fewer than a batch of {bs}: choose a smaller bs")
     dls = PIPELINES[pipeline](path, bs, size, presize, method, _stats(stats), min_scale, dict(valid_pct=valid_pct, seed=seed), progress, kwargs)
-    if not len(dls.train): raise DataError(f"{path.name} has fewer training images than a batch of {bs}: choose a smaller bs")
     dls.args = dict(data=path.name, size=size, presize=presize, method=method, stats=stats, min_scale=min_scale, pipeline=pipeline,
                     split="official" if valid_pct is None else f"random {valid_pct}, seed {seed}")
     dls.remake = partial(get_dls, **given | dict(path=path))

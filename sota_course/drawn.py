@@ -6,19 +6,19 @@ Docs: https://sota-course.github.io/sota_course/tools/drawn.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'KINDS', 'SKIES', 'GROUNDS', 'SCENES', 'CLUTTER', 'TURN', 'AT_EDGE', 'GREY', 'SS', 'HOME', 'CARD',
-           'DRAWING', 'class_name', 'Pen', 'oval', 'box', 'smooth', 'ribbon', 'turned', 'hsv', 'tint', 'any_colour',
-           'pick', 'chance', 'arch', 'shade', 'steeple', 'church_colours', 'church_side', 'church_front', 'gas_pump',
-           'gas_station', 'gas_pump_alone', 'tench', 'angler', 'springer_colours', 'springer_head', 'springer_portrait',
-           'springer_standing', 'springer_profile', 'springer_sitting', 'cassette', 'knob', 'speaker', 'boombox',
-           'pocket_player', 'deck', 'chain_saw', 'tube', 'horn', 'wheel', 'any_bin', 'truck_side', 'truck_rear',
-           'ball_on', 'ball_colour', 'golf_tee', 'golf_lying', 'golf_hole', 'jumper', 'parachute_round',
+           'DRAWING', 'PARTIAL', 'class_name', 'Pen', 'oval', 'box', 'smooth', 'ribbon', 'turned', 'hsv', 'tint',
+           'any_colour', 'pick', 'chance', 'arch', 'shade', 'steeple', 'church_colours', 'church_side', 'church_front',
+           'gas_pump', 'gas_station', 'gas_pump_alone', 'tench', 'angler', 'springer_colours', 'springer_head',
+           'springer_portrait', 'springer_standing', 'springer_profile', 'springer_sitting', 'cassette', 'knob',
+           'speaker', 'boombox', 'pocket_player', 'deck', 'chain_saw', 'tube', 'horn', 'wheel', 'any_bin', 'truck_side',
+           'truck_rear', 'ball_on', 'ball_colour', 'golf_tee', 'golf_lying', 'golf_hole', 'jumper', 'parachute_round',
            'parachute_wing', 'parachute_below', 'wash', 'outdoors', 'meadow', 'town', 'room', 'tabletop', 'studio',
            'woods', 'water', 'tree', 'house', 'car', 'ball', 'balloon', 'hoop', 'carton', 'person', 'lamp', 'leaf',
            'bush', 'bottle', 'pose', 'any_pose', 'layout', 'TonedPen', 'any_pen', 'scatter', 'light', 'photograph',
-           'draw_image', 'draw_hard', 'draw_clean', 'plan', 'save_image', 'draw_dataset']
+           'draw_image', 'draw_hard', 'draw_clean', 'plan', 'save_image', 'check_drawing', 'draw_dataset']
 
 # %% ../nbs/tools/drawn.ipynb #c7300b99
-import colorsys, contextlib, csv, json, math, operator, os, shutil, subprocess, sys, tempfile
+import colorsys, contextlib, csv, json, math, operator, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import numpy as np
 from filelock import FileLock
@@ -33,7 +33,7 @@ CLASSES = {"n01440764": "tench", "n02102040": "English springer", "n02979186": "
 def class_name(label:str, # a synset such as "n03028079", or a class's name such as "church"
               ) -> str: # the name
     "The class that `label` stands for. Raises `ValueError` for any other."
-    name = CLASSES.get(label, label)
+    name = CLASSES.get(label, label) if isinstance(label, str) else None
     if name not in CLASSES.values():
         raise ValueError(f"no class {label!r}: take one of {', '.join(CLASSES.values())}, or its synset from CLASSES")
     return name
@@ -908,9 +908,9 @@ def draw_image(label:str, # a synset or a class's name
               ) -> Image.Image: # RGB
     "One picture of a class; the same arguments give the same picture. Raises `ValueError` for an unknown class or a bad size."
     name = class_name(label)
-    if isinstance(size, int): size = (size,size)
-    if size is not None and not (len(size) == 2 and min(size) >= 8):
-        raise ValueError(f"size is (w, h), each 8 pixels or more, not {size}")
+    if isinstance(size, int) and not isinstance(size, bool): size = (size,size)
+    if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and all(hasattr(o, "__index__") and o >= 8 for o in size)):
+        raise ValueError(f"size is (w, h), each 8 pixels or more, not {size!r}")
     rngs = [np.random.default_rng(o) for o in np.random.SeedSequence(seed).spawn(3)]
     return (draw_clean if clean else draw_hard)(name, *rngs, size)
 
@@ -1016,13 +1016,21 @@ CARD = "drawn.json"
 DRAWING = 1 # the version of the drawing code: higher whenever the same seed gives another picture
 
 # %% ../nbs/tools/drawn.ipynb #0a8c4297
-def _card(n_train, n_val, seed, noise):
+def _whole(name, value):
+    "`value` as an int, for JSON, whatever integer came. Raises `TypeError` or `ValueError`, naming the argument."
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"): raise TypeError(f"{name} is {value!r}: it must be a whole number")
+    if value < 0: raise ValueError(f"{name} is {value}: it must be 0 or more")
+    return operator.index(value)
+
+def check_drawing(n_train:int, # training pictures
+                  n_val:int, # validation pictures
+                  seed:int, # of the drawing
+                  noise:float, # share of the training labels that are wrong, from 0 to below 1
+                 ) -> dict: # the same, as JSON can hold them
     "What a data set is made from, checked. Raises `ValueError` or `TypeError`, naming the argument."
-    counts = dict(n_train=n_train, n_val=n_val, seed=seed)
-    for k,v in counts.items():
-        if not hasattr(v, "__index__"): raise TypeError(f"{k} is {v!r}: it must be a whole number")
-        counts[k] = operator.index(v) # an int for JSON, whatever integer came
-        if v < 0: raise ValueError(f"{k} is {v}: it must be 0 or more")
+    counts = {k: _whole(k, v) for k,v in dict(n_train=n_train, n_val=n_val, seed=seed).items()}
+    if isinstance(noise, (bool, np.bool_)) or not isinstance(noise, (int, float, np.number)):
+        raise TypeError(f"noise is {noise!r}: it must be a number, the share of wrong labels")
     if not 0 <= noise < 1: raise ValueError(f"noise is {noise}: it is the share of wrong labels, from 0 to below 1")
     return {**counts, "noise": float(noise)}
 
@@ -1044,10 +1052,30 @@ def _present(path, card):
     return True
 
 # %% ../nbs/tools/drawn.ipynb #4aa3650d
+PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
+
+def _rests(parent):
+    "Folders below `parent` where a data set was being drawn, by the names that they were to have"
+    rests = {}
+    try: found = list(parent.iterdir())
+    except OSError: return rests # there is no such folder yet, or it can't be read
+    for o in found:
+        name = PARTIAL.fullmatch(o.name)
+        if name: rests.setdefault(name[1], []).append(o)
+    return rests
+
+def _sweep(parent):
+    "Delete what runs that were killed left below `parent`: where the lock can be had, nobody works any more."
+    for name,folders in _rests(parent).items():
+        lock = parent/f".{name}.lock"
+        if not lock.exists(): continue # every drawing has one: this is something else
+        try:
+            with FileLock(lock, timeout=0):
+                for o in folders: shutil.rmtree(o, ignore_errors=True)
+        except OSError: pass # in use, or on a disk that may only be read
+
 def _build(path, card, n_workers, progress):
     "Draw the data set of `card` beside `path`, then give it its name."
-    for o in path.parent.iterdir(): # left by runs that were killed: we have the lock, so nobody works there
-        if o.name.startswith(f".{path.name}.") and o.name.endswith(".partial"): shutil.rmtree(o, ignore_errors=True)
     folder = path.parent/f".{path.name}.{os.getpid()}.partial"
     try:
         for split in ("train","val"):
@@ -1082,9 +1110,12 @@ def draw_dataset(path, # folder to make; its parents are made too
 
     A process that asks for a data set that another one is drawing waits for it. Raises `FileExistsError` where something
     else is at `path`, `ValueError` or `TypeError` for bad arguments, `OSError` where the disk is full or may not be written."""
-    card,path = _card(n_train, n_val, seed, noise),Path(path).expanduser().absolute()
-    if n_workers is not None and n_workers < 0: raise ValueError(f"n_workers is {n_workers}: it must be 0 or more")
+    card = check_drawing(n_train, n_val, seed, noise)
+    if not isinstance(path, (str, os.PathLike)): raise TypeError(f"path is {path!r}: it must name a folder")
+    path = Path(path).expanduser().absolute()
     if n_workers is None: n_workers = min(os.cpu_count() or 1, 8, (card["n_train"]+card["n_val"])//100)
+    n_workers = _whole("n_workers", n_workers)
+    _sweep(path.parent)
     if _present(path, card): return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

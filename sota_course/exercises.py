@@ -52,6 +52,7 @@ def exercise(name:str, # module and number, such as "tta.1"
 def exercises(module:str, # name of a chapter's module, such as "tta"
              ) -> list: # names, in order
     "The exercises of a chapter. Raises `ValueError` where there is no such chapter."
+    if not isinstance(module, str) or not module.isidentifier(): raise ValueError(f"there is no chapter {module!r}")
     try: importlib.import_module(f"sota_course.{module}")
     except ModuleNotFoundError as e:
         if e.name != f"sota_course.{module}": raise
@@ -115,4 +116,5 @@ def expect(answer, # number, sequence, array or tensor
 def questions(qa:dict, # question -> answer; both may hold HTML
              ) -> HTML:
     "The questions, each with its answer folded below it."
+    if not isinstance(qa, dict): raise TypeError(f"questions are a dict with their answers, not {qa!r}")
     return HTML("\n".join(f"<details><summary>{q}</summary><p>{a}</p></details>" for q, a in qa.items()))

@@ -9,10 +9,10 @@ __all__ = ['SETS', 'MARK', 'DataError', 'UnknownDataError', 'DownloadError', 'Ar
            'DiskFullError', 'Source', 'url_source', 'named_source', 'failure', 'on_disk', 'check_room', 'open_at',
            'pieces', 'byte_bar', 'open_part', 'download_once', 'why', 'download', 'check_file', 'ZeroCounter', 'unsafe',
            'open_archive', 'read_members', 'is_whole', 'set_aside', 'extract', 'write_file', 'only_one',
-           'fetch_archive', 'fetch_source', 'fetch']
+           'fetch_archive', 'leftovers', 'sweep', 'fetch_source', 'fetch']
 
 # %% ../nbs/tools/fetch.ipynb #15518634
-import difflib, errno, gzip, os, re, shutil, socket, tarfile, time, warnings, zlib
+import difflib, errno, gzip, math, os, re, shutil, socket, tarfile, time, warnings, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -69,7 +69,7 @@ def named_source(name:str, # one of `SETS`
                  url:str|None=None, # a mirror of the official archive; default: fastai's address
                 ) -> Source:
     "The source of the data set `name`. Raises `UnknownDataError` with the valid names."
-    if name not in SETS:
+    if not isinstance(name, str) or name not in SETS:
         close = difflib.get_close_matches(str(name).lower(), SETS, 1)
         raise UnknownDataError(f"there is no data set {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
                                + f" To fetch: {', '.join(SETS)}. Without a network: get_data('drawn'), or "
@@ -216,6 +216,9 @@ def download(src:Source, # what to get
              progress:bool=True, # show a bar?
             ):
     "Downloads to `src.part`, going on where an earlier call ended. Raises `DownloadError`, `ArchiveError`, `DiskFullError`."
+    for name, value in dict(tries=tries, timeout=timeout, pause=pause).items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf: raise ValueError(f"{name} must be a number, 0 or more, not {value!r}")
     size = lambda: src.part.stat().st_size if src.part.exists() else 0
     best, left = size(), tries
     while size() != src.size:
@@ -393,6 +396,28 @@ def fetch_archive(src:Source, # what to get
         raise
     with on_disk(src, src.archive): os.replace(src.part, src.archive)
 
+# %% ../nbs/tools/fetch.ipynb #f15ea0e7
+def leftovers(src:Source, # any data set
+             ) -> dict: # lock -> paths
+    "What killed calls may have left beside `src`: folders half unpacked, and the download of what is unpacked already."
+    found = {}
+    for tmp in src.folder.parent.glob(".*.unpacking"):
+        name = tmp.name[1:-len(".unpacking")]
+        for lock in src.archive.parent.glob("*.lock"): # every call makes one, so other programs' folders have none
+            if lock.name.removesuffix(".lock").partition(".")[0] == name: found.setdefault(lock, []).append(tmp)
+    if src.part.exists() and is_whole(src): found.setdefault(src.archive.with_name(src.archive.name + ".lock"), []).append(src.part)
+    return found
+
+def sweep(src:Source): # any data set
+    "Deletes `leftovers`, but nothing of a process that lives."
+    try:
+        for lock, paths in leftovers(src).items():
+            try:
+                with FileLock(lock, timeout=0):
+                    for o in paths: shutil.rmtree(o, ignore_errors=True) if o.is_dir() else o.unlink(missing_ok=True)
+            except Timeout: pass # in use
+    except OSError: pass # a disk that may only be read: leftovers take room, and do no harm
+
 # %% ../nbs/tools/fetch.ipynb #a7892c71
 def fetch_source(src:Source, # what to get, from `named_source` or `url_source`
                  progress:bool=True, # show bars?
@@ -400,6 +425,7 @@ def fetch_source(src:Source, # what to get, from `named_source` or `url_source`
                  **kwargs, # `tries`, `timeout`, `pause` of `download`
                 ) -> Path: # a folder with train/<class>/ and val/<class>/
     "`src`'s folder, downloaded and unpacked if it isn't there. Raises a `DataError`, and leaves the data set whole or absent."
+    sweep(src)
     if is_whole(src): return src.folder
     with only_one(src, patience):
         if is_whole(src): return src.folder

@@ -98,6 +98,8 @@ def open_image(
 ) -> Image.Image: # mode RGB, upright; at its own size, or a JPEG at a half, quarter or eighth of it
     "Decode `src` as people see it. Raises `ImageError` for a picture that is unreadable, empty, truncated or absurdly large."
     name = str(src) if isinstance(src, (str,os.PathLike)) else type(src).__name__
+    if min_side is not None and (isinstance(min_side, bool) or not hasattr(min_side, "__index__") or min_side<1):
+        raise ValueError(f"min_side must be a whole number of pixels, at least 1, not {min_side!r}")
     try:
         img = _opened(src, name)
         # A picture that the caller opened is the caller's: reducing it would change it for them.

@@ -420,3 +420,25 @@ def test_speed(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         rounds = [seconds(lambda: list(pool.map(decode, files))) / seconds(lambda: check_images(files, n_workers=2, progress=False)) for _ in range(7)]
     assert statistics.median(rounds) > .9, rounds
+
+
+# ---- arguments of the wrong kind -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("what", [None, 5, float("nan"), True, b"photos", [5], [None], ["a.jpg", b"b.jpg"]])
+def test_what_is_no_path_is_refused(what):
+    with pytest.raises(TypeError, match="check_images takes"): check_images(what, progress=False)
+
+
+@pytest.mark.parametrize("name", ["max_pixels", "n_workers"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, float("nan"), "2", True, [1]])
+def test_numbers_are_checked_before_pictures(tmp_path, name, value):
+    "Or each picture would be reported as unreadable, or as too large."
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1"): check_images(tmp_path, progress=False, **{name: value})
+
+
+def test_quarantine_takes_a_report_and_a_folder(tmp_path):
+    (tmp_path/"bad.jpg").touch()
+    report = check_images(tmp_path, progress=False)
+    for args in ((None, tmp_path), (str(tmp_path), tmp_path), (report, None), (report, 5)):
+        with pytest.raises(TypeError, match="quarantine takes|names none"): quarantine(*args)
+    assert (tmp_path/"bad.jpg").exists()

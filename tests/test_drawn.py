@@ -235,6 +235,33 @@ def test_killed_means_absent_and_the_next_run_cleans_up(tmp_path, n_workers):
     assert not list(tmp_path.glob(".set.*.partial")) and len(pictures(tmp_path)) == 15
 
 
+def test_the_rest_of_another_set_goes_at_the_next_start(tmp_path):
+    dead, busy, foreign = (tmp_path/f".{o}.123.partial" for o in ("dead", "busy", "foreign"))
+    for o in (dead, busy, foreign): (o/"train").mkdir(parents=True)
+    for o in ("dead", "busy"): (tmp_path/f".{o}.lock").touch()
+    code = f"import sys; from filelock import FileLock\nwith FileLock({str(tmp_path/'.busy.lock')!r}): print('locked', flush=True), sys.stdin.read()"
+    p = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline() == "locked\n"
+        draw_dataset(tmp_path/"set", 1, 0, progress=False)
+        assert not dead.exists() and busy.exists() and foreign.exists(), "without a lock it is another program's"
+    finally: p.communicate("")
+    draw_dataset(tmp_path/"set", 1, 0, progress=False) # which is there
+    assert not busy.exists() and foreign.exists()
+
+
+@pytest.mark.parametrize("given", [dict(n_train=True), dict(n_train=1.5), dict(n_val=-1), dict(seed=None), dict(noise="0"), dict(noise=True),
+                                   dict(noise=float("nan")), dict(n_workers=1.5), dict(n_workers=-1), dict(n_workers="2"), dict(path=5), dict(path=None)])
+def test_bad_arguments_are_named(tmp_path, given):
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(given))} is "): draw_dataset(**dict(path=tmp_path/"set", progress=False) | given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("label,size", [([], 32), (None, 32), (5, 32), *(("church", o) for o in (0, 1.5, float("nan"), True, "x", (8,), (8, 8.5), (7, 8)))])
+def test_what_can_not_be_drawn_is_refused(label, size):
+    with pytest.raises(ValueError, match="no class|size is"): draw_image(label, seed=1, size=size)
+
+
 def test_the_name_comes_last(tmp_path, monkeypatch):
     def look(folder, path):
         assert (folder/CARD).exists() and (folder/"labels.csv").exists() and len(pictures(folder)) == 3 and not path.exists()

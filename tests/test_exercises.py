@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sota_course.exercises import Wrong, call, check
+from sota_course.exercises import Wrong, call, check, exercises, questions
 from sota_course.label_smoothing import smooth_targets
 
 
@@ -43,3 +43,13 @@ def test_a_function_of_a_library_has_a_line_of_its_own():
 def test_a_function_that_returns_nothing(name):
     verdict = check(name, lambda *args: None)
     assert not verdict and verdict.mistake == "your function returns nothing" and "return" in verdict.hint
+
+
+@pytest.mark.parametrize("name", [None, 5, [], "", ".", "..", "tta.1", "a b", "nosuch"])
+def test_what_is_no_chapter_is_refused(name):
+    with pytest.raises(ValueError, match="there is no chapter"): exercises(name)
+
+
+@pytest.mark.parametrize("qa", [None, 5, "ab", ["a"], {1, 2}])
+def test_questions_are_a_dict(qa):
+    with pytest.raises(TypeError, match="a dict with their answers"): questions(qa)

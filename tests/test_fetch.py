@@ -641,3 +641,68 @@ def test_a_folder_that_cannot_be_written(where, site, tmp_path, monkeypatch):
     (tmp_path/where).write_text("a file is in the way")
     with pytest.raises(DataError, match="FASTAI_HOME"): fetch_source(url_source(site.url), **QUICK)
     fastai_cfg.cache_clear()
+
+
+# ---- what killed calls leave -----------------------------------------------------------------------------------------
+
+def rest(src, name, lock=True):
+    "What a call for the set `name` leaves when it is killed while it unpacks."
+    tmp = src.folder.with_name(f".{name}.unpacking")
+    (tmp/"train").mkdir(parents=True)
+    src.archive.parent.mkdir(parents=True, exist_ok=True)
+    if lock: src.archive.with_name(f"{name}.tgz.lock").touch()
+    return tmp
+
+
+def test_the_rest_of_another_set_goes_at_the_next_call(src, site):
+    ours, foreign = rest(src, "imagewoof2"), rest(src, "elsewhere", lock=False)
+    assert fetch_source(src, **QUICK) == src.folder
+    assert not ours.exists() and foreign.exists(), "without a lock it is another program's"
+    again = rest(src, "imagewoof2")
+    fetch_source(src, **QUICK) # which is there
+    assert not again.exists()
+
+
+def test_the_rest_of_a_living_process_stays(src, site):
+    tmp = rest(src, "imagewoof2")
+    with fetching.FileLock(src.archive.with_name("imagewoof2.tgz.lock")):
+        code = f"from sota_course.fetch import url_source, sweep; sweep(url_source({src.url!r}))"
+        assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0 and tmp.exists()
+    fetching.sweep(src)
+    assert not tmp.exists()
+
+
+def test_a_download_that_is_unpacked_already_goes(src, site):
+    fetch_source(src, **QUICK)
+    os.replace(src.archive, src.part) # as after a kill between the two last steps
+    assert fetch_source(src, **QUICK) == src.folder and not src.part.exists() and is_whole(src)
+
+
+def test_the_bytes_of_a_set_that_is_not_there_stay(src, site):
+    src.part.parent.mkdir(parents=True)
+    src.part.write_bytes(site.data[:100])
+    fetching.sweep(src)
+    assert src.part.read_bytes() == site.data[:100]
+
+
+def test_a_sweep_on_a_read_only_disk_is_silent(src, site, monkeypatch):
+    tmp = rest(src, "imagewoof2")
+    def refuse(*args, **kwargs): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    fetch_source(src, **QUICK)
+    tmp = rest(src, "imagewoof2")
+    with monkeypatch.context() as m:
+        for where, name in ((os, "rmdir"), (os, "unlink"), (Path, "unlink"), (fetching, "FileLock")): m.setattr(where, name, refuse)
+        assert fetch_source(src, **QUICK) == src.folder
+    assert tmp.exists()
+
+
+@pytest.mark.parametrize("name", ["tries", "timeout", "pause"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "3", None, True])
+def test_numbers_of_a_download_are_checked(name, value, src, site):
+    with pytest.raises(ValueError, match=f"{name} must be a number"): fetch_source(src, **{**QUICK, name: value})
+    assert_absent(src)
+
+
+@pytest.mark.parametrize("name", [None, 5, ["imagenette-160"], {}])
+def test_what_is_no_name_is_refused(name, home):
+    with pytest.raises(UnknownDataError, match="there is no data set"): fetch(name)

@@ -4,11 +4,14 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -30,6 +33,7 @@ FINISHED = """() => {
 }""".replace("ERROR", ERROR)
 PICTURE = ".jp-OutputArea-output img"
 SLIDER = ".noUi-handle"
+LABEL = ".jp-OutputArea .widget-label"
 
 
 def read(path): return nbformat.read(path, as_version=4)
@@ -64,6 +68,27 @@ WHOLE = ["index.ipynb", "00_data.ipynb"]
 CHAPTERS = {o.name: nb for o in sorted((root/"nbs").glob("0*.ipynb")) if o.name not in WHOLE and (nb := cut(o)).cells}
 
 
+@contextmanager
+def serving(home, folder, command):
+    "JupyterLab's address and token while `command`, run in `folder`, serves it; what it keeps goes to `home`."
+    env = os.environ | {f"JUPYTER_{o}_DIR": str(home/o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")}
+    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home/"workspaces"), "PYTHONPATH": str(root)}
+    for name, value in SETTINGS.items():
+        (file := home/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value))
+    token = secrets.token_hex(16)
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}",
+               "--LabApp.extension_manager=readonly", "--LabApp.news_url=", "--ServerApp.open_browser=False"]
+    with open(home/"log", "wb") as log:
+        server = subprocess.Popen([*command, *options], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield wait_for(server, home), token
+    finally:
+        server.terminate()
+        try: server.wait(20)
+        except subprocess.TimeoutExpired: server.kill()
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
@@ -73,22 +98,8 @@ def lab(tmp_path_factory):
         for o in nb.cells:
             if o.cell_type == "code": o.outputs = []
         nbformat.write(nb, folder/name.split("/")[-1])
-    env = os.environ | {f"JUPYTER_{o}_DIR": str(home/o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home/"workspaces"), "PYTHONPATH": str(root)}
-    for name, value in SETTINGS.items():
-        (file := home/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(value))
-    token = secrets.token_hex(16)
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
-               "--LabApp.extension_manager=readonly", "--LabApp.news_url=", "--ServerApp.open_browser=False"]
-    with open(home/"log", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        yield wait_for(server, home), token, folder
-    finally:
-        server.terminate()
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: server.kill()
+    with serving(home, folder, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"]) as (url, token):
+        yield url, token, folder
 
 
 def wait_for(server, home, seconds=90) -> str:
@@ -136,12 +147,19 @@ def errors(page): return [text for o in page.locator(ERROR).all() if "Traceback"
 def bare(page): return page.eval_on_selector_all(PICTURE, "imgs => imgs.filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.outerHTML.slice(0, 200))")
 
 
+def clipped(page): return page.eval_on_selector_all(LABEL, "labels => labels.filter(o => o.scrollWidth > o.clientWidth).map(o => o.textContent)")
+
+
 def move(page):
     "Move each slider of `page`; the picture below must change, and what is said of it. Returns how many there are."
     moved = 0
+    assert clipped(page) == [], "labels that are cut off"
     for cell in page.locator(".jp-CodeCell", has=page.locator(SLIDER)).all():
-        picture = cell.locator(PICTURE).last
-        for slider in cell.locator(SLIDER).all():
+        picture, labels = cell.locator(PICTURE).last, cell.locator(LABEL).all_inner_texts()
+        # Found as a screen reader finds it: by its role and its name, which is the label that people see.
+        sliders = [cell.get_by_role("slider", name=o, exact=True) for o in labels]
+        assert len(sliders) == cell.locator(SLIDER).count() and "_" not in "".join(labels)
+        for slider in sliders:
             before, alt = picture.get_attribute("src"), picture.get_attribute("alt")
             slider.press("ArrowRight")
             expect(picture).not_to_have_attribute("src", before, timeout=60_000)
@@ -180,3 +198,43 @@ def test_a_slider_moves_its_picture(run):
 def test_every_slider_of_a_chapter_moves_its_picture(run, name):
     page = run(f"cut_{name}")
     assert errors(page) == [] and move(page) and bare(page) == []
+
+
+LINKED = ["CONTRIBUTING.md", "LICENSE", "CITATION.cff", "results/README.md", "nbs/index.ipynb", "nbs/00_data.ipynb"]
+
+
+@pytest.fixture(scope="module")
+def make_lab(tmp_path_factory):
+    "What `make lab` starts, in a copy of what the front page links to: its address and token, and its home."
+    folder, home = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter")
+    for o in (*LINKED, "Makefile", "pyproject.toml"):
+        (folder/o).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root/o, folder/o)
+    lines = subprocess.run(["make", "-n", "lab"], cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
+    python, *words = shlex.split(lines[-1])
+    assert python == ".venv/bin/python"
+    with serving(home, folder, [sys.executable, *words]) as (url, token): yield url, token, home
+
+
+def test_make_lab_opens_the_front_page(make_lab):
+    url, token, home = make_lab
+    # The page that a browser is started with, where there is one.
+    pages = [o.read_text() for o in (home/"runtime").glob("jpserver-file-to-run-*-open.html")]
+    assert len(pages) == 1 and "/lab/tree/nbs/index.ipynb" in pages[0]
+
+
+@pytest.fixture
+def front(make_lab, context):
+    page = context.new_page()
+    page.goto(f"{make_lab[0]}lab/tree/nbs/index.ipynb?token={make_lab[1]}&reset", timeout=120_000)
+    page.locator(".jp-Notebook a[href*='/files/']").first.wait_for(timeout=60_000)
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize("link,title", [("CONTRIBUTING.md", "CONTRIBUTING.md"), ("LICENSE", "LICENSE"), ("CITATION.cff", "CITATION.cff"),
+                                        ("results", "README.md"), ("Data", "00_data.ipynb")])
+def test_links_of_the_front_page_open_files(front, link, title):
+    front.locator(".jp-Notebook a", has_text=re.compile(f"^{link}$")).first.click()
+    expect(front.locator(".lm-DockPanel-tabBar .lm-TabBar-tabLabel", has_text=title).first).to_be_visible(timeout=60_000)
+    expect(front.locator(".jp-Dialog")).to_have_count(0)

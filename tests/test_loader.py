@@ -1,4 +1,6 @@
 """The cache under faults (two builders, kills, damage, full disks, changed sources), and fastai's whole interface on top of it."""
+import errno
+import io
 import os
 import pickle
 import random
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import matplotlib
@@ -15,9 +18,9 @@ import pandas as pd
 import PIL.Image
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock, ClassificationInterpretation, ColReader, ColSplitter, CrossEntropyLossFlat, DataBlock,
-                               FlipItem, GrandparentSplitter, ImageBlock, IntToFloatTensor, Learner, MultiCategoryBlock, Normalize,
-                               PILImage, RandomErasing, RegressionBlock, Resize, TensorCategory, TensorImage, TensorMultiCategory,
+from fastai.vision.all import (BBoxBlock, CategoryBlock, ClassificationInterpretation, ColReader, ColSplitter, CrossEntropyLossFlat, DataBlock,
+                               FlipItem, GrandparentSplitter, ImageBlock, IntToFloatTensor, Learner, MaskBlock, MultiCategoryBlock, Normalize,
+                               PILImage, PointBlock, RandomErasing, RegressionBlock, Resize, TensorCategory, TensorImage, TensorMultiCategory,
                                TransformBlock, accuracy, aug_transforms, imagenet_stats, load_learner, nn, parent_label, set_seed)
 from hypothesis import given, strategies as st
 
@@ -187,12 +190,13 @@ def test_bad_files_stop_dls_before_fastai_opens_one(photos):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing(photos):
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(photos, monkeypatch):
     files = image_files(photos)
     names, root, stats = loader._source(files)
     folder = loader._folder(loader.cache_home(), root, 40, "crop")
     folder.mkdir(parents=True)
     (folder/f"{loader._digest(stats)}.part").symlink_to("/dev/full")
+    monkeypatch.setattr(loader, "_sweep", lambda home: None)   # or it would be taken for the rest of a killed build
     with pytest.raises(CacheError, match="No space left on device.*SOTA_COURSE_HOME") as e: build(files)
     assert caches() == [] and pickle.loads(pickle.dumps(e.value)).folder == e.value.folder
     assert build(files).intact(None)
@@ -210,6 +214,132 @@ def test_a_cache_that_may_only_be_read_is_used(photos, monkeypatch):
     monkeypatch.setattr(loader, "FileLock", refuse)
     assert len(build(image_files(photos))) == 32
     with pytest.raises(CacheError, match="Permission denied"): build(image_files(photos), 20)
+
+
+# What changes a disk, and what only looks at it: on a disk that may only be read the first fail, for root as well.
+CHANGES = ((os, "replace"), (os, "unlink"), (os, "mkdir"), (os, "rename"), (os, "rmdir"), (Path, "unlink"), (Path, "mkdir"))
+
+
+@contextmanager
+def read_only():
+    "All disks as if mounted read-only: permissions don't stop root."
+    def refuse(*args, **kwargs): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    def reading(open_):
+        def opened(file, mode="r", *args, **kwargs): return refuse() if set("wax+") & set(mode) else open_(file, mode, *args, **kwargs)
+        return opened
+    def no_lock(file, *args, **kwargs): refuse()
+    with pytest.MonkeyPatch.context() as m:
+        for where, name in CHANGES: m.setattr(where, name, refuse)
+        m.setattr("builtins.open", reading(open))
+        m.setattr("io.open", reading(io.open))
+        m.setattr(loader, "FileLock", no_lock)
+        yield
+
+
+@pytest.mark.parametrize("suffix,damage", [(".u8", truncate), (".u8", zero), (".u8", empty), (".u8", Path.unlink),
+                                           (".json", garble), (".json", empty), (".json", Path.unlink)])
+@pytest.mark.filterwarnings("ignore:the cache .* is damaged")
+def test_a_damaged_cache_on_a_read_only_disk_is_a_clear_error(photos, tmp_path, suffix, damage):
+    files = image_files(photos)
+    build(files)
+    damage(next(o for o in caches() if o.suffix == suffix))
+    left = [(o, o.read_bytes()) for o in caches()]
+    for source in (lambda: build(files), lambda: build(files[:3]), lambda: dls_of(photos, presize=40)):
+        with read_only(), pytest.raises(CacheError, match="Read-only file system.*cache_dir=.*SOTA_COURSE_HOME") as e: source()
+        assert e.value.errno == errno.EROFS
+    assert [(o, o.read_bytes()) for o in caches()] == left
+    assert build(files, cache_dir=tmp_path/"other").intact(None) and build(files).intact(None)
+
+
+def test_a_whole_cache_on_a_read_only_disk_is_used_also_beside_a_rest(photos):
+    files = image_files(photos)
+    folder = build(files).path.parent
+    (folder/"dead.part").write_bytes(b"rest")
+    with read_only():
+        cache = build(files)
+        assert cache.intact(None) and len(dls_of(photos, presize=40).one_batch()[0]) == 8 and len(cache_info()) == 1
+        with pytest.raises(CacheError, match="can't be deleted: Read-only"): clear_cache()
+    assert cache_info()[folder.name] > len(files)*40*40*3
+
+
+@pytest.mark.parametrize("step", ["mkdir", "lock", "open", "write", "pixels", "index"])
+def test_each_step_of_a_build_that_fails_is_a_clear_error(photos, monkeypatch, step):
+    def refuse(*args, **kwargs): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    replace, calls = os.replace, []
+    def nth(*args):
+        calls.append(args)
+        return refuse() if len(calls) == (1 if step == "pixels" else 2) else replace(*args)
+    if step == "mkdir": monkeypatch.setattr(Path, "mkdir", refuse)
+    if step == "lock": monkeypatch.setattr(loader, "FileLock", refuse)
+    if step == "open": monkeypatch.setattr("builtins.open", refuse)
+    if step == "write": monkeypatch.setattr(loader, "_write_all", refuse)
+    if step in ("pixels", "index"): monkeypatch.setattr(os, "replace", nth)
+    monkeypatch.setattr(loader, "load_presized", lambda f, size, *args: np.zeros((size, size, 3), np.uint8))   # opens no file
+    with pytest.raises(CacheError, match="Read-only file system.*cache_dir="): build(image_files(photos))
+    monkeypatch.undo()
+    assert not [o for o in loader.cache_home().rglob("*.part")]
+
+
+def test_errors_in_tidying_up_hide_nothing(photos, monkeypatch):
+    files = image_files(photos)
+    build(files)
+    photo(99).save(files[0])
+    files[1].write_bytes(b"")
+    def refuse(*args, **kwargs): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with monkeypatch.context() as m:
+        m.setattr(Path, "unlink", refuse)
+        with pytest.raises(BadImages, match=files[1].name): build(files)
+        photo(98).save(files[1])
+        assert build(files).intact(None)
+
+
+def test_a_disk_without_locks_is_a_clear_error(photos, monkeypatch):
+    def refuse(*args, **kwargs): raise NotImplementedError("FileSystem does not appear to support flock")
+    monkeypatch.setattr(loader, "FileLock", refuse)
+    with pytest.raises(CacheError, match="flock.*cache_dir="): build(image_files(photos))
+
+
+def test_a_cache_that_can_not_be_read_back_is_an_error(photos, monkeypatch):
+    monkeypatch.setattr(loader.ImageCache, "intact", lambda *args: False)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CacheError, match="can't be read back"): build(image_files(photos))
+
+
+def test_the_rest_of_a_killed_build_goes_at_the_next_start_of_another(photos, tmp_path):
+    dead = loader.cache_home()/f"photos-224-crop-{'0'*16}"
+    dead.mkdir(parents=True)
+    for o in ("a.part", "b.u8", ".lock"): (dead/o).write_bytes(b"rest")
+    other = loader.cache_home()/"my-holiday-photos-2020"
+    other.mkdir()
+    (other/"a.part").write_bytes(b"not ours")
+    whole = build(image_files(photos))
+    assert [o.name for o in dead.iterdir() if o.name != ".lock"] == [] and (other/"a.part").exists() and whole.path.exists()
+    (dead/"a.part").write_bytes(b"rest")
+    build(image_files(photos))   # found, not built
+    assert not (dead/"a.part").exists()
+
+
+def test_what_a_living_process_writes_is_left_alone(photos):
+    busy = loader.cache_home()/f"photos-224-crop-{'0'*16}"
+    busy.mkdir(parents=True)
+    (busy/"a.part").write_bytes(b"half")
+    code = (f"from filelock import FileLock; import sys\nwith FileLock({str(busy/'.lock')!r}):\n    print('locked', flush=True); sys.stdin.read()")
+    p = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline() == "locked\n"
+        build(image_files(photos))
+        assert (busy/"a.part").read_bytes() == b"half"
+    finally: p.communicate("")
+    build(image_files(photos))
+    assert not (busy/"a.part").exists()
+
+
+def test_clearing_leaves_what_is_not_a_cache(photos):
+    build(image_files(photos))
+    for name in ("my-holiday-photos-2020", "a-40-crop-notahash", "photos-40-stretch-0123456789abcdef"):
+        (loader.cache_home()/name).mkdir()
+        (loader.cache_home()/name/"photo.jpg").write_bytes(b"mine")
+    assert len(cache_info()) == 1 and clear_cache() > 0
+    assert len(list(loader.cache_home().glob("*/photo.jpg"))) == 3
 
 
 def test_home_and_clearing(photos, tmp_path, monkeypatch):
@@ -257,6 +387,12 @@ def test_opening_leaves_the_callers_picture_alone(photos):
         size = tuple(img.size)
         open_image(img, 8)
         assert tuple(img.size) == size
+
+
+@pytest.mark.parametrize("side", [0, -1, 1.5, True, "8", [], float("nan")])
+def test_a_side_that_is_none_is_not_blamed_on_the_picture(photos, side):
+    with pytest.raises(ValueError, match="min_side must be a whole number") as e: open_image(image_files(photos)[0], side)
+    assert not isinstance(e.value, ImageError)
 
 
 # ---- the loader ------------------------------------------------------------------------------------------------------
@@ -458,3 +594,150 @@ def test_small_sets_keep_the_incomplete_batch_on_request(photos):
 
 def test_sources_of_pictures(photos):
     assert image_sources(datasets(photos).valid) == image_files(photos/"val")
+
+
+# ---- targets that would have to move with the picture ----------------------------------------------------------------
+
+def boxes(f): return [[1, 1, 9, 9]]
+def corners(f): return [[1, 1], [9, 9]]
+
+
+@pytest.mark.parametrize("block,get_y,kind", [
+    (MaskBlock(), lambda f: f, "PILMask"), (ImageBlock(), lambda f: f, "PILImage"), (PointBlock, corners, "TensorPoint"),
+    (BBoxBlock, boxes, "TensorBBox")])
+def test_masks_points_and_boxes_are_refused(photos, block, get_y, kind):
+    dsets = datasets(photos, (ImageBlock, block), get_y=get_y)
+    for make in (dls_of, image_sources, lambda o: CachedDL(o.train, 4).one_batch()):
+        with pytest.raises(ValueError, match=f"not for a {kind}: .*use fastai's own loaders"): make(dsets)
+    assert caches() == []
+
+
+@pytest.mark.parametrize("f", [lambda x, size: BookAug(size).apply(x), loader.resize_batch, loader.reduce_batch,
+                               lambda x, size: warp_batch(x, torch.eye(3).expand(2, 3, 3), size)])
+def test_what_is_no_batch_of_pictures_is_refused(f):
+    x = torch.rand(2, 3, 8, 8)
+    for size in (0, -1, 1.5, None, True, "8", float("nan")):
+        with pytest.raises(ValueError, match="size must be"): f(x, size)
+    for bad in (None, [1.], np.zeros((2, 3, 8, 8))):
+        with pytest.raises(TypeError, match="are a tensor"): f(bad, 4)
+    with pytest.raises(ValueError, match=r"not of the shape \(3, 8, 8\)"): f(x[0], 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool])
+def test_pixels_of_another_type_are_not_taken_for_shares(dtype):
+    with pytest.raises(ValueError, match="uint8, or floats from 0 to 1"): BookAug(8).apply(torch.ones(2, 3, 8, 8, dtype=dtype))
+
+
+def test_what_is_no_picture_is_refused():
+    with pytest.raises(TypeError, match="takes a Pillow image"): presize_image(np.zeros((8, 8, 3), np.uint8), 8)
+    with pytest.raises(ImageError, match="3 x height x width"): load_presized(torch.zeros(3, dtype=torch.uint8), 8)
+
+
+# ---- arguments of any type, any damage -------------------------------------------------------------------------------
+
+NUMBERS = st.one_of(st.integers(-2, 48), st.floats(width=16), st.sampled_from([np.int64(24), np.float32(.5), torch.tensor(24), np.nan]))
+ANYTHING = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=4), st.binary(max_size=3), st.lists(NUMBERS, max_size=4),
+                     st.tuples(NUMBERS, NUMBERS), st.tuples(*[st.lists(st.floats(-1, 2, width=16), min_size=3, max_size=3)]*2), st.just(object),
+                     st.dictionaries(st.sampled_from(["min_scale", "max_lighting", "ratio", "max_rotate", "p_affine", "nosuch"]), NUMBERS, max_size=2))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    "Twelve photos, for tests that change none, and a home for their caches."
+    folder = tmp_path_factory.mktemp("shared")
+    for i in range(12):
+        f = folder/"photos"/("val" if i % 3 == 2 else "train")/("cat", "dog")[i//3 % 2]/f"{i:02}.jpg"
+        f.parent.mkdir(parents=True, exist_ok=True)
+        photo(i, 40, 32).save(f, quality=95)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("SOTA_COURSE_HOME", str(folder/"home"))
+        yield folder/"photos"
+
+
+@given(st.sampled_from(["bs", "size", "presize", "method", "aug", "stats", "after_batch", "cache", "n_workers", "val_bs", "dsets"]), ANYTHING)
+@pytest.mark.filterwarnings("ignore")
+def test_property_any_argument_works_or_is_refused(shared, name, value):
+    args = dict(dsets=shared, bs=4, size=16, progress=False) | {name: value}
+    try: dls = cached_dls(args.pop("dsets"), **args)
+    except (ValueError, TypeError): return
+    except FileNotFoundError:
+        assert name == "dsets" and isinstance(value, str)
+        return
+    x, y = dls.one_batch()
+    assert x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"])) and x.isfinite().all() and len(y) == int(args["bs"])
+
+
+@pytest.mark.parametrize("name", ["bs", "size", "presize", "n_workers", "val_bs"])
+@pytest.mark.parametrize("value", [0, -1, True, 2.5, float("nan"), "8", [8]])
+def test_counts_are_whole_numbers(photos, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*, not "): dls_of(photos, **{name: value})
+
+
+@pytest.mark.parametrize("change,error", [
+    (dict(presize=31), "presize=31 is less than size=32"), (dict(aug=3), "transforms, not 3"), (dict(aug=[]), "has no transform"), (dict(after_batch="flip"), "not 'flip'"),
+    (dict(stats=5), "means and the standard deviations"), (dict(stats="imagenet"), "means and the standard deviations"),
+    (dict(cache="folder"), "must come from `build_cache`"), (dict(cache_dir=5), "cache_dir must name a folder"), (dict(cache_dir=""), "cache_dir must name"),
+    (dict(cache_dir="~nosuchuser/x"), "no such home folder"), (dict(aug=dict(min_scale=float("nan"))), "min_scale"),
+    (dict(aug=dict(min_scale=1.5)), "min_scale"), (dict(aug=dict(ratio=(2, 1))), "in this order"), (dict(aug=dict(p_affine=2)), "p_affine"),
+    (dict(aug=dict(max_rotate="10")), "max_rotate"), (dict(aug=dict(pad_mode="mirror")), "pad_mode")])
+def test_other_bad_arguments_are_named(photos, change, error):
+    with pytest.raises((ValueError, TypeError), match=error): dls_of(photos, **change)
+
+
+def test_a_cache_of_another_presize_is_not_silently_preferred(photos):
+    cache = build(image_files(photos), 40)
+    with pytest.raises(ValueError, match="presize=48, but the cache has its pictures at 40"): dls_of(photos, cache=cache, presize=48)
+    assert dls_of(photos, cache=cache).train.presize == dls_of(photos, cache=cache, presize=40).train.presize == 40
+
+
+@pytest.mark.parametrize("files", ["folder", b"folder", Path("folder"), 5, None, [5], [None]])
+def test_what_is_no_list_of_files_is_refused(files):
+    with pytest.raises(TypeError, match="the cache is of"): build_cache(files, 40)
+
+
+def test_names_that_no_disk_knows_are_bad_images(tmp_path):
+    with pytest.raises(BadImages, match="can't be read"): build([tmp_path/"a\0b.jpg", tmp_path/("x"*300)])
+
+
+def test_changed_pixels_are_an_error_also_where_finding_did_not_look(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOTA_COURSE_HOME", str(tmp_path/"home"))
+    (tmp_path/"photos").mkdir()
+    for i in range(130): PIL.Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path/"photos"/f"{i:03}.png")
+    files = image_files(tmp_path/"photos")
+    cache = build(files, 8)
+    data = bytearray(cache.path.read_bytes())
+    data[8*8*3] ^= 1   # of the second picture: 64 of 130 are looked at when the cache is found
+    cache.path.write_bytes(data)
+    again = build(files, 8)
+    assert (again[0] == 0).all() and (again[2] == 2).all()
+    with pytest.raises(CacheError, match=r"001\.png have changed.*") as e: again[1]
+    assert "clear_cache()" in str(e.value)
+    clear_cache()
+    assert (build(files, 8)[1] == 1).all()
+
+
+@given(st.data())
+@pytest.mark.filterwarnings("ignore:the cache .* is damaged")
+def test_property_any_damage_gives_right_pixels_or_a_clear_error(shared, data):
+    files = image_files(shared)
+    want = [load_presized(f, 20) for f in files]
+    whole = build(files, 20)
+    path = data.draw(st.sampled_from([whole.path, whole.path.with_suffix(".json"), whole.path.parent/".lock"]))
+    content = path.read_bytes() if path.exists() else b""
+    kind = data.draw(st.sampled_from(["cut", "flip", "delete", "add", "folder"]))
+    if kind == "cut": path.write_bytes(content[:data.draw(st.integers(0, max(0, len(content)-1)))])
+    if kind == "add": path.write_bytes(content + data.draw(st.binary(min_size=1, max_size=9)))
+    if kind == "flip" and content:
+        at = data.draw(st.integers(0, len(content)-1))
+        path.write_bytes(content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at+1:])
+    if kind in ("delete", "folder"): path.unlink(missing_ok=True)
+    if kind == "folder": path.mkdir()
+    try:
+        for source in (lambda: build(files, 20), lambda: build(files[1:5], 20)):
+            with read_only() if data.draw(st.booleans()) else nullcontext():
+                try: cache = source()
+                except CacheError: continue
+            assert all((cache[cache.row(f)] == a).all() for f, a in zip(files, want) if cache.row(f) is not None)
+    finally:
+        if path.is_dir(): path.rmdir()
+        clear_cache()
