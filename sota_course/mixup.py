@@ -408,7 +408,7 @@ def before_batch(self:Mixing):
     if not live: return
     perm = torch.randperm(len(x))
     x, lam = _draw_and_mix(live, x, perm)
-    if y.dtype != self.yb[0].dtype: self.learn.yb = (y,)
+    if y.dtype != getattr(self.yb[0], "dtype", None): self.learn.yb = (y,)
     self.learn.xb, self.mixed = (x,), (perm, lam)
 
 # %% ../nbs/05_mixup.ipynb #9793af5d

@@ -829,6 +829,8 @@ CRITERIA = dict(torch=nn.CrossEntropyLoss, fastai=CrossEntropyLossFlat, ours=Smo
 
 
 def criterion(kind, weight, smoothing, reduction="mean"):
+    # fastai's losses make float32 of float64, but not of the weights.
+    if kind == "fastai" and weight is not None and weight.dtype == torch.float64: weight = weight.float()
     options = dict(weight=weight, reduction=reduction)
     if kind == "ours": return SmoothCrossEntropy(smoothing, **options)
     return CRITERIA[kind](label_smoothing=smoothing, **options)
@@ -853,7 +855,7 @@ def brute_force(logits, y, perm, lam, weight, smoothing, reduction="mean"):
     return sum(each)/sum(share*weight[a] + (1 - share)*weight[b] for share, _, a, b in pairs)
 
 
-ROUNDING = {torch.float16: 2e-2, torch.bfloat16: 8e-2, torch.float32: 1e-4, torch.float64: 1e-6}
+ROUNDING = {torch.float16: 2e-2, torch.bfloat16: 8e-2, torch.float32: 1e-4, torch.float64: 1e-5}
 losses_of_any_type = given(
     seed=st.integers(0, 1000), n=st.integers(1, 9), classes=st.integers(2, 230), label=st.sampled_from(WHOLE),
     dtype=st.sampled_from(FLOATS), kind=st.sampled_from(list(CRITERIA)), weighted=st.booleans(),
@@ -1034,7 +1036,7 @@ def test_property_bad_positions_and_weights_are_refused(data, name, n, seed, whi
     else: lam = data.draw(bad_lams(n))
     given_ = [o.clone() if torch.is_tensor(o) else o for o in (x, y, lam, perm)]
     if name == "one weight" and which == "lam": name = "mixed_loss"
-    with pytest.raises((TypeError, ValueError), match="perm|lam|weights|sides|position"): TAKE[name](x, y, lam, perm)
+    with pytest.raises((TypeError, ValueError), match="perm|lam|weights|sides|position|boxes"): TAKE[name](x, y, lam, perm)
     for a, b in zip((x, y, lam, perm), given_):
         if torch.is_tensor(a): assert torch.equal(a.nan_to_num(-1) if a.is_floating_point() else a, b.nan_to_num(-1) if b.is_floating_point() else b)
 
