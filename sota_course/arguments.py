@@ -1,4 +1,4 @@
-"""What the functions on tensors ask of their arguments: an error that names the thing, before a number comes out that is wrong and looks right
+"""Errors that name what is wrong with an argument, before a wrong number comes out
 
 Docs: https://sota-course.github.io/sota_course/tools/arguments.html.md"""
 
@@ -48,7 +48,7 @@ def as_numbers(o, # a number, numbers in lists, an array or a tensor
 def class_numbers(y:torch.Tensor, # of any shape
                   n_classes:int=None, # how many there are; None: not asked
                  ) -> torch.Tensor: # int64
-    "The class numbers `y` in int64. Raises `TypeError` for other types, `ValueError` for numbers that no class has."
+    "`y` in int64. Raises `TypeError` for other types, `ValueError` for what is no class."
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise TypeError(f"class numbers must be whole numbers, and these are {y.dtype}")
     y = y.long()

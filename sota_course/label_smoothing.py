@@ -72,7 +72,7 @@ def _check_options(eps, weight, reduction, n=None):
     if weight is None: return
     if weight.ndim != 1 or (n and len(weight) != n): raise ValueError(f"weight needs one number for each class{f', {n} of them' if n else ''}, and its shape is {tuple(weight.shape)}")
     if not (weight >= 0).all(): raise ValueError("a class weight is negative or undefined: weights are 0 or more")
-    if weight.isinf().any(): raise ValueError("a class weight is infinite: weights are numbers from 0 up")
+    if weight.isinf().any(): raise ValueError("a class weight is infinite: weights are finite")
 
 # %% ../nbs/06_label_smoothing.ipynb #fc34ffe3
 def _index_loss(logp, target, eps, weight, ignore_index):
@@ -163,7 +163,8 @@ def least_loss(n:int, # number of classes
 
 # %% ../nbs/06_label_smoothing.ipynb #2b865133
 def _check_probs(probs, targets):
-    probs, targets = _plain(probs, "the predictions").detach().double(), _plain(targets, "the targets")
+    probs = _plain(probs, "the predictions").detach().double()
+    targets = _plain(targets, "the targets")
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or not whole:
         raise ValueError(f"one row an image and one class index a row are needed: the shapes are {tuple(probs.shape)} and {tuple(targets.shape)}, the indices are {targets.dtype}")
@@ -184,7 +185,8 @@ def reliability(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
                 targets:torch.Tensor, # `(n,)`, class indices
                 bins:int=15, # of equal width, over the top probability
                ) -> dict: # tensors `confidence`, `accuracy` and `share` of the images, one entry a bin; 0 where a bin is empty
-    "Confidence and accuracy in bins of confidence. Raises `ValueError` or `TypeError` for what isn't probabilities, class indices or a number of bins."
+    """Confidence and accuracy in bins of confidence. Raises `ValueError` or `TypeError` for what
+    isn't probabilities, class indices or a number of bins."""
     check_whole(bins, "bins", 1)
     slack, (probs, targets) = _slack(_plain(probs, "the predictions")), _check_probs(probs, targets)
     _check_sums(probs, slack)
@@ -271,6 +273,16 @@ def _distances(z, y):
     unit = d.abs().mean()
     return (d/unit if unit else d), largest.item()*unit.item()
 
+# %% ../nbs/06_label_smoothing.ipynb #eb18d456
+def _check_slopes(d):
+    "The slope of the loss must rise above 0 at the one end, and begin below it at the other."
+    if (d <= 0).all():
+        raise ValueError("no temperature is best: the model is right on all of these images, "
+                         "and the sharper the better; take other images, or more")
+    if d.mean() >= 0:
+        raise ValueError("no temperature is best: "
+                         "on these images the logits are no better than chance")
+
 # %% ../nbs/06_label_smoothing.ipynb #e7d3375c
 def fit_temperature(logits:torch.Tensor, # `(n, classes)`, for images that the model wasn't trained on
                     targets:torch.Tensor, # `(n,)`, class indices
@@ -279,8 +291,7 @@ def fit_temperature(logits:torch.Tensor, # `(n, classes)`, for images that the m
     z, y = _check_probs(logits, targets)
     if not z.isfinite().all(): raise ValueError("the logits hold infinite or undefined numbers")
     d, unit = _distances(z, y)
-    if (d <= 0).all(): raise ValueError("no temperature is best: the model is right on all of these images, and the sharper the better; take other images, or more")
-    if d.mean() >= 0: raise ValueError("no temperature is best: on these images the logits are no better than chance")
+    _check_slopes(d)
     temperature = unit/_sharpest(d)
     if 0 < temperature < math.inf: return temperature
     raise ValueError("the logits are too large or too small for a temperature in float64")

@@ -60,7 +60,8 @@ def _check_perm(perm, n):
     least, most = (o.item() for o in perm.aminmax())
     # PyTorch would count from the end.
     if least < 0 or most >= n:
-        raise ValueError(f"perm needs positions from 0 to {n - 1}, and has some from {least} to {most}")
+        raise ValueError(f"perm needs positions from 0 to {n - 1}, "
+                         f"and has some from {least} to {most}")
     return perm
 
 # %% ../nbs/05_mixup.ipynb #5c705694
@@ -99,7 +100,7 @@ def mixup_targets(y:torch.Tensor, # class numbers `(n,)`, or floats `(n, …)`
                   perm:torch.Tensor, # position of each one's partner
                   n_classes:int=None, # needed for class numbers
                  ) -> torch.Tensor: # floats
-    "The mixed targets. Raises `ValueError` or `TypeError` for class numbers without `n_classes`, or a class for each pixel."
+    "The mixed targets. Raises `ValueError` or `TypeError` for what can't be mixed."
     check_tensor(y, "y")
     if y.is_floating_point(): return blend(y, lam, perm)
     if n_classes is None: raise ValueError("class numbers become rows of a length that only you know: pass n_classes")
@@ -112,7 +113,8 @@ def mixup(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not c
           perm:torch.Tensor, # position of each one's partner
           n_classes:int=None, # needed for class numbers
          ) -> tuple: # mixed images, mixed targets
-    "Images and targets, mixed with the same weights. Zhang et al., arXiv:1710.09412. Raises `TypeError` or `ValueError` for what doesn't fit."
+    """Images and targets, mixed with the same weights. Zhang et al., arXiv:1710.09412.
+    Raises `ValueError` or `TypeError` for what can't be mixed."""
     check_tensor(x, "x")
     check_tensor(y, "y")
     if len(x) != len(y): raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
@@ -127,7 +129,7 @@ def mix_weights(n:int, # images in the batch
                 per:str="image", # a weight for each "image", or one for the "batch"
                 fold:bool=False, # take the larger of t and 1 - t
                ) -> torch.Tensor: # `(n,)` or `(1,)`, on the CPU
-    "Weights from Beta(`alpha`, `alpha`). Raises `ValueError` or `TypeError` for an alpha, a number or a kind that doesn't exist."
+    "Weights from Beta(`alpha`, `alpha`). Raises `ValueError` or `TypeError` for other settings."
     check_whole(n, "n", 0)
     if not isinstance(alpha, Real): raise TypeError(f"alpha must be a number, not {alpha!r}")
     if not (alpha >= 0 and math.isfinite(alpha)): raise ValueError(f"alpha must be a number from 0 up, not {alpha}")
@@ -162,7 +164,8 @@ def box_weights(boxes:torch.Tensor, # as `cut_boxes` gives them
                 h:int, # height of the images
                 w:int, # and width
                ) -> torch.Tensor: # `(n,)`
-    "The share of each image that its rectangle leaves, in whole pixels; what lies outside doesn't count. Raises `ValueError` or `TypeError` for images without pixels, or what isn't rectangles."
+    """The share of each image that its rectangle leaves, in whole pixels.
+    What lies outside doesn't count. Raises `ValueError` or `TypeError` for what isn't rectangles."""
     for o in (h, w): check_whole(o, "a side of the images", 1)
     check_tensor(boxes, "boxes")
     boxes = whole_numbers(boxes, (len(boxes), 4), "boxes", "a rectangle for each image")
@@ -190,7 +193,8 @@ def _check_images(x, y):
     check_tensor(x, "x")
     check_tensor(y, "y")
     if x.ndim != 4:
-        raise ValueError(f"images are (n, channels, height, width), and x has the shape {tuple(x.shape)}")
+        raise ValueError(f"images are (n, channels, height, width), "
+                         f"and x has the shape {tuple(x.shape)}")
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
     if y.ndim > 2:
@@ -239,7 +243,8 @@ def _item_weights(loss_func, y):
     weight, ignore = _setting(loss_func, "weight"), _setting(loss_func, "ignore_index")
     if ignore is _missing:
         if weight is _missing or weight is None: return torch.ones_like(y, dtype=torch.float)
-        raise ValueError(f"how {_name(loss_func)} averages with class weights can't be known: use per=\"batch\" and draw=\"batch\"")
+        raise ValueError(f"how {_name(loss_func)} averages with class weights can't be known: "
+                         "use per=\"batch\" and draw=\"batch\"")
     counts = y != ignore
     return counts.float() if weight is None else weight[y.where(counts, 0)]*counts
 
@@ -247,7 +252,8 @@ def _item_weights(loss_func, y):
 def _rows(x, n):
     "An image a row, whatever a loss without reduction gives; a batch may be empty."
     if n and x.numel() % n:
-        raise ValueError(f"without its reduction a loss must give a number for each of {n} images, not {x.numel()}")
+        raise ValueError("without its reduction a loss must give a number "
+                         f"for each of {n} images, not {x.numel()}")
     return x.reshape(n, -1 if n else 1)
 
 def _pair_labels(y, lam, perm):
@@ -313,7 +319,9 @@ def mixed_loss(loss_func, # of predictions and targets: a function or an object,
                perm:torch.Tensor, # positions of the partners
                lam:torch.Tensor, # share that each kept `(n,)` or `(1,)`
               ) -> torch.Tensor: # reduced as `loss_func` does it
-    "For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`, image by image; for floats the loss of the blended targets. Raises `ValueError` where the loss can't give that, `TypeError` for what isn't targets, positions or weights."
+    """For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`,
+    image by image; for floats the loss of the blended targets. Raises `ValueError` where the loss can't give that,
+    `TypeError` for what isn't targets, positions or weights."""
     check_tensor(y, "y")
     y = y.as_subclass(torch.Tensor)
     perm, lam = _check_perm(perm, len(y)), _check_lam(lam, len(y))
@@ -387,7 +395,7 @@ def _draw_and_mix(live, x, perm):
 
 # %% ../nbs/05_mixup.ipynb #1e4c5f7a
 def _live(cb):
-    "Those of the callbacks that mix in this epoch; all of them in a preview, which no training has begun."
+    "Those that mix in this epoch; in a preview, which no training has begun, all of them."
     return [o for o in cb.group if not _counts(cb) or cb.epoch < cb.n_epoch - o.off_last]
 
 def _counts(cb): return hasattr(cb.learn, "n_iter") # set where a pass over the batches begins
@@ -395,7 +403,8 @@ def _counts(cb): return hasattr(cb.learn, "n_iter") # set where a pass over the 
 def _check_targets(live, y):
     cb = next((o for o in live if o.pastes or not y.is_floating_point()), None)
     if y.ndim < 3 or not cb: return
-    raise ValueError(f"{type(cb).__name__} mixes one target an image, and these have one for each pixel")
+    name = type(cb).__name__
+    raise ValueError(f"{name} mixes one target an image, and these have one for each pixel")
 
 # %% ../nbs/05_mixup.ipynb #4265bddf
 @patch

@@ -20,7 +20,8 @@ def patch_boxes(sides:torch.Tensor, # share of the sides that each patch gets `(
                 h:int, # height of the images
                 w:int, # and width
                ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, first column, column after the last
-    "A rectangle for each patch, somewhere inside the image. Raises `ValueError` or `TypeError` for shares or sides that aren't."
+    """A rectangle for each patch, somewhere inside the image.
+    Raises `ValueError` or `TypeError` for shares or sides that aren't."""
     check_tensor(sides, "sides")
     sides = _check_lam(sides, len(sides)).cpu()
     for o in (h, w): check_whole(o, "a side of the images", 1)
@@ -31,20 +32,22 @@ def patch_boxes(sides:torch.Tensor, # share of the sides that each patch gets `(
 
 # %% ../nbs/tools/mixup_variants.ipynb #417f82ad
 def _check_inside(boxes, x):
-    "`boxes` in int64, if each is a rectangle inside its image of `x`: what is cut off couldn't be pasted."
+    "`boxes` in int64, if each is a rectangle inside its image of `x`."
     boxes = whole_numbers(boxes, (len(x), 4), "boxes", f"a rectangle for each of {len(x)} images")
     top, bottom, left, right = boxes.unbind(1)
     rows = (0 <= top) & (top <= bottom) & (bottom <= x.shape[2])
     columns = (0 <= left) & (left <= right) & (right <= x.shape[3])
     if (rows & columns).all(): return boxes
-    raise ValueError("a patch is pasted as a whole: its rectangle must lie inside the image, first edges first")
+    raise ValueError("a patch is pasted as a whole: its rectangle must lie inside the image, "
+                     "and its first edges come first")
 
 # %% ../nbs/tools/mixup_variants.ipynb #c85dc1b2
 def resizemix(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not changed
               perm:torch.Tensor, # position of each one's partner
               boxes:torch.Tensor, # where each partner goes, as `patch_boxes` gives it
              ) -> torch.Tensor: # a new tensor
-    "Each image with the whole of its partner pasted over it, shrunk to its rectangle. Qin et al., arXiv:2012.11101. Raises `ValueError` or `TypeError` for what doesn't fit."
+    """Each image with the whole of its partner pasted over it, shrunk to its rectangle.
+    Qin et al., arXiv:2012.11101. Raises `ValueError` or `TypeError` for what doesn't fit."""
     check_tensor(x, "x")
     if x.ndim != 4 or not x.is_floating_point(): raise ValueError(f"ResizeMix needs floats (n, channels, height, width), and these are {x.dtype} of shape {tuple(x.shape)}")
     perm, boxes = _check_perm(perm, len(x)), _check_inside(boxes, x)
@@ -84,7 +87,8 @@ class RegMixup(Mixing):
                  eta:float=1., # weight of the mixed loss
                  **kwargs, # as `Mixing` takes them
                 ):
-        if not (eta >= 0 and math.isfinite(eta)): raise ValueError(f"eta must be a number from 0 up, not {eta}")
+        if not (eta >= 0 and math.isfinite(eta)):
+            raise ValueError(f"eta must be a number from 0 up, not {eta}")
         super().__init__(alpha, **kwargs)
         self.eta = eta
         self.settings |= dict(eta=eta)

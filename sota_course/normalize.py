@@ -177,7 +177,8 @@ def check_stats(mean, # of each channel
                 std, # of each channel
                ) -> tuple: # both as float64 tensors `(channels,)` on the CPU
     "Raises `ValueError` for statistics that nothing can be normalized with."
-    mean, std = (torch.as_tensor(o, dtype=torch.float64).detach().flatten().cpu().clone() for o in (mean, std))
+    mean, std = (torch.as_tensor(o, dtype=torch.float64).detach().flatten().cpu() for o in (mean, std))
+    mean, std = mean.clone(), std.clone() # the caller's own stay his
     if len(mean) != len(std) or not len(mean): raise ValueError(f"each channel needs a mean and a standard deviation, and these are {len(mean)} means and {len(std)} standard deviations")
     if not (mean.isfinite().all() and std.isfinite().all()): raise ValueError(f"statistics must be finite numbers, not mean {mean.tolist()} and std {std.tolist()}")
     if (std <= 0).any(): raise ValueError(f"channel {int((std <= 0).nonzero()[0])} has a standard deviation of {std.min():g}, and nothing can be divided by that: are all its pixels the same?")

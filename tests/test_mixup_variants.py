@@ -104,18 +104,26 @@ def test_wrong_use_is_named():
 
 
 @pytest.mark.parametrize("error, words, f", [
-    (ValueError, "weights must lie between 0 and 1", lambda x, perm, boxes: patch_boxes(torch.tensor([1.5]), 8, 8)),
-    (ValueError, "weights must lie between 0 and 1", lambda x, perm, boxes: patch_boxes(torch.tensor([torch.nan]), 8, 8)),
+    (ValueError, "weights must lie between 0 and 1",
+     lambda x, perm, boxes: patch_boxes(torch.tensor([1.5]), 8, 8)),
+    (ValueError, "weights must lie between 0 and 1",
+     lambda x, perm, boxes: patch_boxes(torch.tensor([torch.nan]), 8, 8)),
     (TypeError, "sides must be a tensor", lambda x, perm, boxes: patch_boxes([0.5], 8, 8)),
-    (ValueError, "a side of the images must be 1 or more", lambda x, perm, boxes: patch_boxes(torch.tensor([0.5]), 8, 0)),
+    (ValueError, "a side of the images must be 1 or more",
+     lambda x, perm, boxes: patch_boxes(torch.tensor([0.5]), 8, 0)),
     (ValueError, "positions from 0 to 5", lambda x, perm, boxes: resizemix(x, perm - 1, boxes)),
-    (TypeError, "perm needs one position", lambda x, perm, boxes: resizemix(x, perm.float(), boxes)),
+    (TypeError, "perm needs one position",
+     lambda x, perm, boxes: resizemix(x, perm.float(), boxes)),
     (ValueError, "perm needs one position", lambda x, perm, boxes: resizemix(x, perm[:2], boxes)),
-    (ValueError, "boxes needs a rectangle for each of 6", lambda x, perm, boxes: resizemix(x, perm, boxes[:2])),
-    (TypeError, "boxes needs a rectangle for each of 6", lambda x, perm, boxes: resizemix(x, perm, boxes.float())),
+    (ValueError, "boxes needs a rectangle for each of 6",
+     lambda x, perm, boxes: resizemix(x, perm, boxes[:2])),
+    (TypeError, "boxes needs a rectangle for each of 6",
+     lambda x, perm, boxes: resizemix(x, perm, boxes.float())),
     (ValueError, "must lie inside the image", lambda x, perm, boxes: resizemix(x, perm, boxes - 9)),
-    (ValueError, "must lie inside the image", lambda x, perm, boxes: resizemix(x, perm, boxes.flip(1))),
-    (ValueError, "eta must be a number from 0 up", lambda x, perm, boxes: RegMixup(eta=float("nan"))),
+    (ValueError, "must lie inside the image",
+     lambda x, perm, boxes: resizemix(x, perm, boxes.flip(1))),
+    (ValueError, "eta must be a number from 0 up",
+     lambda x, perm, boxes: RegMixup(eta=float("nan"))),
     (ValueError, "eta must be a number from 0 up", lambda x, perm, boxes: RegMixup(eta=-1.)),
 ])
 def test_what_does_not_fit_is_named(error, words, f):
@@ -130,4 +138,7 @@ def test_a_preview_of_regmixup_begins_with_mixed_images():
     cb = RegMixup()
     learn = learner(cb, n=32, bs=16, model=small())
     with learn: x, y = preview(learn)
-    assert len(cb.x) == 32 and torch.equal(cb.x[16:], x) and not torch.isclose(cb.x[:16], x).all() and torch.equal(cb.y, torch.cat([y, y]))
+    assert len(cb.x) == 32
+    assert torch.equal(cb.x[16:], x)
+    assert not torch.isclose(cb.x[:16], x).all()
+    assert torch.equal(cb.y, torch.cat([y, y]))
