@@ -165,7 +165,7 @@ def box_weights(boxes:torch.Tensor, # as `cut_boxes` gives them
                 w:int, # and width
                ) -> torch.Tensor: # `(n,)`
     """The share of each image that its rectangle leaves, in whole pixels.
-    What lies outside doesn't count. Raises `ValueError` or `TypeError` for what isn't rectangles."""
+    What lies outside doesn't count. Raises `ValueError` or `TypeError` for other boxes."""
     for o in (h, w): check_whole(o, "a side of the images", 1)
     check_tensor(boxes, "boxes")
     boxes = whole_numbers(boxes, (len(boxes), 4), "boxes", "a rectangle for each image")
@@ -320,8 +320,8 @@ def mixed_loss(loss_func, # of predictions and targets: a function or an object,
                lam:torch.Tensor, # share that each kept `(n,)` or `(1,)`
               ) -> torch.Tensor: # reduced as `loss_func` does it
     """For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`,
-    image by image; for floats the loss of the blended targets. Raises `ValueError` where the loss can't give that,
-    `TypeError` for what isn't targets, positions or weights."""
+    image by image; for floats the loss of the blended targets.
+    Raises `ValueError` where the loss can't give that, `TypeError` for other arguments."""
     check_tensor(y, "y")
     y = y.as_subclass(torch.Tensor)
     perm, lam = _check_perm(perm, len(y)), _check_lam(lam, len(y))
