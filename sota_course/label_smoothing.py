@@ -13,14 +13,19 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .arguments import check_whole
 from .exercises import Wrong, call, exercise, expect
 
 # %% ../nbs/06_label_smoothing.ipynb #543d4d4b
-def _plain(x):
+def _plain(x, name):
     "`x` as a tensor without fastai's types."
-    return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else torch.as_tensor(x)
+    try: return torch.as_tensor(x).as_subclass(torch.Tensor)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a tensor or numbers, not {type(x).__name__}") from None
 
+# %% ../nbs/06_label_smoothing.ipynb #c9f6b234
 def _check_eps(eps):
+    if isinstance(eps, str) or eps is None: raise TypeError(f"eps must be a number, not {eps!r}")
     if not 0 <= eps < 1: raise ValueError(f"eps is {eps}: it is the share of the target that is spread over all classes, from 0 to below 1")
 
 def _check_classes(y, n):
@@ -34,13 +39,15 @@ def smooth_targets(y, # class indices of any shape, or distributions with classe
                    eps:float=0.1, # share of the target that is spread over all classes
                   ) -> torch.Tensor: # the shape of the indices, and an axis for the classes at the end
     "Targets with `1 - eps + eps/n` at the class and `eps/n` at the others. Szegedy et al., arXiv:1512.00567. Raises `ValueError`, `TypeError`."
-    y = _plain(y)
+    y = _plain(y, "the targets")
+    check_whole(n, "n", 1)
     _check_eps(eps)
     if y.is_floating_point():
         if y.shape[-1:] != (n,): raise ValueError(f"float targets are distributions over {n} classes on the last axis, and this shape is {tuple(y.shape)}: class indices need .long()")
         return y*(1 - eps) + eps/n
     if y.dtype == torch.bool or y.is_complex(): raise TypeError(f"targets must be class indices or distributions, not {y.dtype}")
-    _check_classes(y := y.long(), n)
+    y = y.long()
+    _check_classes(y, n)
     return torch.full((*y.shape, n), eps/n, device=y.device).scatter_(-1, y[..., None], 1 - eps + eps/n)
 
 # %% ../nbs/06_label_smoothing.ipynb #c4be1aa9
@@ -65,6 +72,7 @@ def _check_options(eps, weight, reduction, n=None):
     if weight is None: return
     if weight.ndim != 1 or (n and len(weight) != n): raise ValueError(f"weight needs one number for each class{f', {n} of them' if n else ''}, and its shape is {tuple(weight.shape)}")
     if not (weight >= 0).all(): raise ValueError("a class weight is negative or undefined: weights are 0 or more")
+    if weight.isinf().any(): raise ValueError("a class weight is infinite: weights are finite")
 
 # %% ../nbs/06_label_smoothing.ipynb #fc34ffe3
 def _index_loss(logp, target, eps, weight, ignore_index):
@@ -100,11 +108,11 @@ def smooth_cross_entropy(logits:torch.Tensor, # a model's output: `(n, classes)`
                          ignore_index:int=-100, # targets with this index don't count
                         ) -> torch.Tensor: # in float32, or in float64 where the logits are
     "Cross entropy with smoothed targets, as torch's `cross_entropy(label_smoothing=eps)` has it. Raises `ValueError` or `TypeError`."
-    logits, target = _plain(logits), _plain(target)
+    logits, target = _plain(logits, "the logits"), _plain(target, "the targets")
     _check_logits(logits)
     _check_target(target, logits)
     logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(_axis(logits))
-    weight = None if weight is None else _plain(weight).to(logp)
+    weight = None if weight is None else _plain(weight, "weight").to(logp)
     _check_options(eps, weight, reduction, logits.shape[_axis(logits)])
     if target.is_floating_point(): loss, count = _soft_loss(logp, target, eps, weight, ignore_index)
     else: loss, count = _index_loss(logp, target.long(), eps, weight, ignore_index)
@@ -121,7 +129,7 @@ class SmoothCrossEntropy(nn.Module):
         ignore_index:int=-100, # targets with this index don't count
     ):
         super().__init__()
-        weight = None if weight is None else _plain(weight).float()
+        weight = None if weight is None else _plain(weight, "weight").float()
         _check_options(eps, weight, reduction)
         self.eps, self.reduction, self.ignore_index = eps, reduction, ignore_index
         self.register_buffer("weight", weight)
@@ -141,9 +149,11 @@ def best_gap(n:int, # number of classes
              eps:float=0.1, # share of the target that is spread over all classes
             ) -> float: # infinite for hard targets
     "How far the right logit stands above the others where the loss with smoothed targets is least."
+    check_whole(n, "n", 1)
     _check_eps(eps)
     return math.log((1 - eps + eps/n)/(eps/n)) if eps else math.inf
 
+# %% ../nbs/06_label_smoothing.ipynb #da07c345
 def least_loss(n:int, # number of classes
                eps:float=0.1, # share of the target that is spread over all classes
               ) -> float: # in nats; 0 for hard targets
@@ -153,12 +163,15 @@ def least_loss(n:int, # number of classes
 
 # %% ../nbs/06_label_smoothing.ipynb #2b865133
 def _check_probs(probs, targets):
-    probs, targets = _plain(probs).detach().double(), _plain(targets)
-    if probs.ndim != 2 or targets.shape != probs.shape[:1] or targets.is_floating_point():
+    probs = _plain(probs, "the predictions").detach().double()
+    targets = _plain(targets, "the targets")
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    if probs.ndim != 2 or targets.shape != probs.shape[:1] or not whole:
         raise ValueError(f"one row an image and one class index a row are needed: the shapes are {tuple(probs.shape)} and {tuple(targets.shape)}, the indices are {targets.dtype}")
     if not len(targets): raise ValueError("there are no images to score")
+    targets = targets.long()
     _check_classes(targets, probs.shape[1])
-    return probs, targets.long()
+    return probs, targets
 
 def _slack(x): return max(1e-3, 4*torch.finfo(x.dtype).eps) if x.is_floating_point() else 1e-3 # how far off rounding may put a sum
 
@@ -172,8 +185,10 @@ def reliability(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
                 targets:torch.Tensor, # `(n,)`, class indices
                 bins:int=15, # of equal width, over the top probability
                ) -> dict: # tensors `confidence`, `accuracy` and `share` of the images, one entry a bin; 0 where a bin is empty
-    "Confidence and accuracy in bins of confidence."
-    slack, (probs, targets) = _slack(_plain(probs)), _check_probs(probs, targets)
+    """Confidence and accuracy in bins of confidence. Raises `ValueError` or `TypeError` for what
+    isn't probabilities, class indices or a number of bins."""
+    check_whole(bins, "bins", 1)
+    slack, (probs, targets) = _slack(_plain(probs, "the predictions")), _check_probs(probs, targets)
     _check_sums(probs, slack)
     conf, pred = probs.max(1)
     idx = (conf*bins).ceil().long().clamp(1, bins) - 1
@@ -200,8 +215,9 @@ def reliability_diagram(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
                        ) -> "matplotlib.axes.Axes":
     "Accuracy against confidence, a bar a bin, and dots whose area is the share of the images."
     import matplotlib.pyplot as plt
+    r = reliability(probs, targets, bins)
+    error = _distance(r)
     ax = ax or plt.subplots(figsize=(3.2, 3.2), layout="constrained")[1]
-    error = _distance(r := reliability(probs, targets, bins))
     r = {k: v.cpu().numpy() for k, v in r.items()}
     ax.bar([(i + 0.5)/bins for i in range(bins)], r["accuracy"], width=0.95/bins, alpha=0.5)
     ax.scatter(r["confidence"], r["accuracy"], s=400*r["share"], color="C1", zorder=3)
@@ -214,7 +230,7 @@ def nll(logp:torch.Tensor, # `(n, classes)`, log-probabilities, such as `logits.
         targets:torch.Tensor, # `(n,)`, class indices
        ) -> float: # in nats
     "Negative log-likelihood: the mean of minus the log-probability of the right class."
-    slack, (logp, targets) = _slack(_plain(logp)), _check_probs(logp, targets)
+    slack, (logp, targets) = _slack(_plain(logp, "the predictions")), _check_probs(logp, targets)
     if not (logp.logsumexp(1).abs() <= slack).all(): raise ValueError("the exponentials of log-probabilities sum to 1 in each row, and these don't: give logits.log_softmax(1), not probabilities or logits")
     return -logp.gather(1, targets[:, None]).mean().item()
 
@@ -222,9 +238,50 @@ def brier(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
           targets:torch.Tensor, # `(n,)`, class indices
          ) -> float: # from 0 (sure and right) to 2 (sure and wrong)
     "Mean squared distance between the probabilities and the one-hot labels, summed over the classes. Brier, 1950."
-    slack, (probs, targets) = _slack(_plain(probs)), _check_probs(probs, targets)
+    slack, (probs, targets) = _slack(_plain(probs, "the predictions")), _check_probs(probs, targets)
     _check_sums(probs, slack)
     return (probs - smooth_targets(targets, probs.shape[1], 0)).square().sum(1).mean().item()
+
+# %% ../nbs/06_label_smoothing.ipynb #6390bcde
+def _slope(d, b):
+    "Slope and curvature of the mean loss at `b`; `d` is each logit less the right one."
+    p = (d*b).softmax(1)
+    mean = (p*d).sum(1, keepdim=True)
+    return mean.mean().item(), (p*(d - mean).square()).sum(1).mean().item()
+
+# %% ../nbs/06_label_smoothing.ipynb #85b2def0
+def _sharpest(d):
+    "The `b` at which the slope is 0; it must be below 0 for small `b`, and above for large ones."
+    low, high, b = 0., math.inf, 1.
+    for _ in range(300):
+        slope, curvature = _slope(d, b)
+        step = slope/curvature if curvature else math.inf
+        if abs(step) <= 1e-13*b or high - low <= 1e-13*b: break
+        low, high = (b, high) if slope < 0 else (low, b)
+        # Four times as far at most: the curvature here says nothing of places far away.
+        near, far = max(low, b/4), min(high, b*4)
+        b = b - step if near < b - step < far else math.sqrt(near)*math.sqrt(far)
+    else: b = math.inf # nowhere
+    return b
+
+# %% ../nbs/06_label_smoothing.ipynb #b8e5a123
+def _distances(z, y):
+    "Each logit less the right one, in units of their mean size; and that unit."
+    largest = z.abs().max().clamp(min=torch.finfo(z.dtype).tiny)
+    d = z/largest
+    d = d - d.gather(1, y[:, None])
+    unit = d.abs().mean()
+    return (d/unit if unit else d), largest.item()*unit.item()
+
+# %% ../nbs/06_label_smoothing.ipynb #eb18d456
+def _check_slopes(d):
+    "The slope of the loss must rise above 0 at the one end, and begin below it at the other."
+    if (d <= 0).all():
+        raise ValueError("no temperature is best: the model is right on all of these images, "
+                         "and the sharper the better; take other images, or more")
+    if d.mean() >= 0:
+        raise ValueError("no temperature is best: "
+                         "on these images the logits are no better than chance")
 
 # %% ../nbs/06_label_smoothing.ipynb #e7d3375c
 def fit_temperature(logits:torch.Tensor, # `(n, classes)`, for images that the model wasn't trained on
@@ -233,17 +290,11 @@ def fit_temperature(logits:torch.Tensor, # `(n, classes)`, for images that the m
     "The temperature at which `logits/T` has the least negative log-likelihood. Guo et al., arXiv:1706.04599. Raises `ValueError` where there is none."
     z, y = _check_probs(logits, targets)
     if not z.isfinite().all(): raise ValueError("the logits hold infinite or undefined numbers")
-    true = z.gather(1, y[:, None])
-    if (true >= z.max(1, keepdim=True).values).all(): raise ValueError("no temperature is best: the model is right on all of these images, and the sharper the better; take other images, or more")
-    if (true - z.mean(1, keepdim=True)).mean() <= 0: raise ValueError("no temperature is best: on these images the logits are no better than chance")
-    log_t = torch.zeros((), dtype=z.dtype, device=z.device, requires_grad=True)
-    opt = torch.optim.LBFGS([log_t], max_iter=100, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe")
-    def loss():
-        opt.zero_grad()
-        (res := F.cross_entropy(z/log_t.exp(), y)).backward()
-        return res
-    with torch.enable_grad(): opt.step(loss)
-    return log_t.exp().item()
+    d, unit = _distances(z, y)
+    _check_slopes(d)
+    temperature = unit/_sharpest(d)
+    if 0 < temperature < math.inf: return temperature
+    raise ValueError("the logits are too large or too small for a temperature in float64")
 
 # %% ../nbs/06_label_smoothing.ipynb #aa81b120
 def on_wrong(learn, # a learner whose data are the drawn set, with wrong labels

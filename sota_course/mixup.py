@@ -13,12 +13,14 @@ import math
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from inspect import signature
+from numbers import Real
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from torch import nn
 from torch.distributions import Gamma
+from .arguments import as_numbers, check_tensor, check_whole, class_numbers, whole_numbers
 from .exercises import Wrong, call, exercise, expect
 from .larger import evaluating
 
@@ -28,27 +30,38 @@ def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
             dtype:torch.dtype=torch.float32, # of the result
            ) -> torch.Tensor: # `(n, n_classes)`
     "Each class number as a row of zeros with a single 1. Raises `TypeError` or `ValueError` for what isn't a class number."
-    if y.is_floating_point() or y.dtype == torch.bool or y.ndim != 1: raise TypeError(f"one_hot needs class numbers of shape (n,), and this is {y.dtype} of shape {tuple(y.shape)}")
-    if len(y):
-        least, most = (o.item() for o in y.aminmax())
-        if not 0 <= least <= most < n_classes: raise ValueError(f"with {n_classes} classes they are numbered from 0 to {n_classes - 1}, but there are numbers from {least} to {most}")
-    return torch.zeros(len(y), n_classes, dtype=dtype, device=y.device).scatter_(1, y.long()[:, None], 1)
+    check_tensor(y, "y")
+    check_whole(n_classes, "n_classes", 1)
+    if y.ndim != 1: raise TypeError(f"y must be class numbers of shape (n,), not {tuple(y.shape)}")
+    y = class_numbers(y, n_classes)
+    return torch.zeros(len(y), n_classes, dtype=dtype, device=y.device).scatter_(1, y[:, None], 1)
 
 # %% ../nbs/05_mixup.ipynb #9337f47d
 def _check_lam(lam, n):
-    "`lam` as a tensor, if it has one weight or one for each of `n` images."
-    lam = torch.as_tensor(lam)
-    if lam.numel() != 1 and lam.shape != (n,): raise ValueError(f"lam needs one weight, or one for each of {n} images, and its shape is {tuple(lam.shape)}")
+    "`lam` as floats `(1,)` or `(n,)`, if it has one weight or one for each of `n` images."
+    lam = as_numbers(lam, "lam", "weights")
+    lam = lam if lam.is_floating_point() else lam.float()
+    lam = lam.reshape(1) if lam.numel() == 1 else lam
+    if lam.ndim != 1 or len(lam) not in (1, n):
+        raise ValueError(f"lam needs one weight, or one for each of {n} images, "
+                         f"and its shape is {tuple(lam.shape)}")
     # On a GPU the question would make it wait; the weights are drawn on the CPU.
-    if lam.device.type == "cpu" and lam.numel():
-        least, most = (o.item() for o in lam.aminmax())
-        if not (least >= 0 and most <= 1): raise ValueError("weights must lie between 0 and 1") # nor are undefined ones
+    if lam.device.type != "cpu" or not len(lam): return lam
+    least, most = (o.item() for o in lam.aminmax())
+    # Nor are undefined ones.
+    if not (least >= 0 and most <= 1): raise ValueError("weights must lie between 0 and 1")
     return lam
 
+# %% ../nbs/05_mixup.ipynb #63e1ac4f
 def _check_perm(perm, n):
-    "`perm` as a tensor, if it has a position for each of `n` images."
-    perm = torch.as_tensor(perm)
-    if perm.shape != (n,): raise ValueError(f"perm needs one position for each of {n} images, and its shape is {tuple(perm.shape)}")
+    "`perm` in int64, if it has a position for each of `n` images."
+    perm = whole_numbers(perm, (n,), "perm", f"one position for each of {n} images")
+    if perm.device.type != "cpu" or not n: return perm
+    least, most = (o.item() for o in perm.aminmax())
+    # PyTorch would count from the end.
+    if least < 0 or most >= n:
+        raise ValueError(f"perm needs positions from 0 to {n - 1}, "
+                         f"and has some from {least} to {most}")
     return perm
 
 # %% ../nbs/05_mixup.ipynb #5c705694
@@ -57,14 +70,29 @@ def _partners(x, perm):
     if x.requires_grad and torch.is_grad_enabled(): return x.index_select(0, perm.to(x.device))
     return torch.index_select(x, 0, perm.to(x.device), out=torch.empty_like(x))
 
+# %% ../nbs/05_mixup.ipynb #528fabcd
+def _keep_whole(mixed, x, lam, perm):
+    "Put what has all of itself, or all of its partner, into `mixed` as it is."
+    lam, own = lam.expand(len(x)).to(perm.device), torch.arange(len(x), device=perm.device)
+    # 0 times an undefined number is undefined.
+    for share, source in ((1, own), (0, perm)):
+        rows = (lam == share).nonzero().squeeze(1)
+        if not len(rows): continue
+        kept = x.index_select(0, source[rows].to(x.device))
+        mixed.index_copy_(0, rows.to(x.device), kept)
+    return mixed
+
+# %% ../nbs/05_mixup.ipynb #74f2bd50
 def blend(x:torch.Tensor, # floats `(n, …)`: images, activations or targets; not changed
           lam, # share that each keeps, from 0 to 1: a number, or a tensor `(n,)`
           perm:torch.Tensor, # position of each one's partner `(n,)`
          ) -> torch.Tensor: # as `x`
     "`lam*x + (1 - lam)*x[perm]`, made in one new tensor. Raises `TypeError` for whole numbers, `ValueError` for weights that don't fit."
+    check_tensor(x, "x")
     if not x.is_floating_point(): raise TypeError(f"blending needs floats, and these are {x.dtype}: convert them first, images of bytes with x.float()/255")
     perm, lam = _check_perm(perm, len(x)), _check_lam(lam, len(x))
-    return _partners(x, perm).lerp_(x, lam.to(x.device, x.dtype).reshape(-1, *[1]*(x.ndim - 1)))
+    weights = lam.to(x.device, x.dtype).reshape(-1, *[1]*(x.ndim - 1))
+    return _keep_whole(_partners(x, perm).lerp_(x, weights), x, lam, perm)
 
 # %% ../nbs/05_mixup.ipynb #549c843b
 def mixup_targets(y:torch.Tensor, # class numbers `(n,)`, or floats `(n, …)`
@@ -72,7 +100,8 @@ def mixup_targets(y:torch.Tensor, # class numbers `(n,)`, or floats `(n, …)`
                   perm:torch.Tensor, # position of each one's partner
                   n_classes:int=None, # needed for class numbers
                  ) -> torch.Tensor: # floats
-    "The mixed targets. Raises `ValueError` for class numbers without `n_classes`."
+    "The mixed targets. Raises `ValueError` or `TypeError` for what can't be mixed."
+    check_tensor(y, "y")
     if y.is_floating_point(): return blend(y, lam, perm)
     if n_classes is None: raise ValueError("class numbers become rows of a length that only you know: pass n_classes")
     return blend(one_hot(y, n_classes), lam, perm)
@@ -84,7 +113,11 @@ def mixup(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not c
           perm:torch.Tensor, # position of each one's partner
           n_classes:int=None, # needed for class numbers
          ) -> tuple: # mixed images, mixed targets
-    "Images and targets, mixed with the same weights. Zhang et al., arXiv:1710.09412."
+    """Images and targets, mixed with the same weights. Zhang et al., arXiv:1710.09412.
+    Raises `ValueError` or `TypeError` for what can't be mixed."""
+    check_tensor(x, "x")
+    check_tensor(y, "y")
+    if len(x) != len(y): raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
     return blend(x, lam, perm), mixup_targets(y, lam, perm, n_classes)
 
 # %% ../nbs/05_mixup.ipynb #8ce71eaf
@@ -96,13 +129,16 @@ def mix_weights(n:int, # images in the batch
                 per:str="image", # a weight for each "image", or one for the "batch"
                 fold:bool=False, # take the larger of t and 1 - t
                ) -> torch.Tensor: # `(n,)` or `(1,)`, on the CPU
-    "Weights from Beta(`alpha`, `alpha`). Raises `ValueError` for an alpha or a kind that doesn't exist."
+    "Weights from Beta(`alpha`, `alpha`). Raises `ValueError` or `TypeError` for other settings."
+    check_whole(n, "n", 0)
+    if not isinstance(alpha, Real): raise TypeError(f"alpha must be a number, not {alpha!r}")
     if not (alpha >= 0 and math.isfinite(alpha)): raise ValueError(f"alpha must be a number from 0 up, not {alpha}")
     if per not in ("image", "batch"): raise ValueError(f'per must be "image" or "batch", not {per!r}')
     size = n if per == "image" else 1
     if not alpha: return torch.ones(size)
-    log_g = _gamma(float(alpha) + 1).sample((2, size)).log_() + (1 - torch.rand(2, size, dtype=torch.float64)).log_()/alpha
-    t = (log_g[0] - log_g[1]).sigmoid().float()
+    gamma = _gamma(float(alpha) + 1).sample((2, size)).log_()
+    uniform = (1 - torch.rand(2, size, dtype=torch.float64)).log_()
+    t = (gamma[0] - gamma[1] + (uniform[0] - uniform[1])/alpha).sigmoid_().float()
     return torch.maximum(t, 1 - t) if fold else t
 
 # %% ../nbs/05_mixup.ipynb #60d4cfed
@@ -112,8 +148,11 @@ def cut_boxes(lam:torch.Tensor, # share that each image keeps `(n,)`
               centre:torch.Tensor=None, # row and column of the middle `(n, 2)`; default: anywhere
              ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, first column, column after the last
     "A rectangle for each image with about `1 - lam` of its area, less what lies outside. Raises `ValueError` for weights that aren't between 0 and 1."
+    lam = as_numbers(lam, "lam", "weights")
     if lam.ndim != 1: raise ValueError(f"lam needs a weight for each rectangle, of shape (n,), and its shape is {tuple(lam.shape)}")
     lam = _check_lam(lam, len(lam)).cpu()
+    for o in (h, w): check_whole(o, "a side of the images", 1)
+    if centre is not None: centre = whole_numbers(centre, (len(lam), 2), "centre", "two each").cpu()
     centre = torch.stack([torch.randint(o, lam.shape) for o in (h, w)], 1) if centre is None else centre
     sides = ((1 - lam).sqrt()[:, None]*torch.tensor([h, w])).round().long()
     start, limit = centre - sides//2, torch.tensor([h, w])
@@ -125,7 +164,11 @@ def box_weights(boxes:torch.Tensor, # as `cut_boxes` gives them
                 h:int, # height of the images
                 w:int, # and width
                ) -> torch.Tensor: # `(n,)`
-    "The share of each image that its rectangle leaves, in whole pixels; what lies outside doesn't count."
+    """The share of each image that its rectangle leaves, in whole pixels.
+    What lies outside doesn't count. Raises `ValueError` or `TypeError` for other boxes."""
+    for o in (h, w): check_whole(o, "a side of the images", 1)
+    check_tensor(boxes, "boxes")
+    boxes = whole_numbers(boxes, (len(boxes), 4), "boxes", "a rectangle for each image")
     top, bottom, left, right = boxes.clamp(min=0).minimum(torch.tensor([h, h, w, w], device=boxes.device)).unbind(1)
     return 1 - (bottom - top).clamp(min=0)*(right - left).clamp(min=0)/(h*w)
 
@@ -136,13 +179,26 @@ def paste(x:torch.Tensor, # images `(n, channels, height, width)`; not changed
           out:torch.Tensor=None, # where to write the result; may be `other`. Default: a new tensor
          ) -> torch.Tensor:
     "`x` with the rectangles of `other` at the same place. Raises `ValueError` for tensors that don't fit."
+    for o, name in ((x, "x"), (other, "other")): check_tensor(o, name)
     if x.ndim != 4 or other.shape != x.shape: raise ValueError(f"pasting needs images (n, channels, height, width), twice the same shape, and got {tuple(x.shape)} and {tuple(other.shape)}")
-    if boxes.shape != (len(x), 4): raise ValueError(f"there must be a rectangle (4 numbers) for each of {len(x)} images, and the shape is {tuple(boxes.shape)}")
+    boxes = whole_numbers(boxes, (len(x), 4), "boxes", f"a rectangle for each of {len(x)} images")
     top, bottom, left, right = boxes.to(x.device)[:, :, None].unbind(1)
     rows, cols = (torch.arange(o, device=x.device) for o in x.shape[2:])
     inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((cols >= left) & (cols < right))[:, None, None]
     if torch.is_grad_enabled() and (x.requires_grad or other.requires_grad): return torch.where(inside, other, x)
     return torch.where(inside, other, x, out=torch.empty_like(x) if out is None else out)
+
+# %% ../nbs/05_mixup.ipynb #96b4df72
+def _check_images(x, y):
+    check_tensor(x, "x")
+    check_tensor(y, "y")
+    if x.ndim != 4:
+        raise ValueError(f"images are (n, channels, height, width), "
+                         f"and x has the shape {tuple(x.shape)}")
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
+    if y.ndim > 2:
+        raise ValueError(f"cutmix mixes one target an image, and y has the shape {tuple(y.shape)}")
 
 # %% ../nbs/05_mixup.ipynb #8dee0f2a
 def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type; not changed
@@ -153,6 +209,7 @@ def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type;
            boxes:torch.Tensor=None, # rectangles; default: drawn for `lam`
           ) -> tuple: # images, targets weighted by the area that really stayed
     "Images with a rectangle of their partner, and targets mixed accordingly. Yun et al., arXiv:1905.04899. Raises `ValueError` for what doesn't fit."
+    _check_images(x, y)
     perm, lam = _check_perm(perm, len(x)), _check_lam(lam, len(x))
     boxes = cut_boxes(lam.expand(len(x)), *x.shape[2:]) if boxes is None else boxes
     other = _partners(x, perm)
@@ -160,6 +217,8 @@ def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type;
 
 # %% ../nbs/05_mixup.ipynb #2adf3ce6
 _missing = object()
+
+def _name(loss_func): return getattr(loss_func, "__name__", type(loss_func).__name__)
 
 def _setting(loss_func, name):
     "What `loss_func` has set for `name`: an attribute, that of the loss inside a fastai loss, or the default of an argument."
@@ -184,20 +243,74 @@ def _item_weights(loss_func, y):
     weight, ignore = _setting(loss_func, "weight"), _setting(loss_func, "ignore_index")
     if ignore is _missing:
         if weight is _missing or weight is None: return torch.ones_like(y, dtype=torch.float)
-        raise ValueError(f"how {getattr(loss_func, '__name__', type(loss_func).__name__)} averages with class weights can't be known: use per=\"batch\" and draw=\"batch\"")
+        raise ValueError(f"how {_name(loss_func)} averages with class weights can't be known: "
+                         "use per=\"batch\" and draw=\"batch\"")
     counts = y != ignore
     return counts.float() if weight is None else weight[y.where(counts, 0)]*counts
 
 # %% ../nbs/05_mixup.ipynb #a2b0354f
-def _rows(x, n): return x.reshape(n, -1 if n else 1) # of an image each, whatever a loss without reduction gives; a batch may be empty
+def _rows(x, n):
+    "An image a row, whatever a loss without reduction gives; a batch may be empty."
+    if n and x.numel() % n:
+        raise ValueError("without its reduction a loss must give a number "
+                         f"for each of {n} images, not {x.numel()}")
+    return x.reshape(n, -1 if n else 1)
 
+def _pair_labels(y, lam, perm):
+    "Labels of the images and of their partners; where only one of the two counts, it is both."
+    lam, perm, own = lam.to(y.device), perm.to(y.device), torch.arange(len(y), device=y.device)
+    return y[torch.where(lam == 0, perm, own)], y[torch.where(lam == 1, own, perm)]
+
+# %% ../nbs/05_mixup.ipynb #a7c5e083
+def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32))
+
+def _mix_rows(own, other, lam):
+    "`lam*own + (1 - lam)*other`, at least in float32; where a share is 0, both rows are the same."
+    own, other = _wide(own), _wide(other)
+    lam = lam[:, None].to(own)
+    return torch.where((lam == 0) | (lam == 1), own, torch.lerp(other, own, lam))
+
+# %% ../nbs/05_mixup.ipynb #c9e70a25
+@torch.no_grad()
+def _check_mean(loss_func, pred, y, ours):
+    "Raise `ValueError` where `loss_func` has another mean for the labels `y` than `ours`."
+    theirs = loss_func(pred, y).as_subclass(torch.Tensor).double()
+    rtol = 1e-3 if torch.finfo(pred.dtype).bits >= 32 else 3e-2
+    if not theirs.isfinite().all(): return
+    if torch.allclose(theirs, ours.double(), rtol=rtol, atol=1e-4): return
+    raise ValueError(f"how {_name(loss_func)} averages over images can't be known: "
+                     "use per=\"batch\" and draw=\"batch\"")
+
+# %% ../nbs/05_mixup.ipynb #da081b36
 def _per_image(loss_func, pred, y, perm, lam):
     "The mixed loss for class numbers, with a weight for each image."
-    with _one_an_image(loss_func) as f: losses = [_rows(f(pred, o), len(lam)) for o in (y[perm], y)]
-    mixed, reduction = torch.lerp(*losses, lam[:, None].to(losses[0].dtype)), _setting(loss_func, "reduction")
+    labels = _pair_labels(y, lam, perm)
+    with _one_an_image(loss_func) as f: losses = [_rows(f(pred, o), len(y)) for o in labels]
+    mixed, reduction = _mix_rows(*losses, lam), _setting(loss_func, "reduction")
     if reduction != "mean": return mixed.sum() if reduction == "sum" else mixed.flatten()
-    divisors = [_rows(_item_weights(loss_func, o), len(lam)) for o in (y[perm], y)]
-    return mixed.sum()/torch.lerp(*divisors, lam[:, None].to(divisors[0].dtype)).sum()
+    divisors = [_rows(_item_weights(loss_func, o), len(y)) for o in labels]
+    plain = losses[0].detach().double().sum()/divisors[0].double().sum()
+    _check_mean(loss_func, pred, labels[0], plain)
+    return mixed.sum()/_mix_rows(*divisors, lam).sum()
+
+# %% ../nbs/05_mixup.ipynb #eb192c47
+def _per_batch(loss_func, pred, y, perm, lam):
+    "The mixed loss for class numbers, with one weight. What has no share may be infinite."
+    partner = y[perm.to(y.device)]
+    shares = [(share, o) for share, o in ((lam, y), (1 - lam, partner)) if share]
+    return sum(share*_wide(loss_func(pred, o)) for share, o in shares)
+
+# %% ../nbs/05_mixup.ipynb #fc2a3d58
+def _per_target(loss_func, pred, y, perm, lam):
+    "The loss of mixed rows of probabilities, with a weight for each image."
+    try:
+        hard = one_hot(y, pred.shape[1], _wide(pred).dtype)
+        plain, mixed = (loss_func(pred, o) for o in (hard, blend(hard, lam, perm)))
+    except Exception as e:
+        raise ValueError(f"{_name(loss_func)} has no reduction argument and takes no soft targets: "
+                         "use per=\"batch\" and draw=\"batch\" in the callback") from e
+    _check_mean(loss_func, pred, y, plain.detach())
+    return mixed
 
 # %% ../nbs/05_mixup.ipynb #3bc543fb
 def mixed_loss(loss_func, # of predictions and targets: a function or an object, of PyTorch, fastai or your own
@@ -206,15 +319,19 @@ def mixed_loss(loss_func, # of predictions and targets: a function or an object,
                perm:torch.Tensor, # positions of the partners
                lam:torch.Tensor, # share that each kept `(n,)` or `(1,)`
               ) -> torch.Tensor: # reduced as `loss_func` does it
-    "For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`, image by image; for floats the loss of the blended targets. Raises `ValueError` where the loss can't give that."
-    y, perm, lam = y.as_subclass(torch.Tensor), perm.to(y.device), lam.to(y.device)
-    if not y.is_floating_point() and y.ndim > 1 and y.shape == pred.shape: y = y.float()
+    """For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`,
+    image by image; for floats the loss of the blended targets.
+    Raises `ValueError` where the loss can't give that, `TypeError` for other arguments."""
+    check_tensor(y, "y")
+    y = y.as_subclass(torch.Tensor)
+    perm, lam = _check_perm(perm, len(y)), _check_lam(lam, len(y))
+    # Several labels an image, or quantities to predict.
+    if y.shape == pred.shape and not y.is_floating_point(): y = y.to(_wide(pred).dtype)
     if y.is_floating_point(): return loss_func(pred, blend(y, lam, perm))
-    if lam.numel() == 1: return lam.squeeze()*loss_func(pred, y) + (1 - lam.squeeze())*loss_func(pred, y[perm])
-    if _setting(loss_func, "reduction") is not _missing: return _per_image(loss_func, pred, y, perm, lam)
-    try: return loss_func(pred, mixup_targets(y, lam, perm, pred.shape[1]))
-    except Exception as e: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} has no reduction argument and "
-                                            "takes no soft targets: use per=\"batch\" and draw=\"batch\" in the callback") from e
+    y = class_numbers(y)
+    if len(lam) == 1: return _per_batch(loss_func, pred, y, perm, lam.item())
+    known = _setting(loss_func, "reduction") is not _missing
+    return (_per_image if known else _per_target)(loss_func, pred, y, perm, lam)
 
 # %% ../nbs/05_mixup.ipynb #3082ef3f
 class Mixing(Callback):
@@ -231,6 +348,8 @@ class Mixing(Callback):
                  compare_every:int=10, # record the unmixed loss of every so many batches, and of an epoch's last; 0: never
                 ):
         mix_weights(1, alpha, per) # what is wrong is said now, not in the middle of an epoch
+        check_whole(off_last, "off_last", 0)
+        check_whole(compare_every, "compare_every", 0)
         if not 0 <= p <= 1: raise ValueError(f"p is a share, from 0 to 1, not {p}")
         if draw not in ("batch", "image"): raise ValueError(f'draw must be "batch" or "image", not {draw!r}')
         self.settings = dict(alpha=alpha, per=per, fold=fold, p=p, draw=draw, off_last=off_last, compare_every=compare_every)
@@ -254,9 +373,12 @@ def _pair(cb):
     "The batch's images and targets, as plain tensors."
     name = type(cb).__name__
     if len(cb.xb) != 1 or len(cb.yb) != 1: raise ValueError(f"{name} mixes batches of one input and one target, and these have {len(cb.xb)} and {len(cb.yb)}")
-    x, y = (torch.as_tensor(o).as_subclass(torch.Tensor) for o in (cb.xb[0], cb.yb[0]))
+    pair = [torch.as_tensor(o).as_subclass(torch.Tensor) for o in (cb.xb[0], cb.yb[0])]
+    for o, part in zip(pair, ("images", "targets")): check_tensor(o, f"{name}: the {part}")
+    x, y = pair
     if len(x) != len(y): raise ValueError(f"{name}: {len(x)} images and {len(y)} targets don't make pairs")
-    return x, y
+    whole = not y.is_floating_point() and y.dtype != torch.bool
+    return x, class_numbers(y) if whole else y
 
 # %% ../nbs/05_mixup.ipynb #43be92b1
 def _draw_and_mix(live, x, perm):
@@ -271,17 +393,31 @@ def _draw_and_mix(live, x, perm):
         kept = torch.where(mine, lam, kept)
     return out, kept
 
+# %% ../nbs/05_mixup.ipynb #1e4c5f7a
+def _live(cb):
+    "Those that mix in this epoch; in a preview, which no training has begun, all of them."
+    return [o for o in cb.group if not _counts(cb) or cb.epoch < cb.n_epoch - o.off_last]
+
+def _counts(cb): return hasattr(cb.learn, "n_iter") # set where a pass over the batches begins
+
+def _check_targets(live, y):
+    cb = next((o for o in live if o.pastes or not y.is_floating_point()), None)
+    if y.ndim < 3 or not cb: return
+    name = type(cb).__name__
+    raise ValueError(f"{name} mixes one target an image, and these have one for each pixel")
+
 # %% ../nbs/05_mixup.ipynb #4265bddf
 @patch
 def before_batch(self:Mixing):
     self.mixed = None
     if self is not self.group[0]: return
-    self._compare()
-    live = [o for o in self.group if self.epoch < self.n_epoch - o.off_last]
+    (x, y), live = _pair(self), _live(self)
+    _check_targets(live, y)
+    self._compare(x, y)
     if not live: return
-    (x, y), perm = _pair(self), torch.randperm(len(self.xb[0]))
-    if y.ndim > 2 and (cb := next((o for o in live if o.pastes), None)): raise ValueError(f"{type(cb).__name__} mixes one target an image, and these have one for each pixel")
+    perm = torch.randperm(len(x))
     x, lam = _draw_and_mix(live, x, perm)
+    if y.dtype != getattr(self.yb[0], "dtype", None): self.learn.yb = (y,)
     self.learn.xb, self.mixed = (x,), (perm, lam)
 
 # %% ../nbs/05_mixup.ipynb #9793af5d
@@ -293,14 +429,17 @@ def after_loss(self:Mixing):
 
 # %% ../nbs/05_mixup.ipynb #145da048
 @patch
-def _compare(self:Mixing):
+def _compare(self:Mixing, x, y):
     "Note the loss of the unmixed batch and its size, if it is its turn; the last of an epoch always is, so that a short one has one too."
-    if not self.compare_every or ((self.iter + 1) % self.compare_every and self.iter + 1 < self.n_iter): return
-    x, y = _pair(self)
+    if not self.compare_every or not _counts(self): return
+    if (self.iter + 1) % self.compare_every and self.iter + 1 < self.n_iter: return
+    weight = _setting(self.loss_func, "weight")
     model = getattr(self.model, "module", self.model) # without what wraps it for several GPUs
     with evaluating(model):
         pred = model(x.to(next(model.parameters()).dtype) if x.is_floating_point() else x)
-        self.compared.append((self.learn.loss_func(pred.float(), y).mean(), len(x)))
+        # PyTorch's losses ask for the type of their weights; otherwise at least float32.
+        pred = pred.to(weight.dtype) if isinstance(weight, torch.Tensor) else _wide(pred)
+        self.compared.append((self.learn.loss_func(pred, y).mean(), len(x)))
 
 # %% ../nbs/05_mixup.ipynb #b719c280
 @patch
@@ -360,13 +499,14 @@ class ManifoldMixup(Mixing):
                  **kwargs, # as `Mixing` takes them
                 ):
         super().__init__(alpha, **kwargs)
-        self.layers, self.handle = layers, None
+        self.layers, self.handle, self.choices = layers, None, None
         self.settings |= dict(layers=[str(o) for o in layers]) if layers else {}
 
 # %% ../nbs/05_mixup.ipynb #11ef6153
 @patch
 def mix(self:ManifoldMixup, x, lam, perm):
     self._unhook() # of a batch that another callback cancelled
+    if self.choices is None: self._choose() # in a preview
     layer = self.choices[torch.randint(len(self.choices), (1,)).item()]
     self.handle = layer.register_forward_pre_hook(partial(self._hook, lam, perm))
     return x, lam
@@ -376,6 +516,7 @@ def _hook(self:ManifoldMixup, lam, perm, module, args):
     self._unhook()
     return (blend(args[0], lam, perm), *args[1:])
 
+# %% ../nbs/05_mixup.ipynb #306e719c
 @patch
 def _unhook(self:ManifoldMixup):
     if self.handle: self.handle.remove()
@@ -387,6 +528,12 @@ def before_fit(self:ManifoldMixup):
     super(ManifoldMixup, self).before_fit()
     self._unhook() # of a batch that failed on the way
     if self.draw == "image" and len(self.group) > 1: raise ValueError("ManifoldMixup mixes whole batches inside the network: use draw=\"batch\"")
+    self._choose()
+
+# %% ../nbs/05_mixup.ipynb #2f5d608b
+@patch
+def _choose(self:ManifoldMixup):
+    "Find the layers to mix at. Raises `ValueError` where there are none."
     model = getattr(self.model, "module", self.model)
     named = [model.get_submodule(o) if isinstance(o, str) else o for o in self.layers or []]
     self.choices = named or mixable_layers(model)
@@ -395,6 +542,11 @@ def before_fit(self:ManifoldMixup):
 # %% ../nbs/05_mixup.ipynb #694f74bd
 @patch
 def after_cancel_batch(self:ManifoldMixup): self._unhook()
+
+@patch
+def after_fit(self:ManifoldMixup):
+    super(ManifoldMixup, self).after_fit()
+    self._unhook() # of a preview
 
 @patch
 def after_pred(self:ManifoldMixup):

@@ -8,29 +8,49 @@ Docs: https://sota-course.github.io/sota_course/tools/mixup_variants.html.md"""
 __all__ = ['patch_boxes', 'resizemix', 'ResizeMix', 'RegMixup']
 
 # %% ../nbs/tools/mixup_variants.ipynb #16ef2ed9
+import math
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .mixup import Mixing, blend, box_weights, mixed_loss
+from .arguments import check_tensor, check_whole, whole_numbers
+from .mixup import Mixing, _check_lam, _check_perm, blend, box_weights, mixed_loss
 
 # %% ../nbs/tools/mixup_variants.ipynb #763daeb6
 def patch_boxes(sides:torch.Tensor, # share of the sides that each patch gets `(n,)`, from 0 to 1
                 h:int, # height of the images
                 w:int, # and width
                ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, first column, column after the last
-    "A rectangle for each patch, somewhere inside the image."
+    """A rectangle for each patch, somewhere inside the image.
+    Raises `ValueError` or `TypeError` for shares or sides that aren't."""
+    check_tensor(sides, "sides")
+    sides = _check_lam(sides, len(sides)).cpu()
+    for o in (h, w): check_whole(o, "a side of the images", 1)
     limit = torch.tensor([h, w])
     size = (sides[:, None]*limit).round().long()
     start = (torch.rand(len(sides), 2)*(limit - size + 1)).long()
     return torch.stack([start[:, 0], start[:, 0] + size[:, 0], start[:, 1], start[:, 1] + size[:, 1]], 1)
+
+# %% ../nbs/tools/mixup_variants.ipynb #417f82ad
+def _check_inside(boxes, x):
+    "`boxes` in int64, if each is a rectangle inside its image of `x`."
+    boxes = whole_numbers(boxes, (len(x), 4), "boxes", f"a rectangle for each of {len(x)} images")
+    top, bottom, left, right = boxes.unbind(1)
+    rows = (0 <= top) & (top <= bottom) & (bottom <= x.shape[2])
+    columns = (0 <= left) & (left <= right) & (right <= x.shape[3])
+    if (rows & columns).all(): return boxes
+    raise ValueError("a patch is pasted as a whole: its rectangle must lie inside the image, "
+                     "and its first edges come first")
 
 # %% ../nbs/tools/mixup_variants.ipynb #c85dc1b2
 def resizemix(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not changed
               perm:torch.Tensor, # position of each one's partner
               boxes:torch.Tensor, # where each partner goes, as `patch_boxes` gives it
              ) -> torch.Tensor: # a new tensor
-    "Each image with the whole of its partner pasted over it, shrunk to its rectangle. Qin et al., arXiv:2012.11101."
+    """Each image with the whole of its partner pasted over it, shrunk to its rectangle.
+    Qin et al., arXiv:2012.11101. Raises `ValueError` or `TypeError` for what doesn't fit."""
+    check_tensor(x, "x")
     if x.ndim != 4 or not x.is_floating_point(): raise ValueError(f"ResizeMix needs floats (n, channels, height, width), and these are {x.dtype} of shape {tuple(x.shape)}")
+    perm, boxes = _check_perm(perm, len(x)), _check_inside(boxes, x)
     out = x.clone()
     for i, (j, (top, bottom, left, right)) in enumerate(zip(perm.tolist(), boxes.tolist(), strict=True)):
         if top == bottom or left == right: continue
@@ -67,6 +87,8 @@ class RegMixup(Mixing):
                  eta:float=1., # weight of the mixed loss
                  **kwargs, # as `Mixing` takes them
                 ):
+        if not (eta >= 0 and math.isfinite(eta)):
+            raise ValueError(f"eta must be a number from 0 up, not {eta}")
         super().__init__(alpha, **kwargs)
         self.eta = eta
         self.settings |= dict(eta=eta)
@@ -75,7 +97,7 @@ class RegMixup(Mixing):
         if len(self.group) > 1: raise ValueError("RegMixup needs the clean batch beside its own: don't combine it with other callbacks that mix")
         super().before_fit()
 
-    def mix(self, x, lam, perm): return torch.cat([x, blend(x, lam, perm)]), lam
+    def mix(self, x, lam, perm): return torch.cat([blend(x, lam, perm), x]), lam
 
     def before_batch(self):
         super().before_batch()
@@ -85,7 +107,7 @@ class RegMixup(Mixing):
 @patch
 def after_loss(self:RegMixup):
     if self.mixed is None: return
-    (clean, mixed), y = self.pred.chunk(2), self.yb[0][:len(self.pred)//2]
+    (mixed, clean), y = self.pred.chunk(2), self.yb[0][:len(self.pred)//2]
     self.learn.pred, self.learn.yb = clean, (y,)
     loss_func = self.learn.loss_func
     self.learn.loss_grad = loss_func(clean, y) + self.eta*mixed_loss(loss_func, mixed, y, *self.mixed)

@@ -59,7 +59,9 @@ def _moments(hist):
 def _join(a, b):
     "Pixels, means and summed squared deviations of two groups together. Chan, Golub and LeVeque, 1979."
     n = a[0] + b[0]
-    if not a[0] or not b[0]: return b if b[0] else a
+    if not a[0] or not b[0]:
+        n, mean, ss = b if b[0] else a
+        return n, mean.copy(), ss.copy()
     d = b[1] - a[1]
     return n, a[1] + d*(b[0]/n), a[2] + b[2] + d*d*(a[0]*(b[0]/n))
 
@@ -176,6 +178,7 @@ def check_stats(mean, # of each channel
                ) -> tuple: # both as float64 tensors `(channels,)` on the CPU
     "Raises `ValueError` for statistics that nothing can be normalized with."
     mean, std = (torch.as_tensor(o, dtype=torch.float64).detach().flatten().cpu() for o in (mean, std))
+    mean, std = mean.clone(), std.clone() # the caller's own stay his
     if len(mean) != len(std) or not len(mean): raise ValueError(f"each channel needs a mean and a standard deviation, and these are {len(mean)} means and {len(std)} standard deviations")
     if not (mean.isfinite().all() and std.isfinite().all()): raise ValueError(f"statistics must be finite numbers, not mean {mean.tolist()} and std {std.tolist()}")
     if (std <= 0).any(): raise ValueError(f"channel {int((std <= 0).nonzero()[0])} has a standard deviation of {std.min():g}, and nothing can be divided by that: are all its pixels the same?")

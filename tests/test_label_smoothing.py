@@ -215,7 +215,7 @@ def test_timms_mixup_smooths_by_itself_and_the_same_way():
 
 def test_fastai_leaves_the_uniform_part_unweighted():
     x, y = batch(7, 64, 10)
-    w = torch.rand(10, dtype=x.dtype) + .5
+    w = torch.linspace(.5, 1.5, 10, dtype=x.dtype)
     theirs = LabelSmoothingCrossEntropy(.1, weight=w)(x, y)
     ours = smooth_cross_entropy(x, y, .1, w)
     close(ours, F.cross_entropy(x, y, w, label_smoothing=.1))
@@ -226,7 +226,7 @@ def test_fastai_leaves_the_uniform_part_unweighted():
 def test_the_weighted_mean_of_indices_and_of_one_hot_targets():
     "They differ, as torch's do: one divides by the labels' weights, the other by the images. Their sums agree."
     x, y = batch(8, 64, 10)
-    w, q = torch.rand(10, dtype=x.dtype) + .5, F.one_hot(y, 10).double()
+    w, q = torch.linspace(.5, 1.5, 10, dtype=x.dtype), F.one_hot(y, 10).double()
     assert abs(smooth_cross_entropy(x, y, .1, w) - smooth_cross_entropy(x, q, .1, w)) > 1e-3
     close(smooth_cross_entropy(x, y, .1, w, "sum"), smooth_cross_entropy(x, q, .1, w, "sum"))
     close(smooth_cross_entropy(x, y), smooth_cross_entropy(x, q))
@@ -358,6 +358,52 @@ def test_temperature_undoes_a_factor_and_is_the_best(seed, factor):
     assert torch.equal((logits/T).argmax(1), logits.argmax(1))
 
 
+@given(seed=seeds, exponent=st.integers(-300, 300), digits=st.floats(1, 9.99),
+       spread=st.floats(0, 3))
+def test_property_the_temperature_has_the_scale_of_the_logits(seed, exponent, digits, spread):
+    "T(c*logits) is c*T(logits) over all of float64, whatever the images' own scales."
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(60, 5, generator=g, dtype=torch.float64)
+    logits *= 10**(spread*torch.rand(60, 1, generator=g, dtype=torch.float64))
+    y = torch.where(torch.rand(60, generator=g) < .7, logits.argmax(1), logits.argmin(1))
+    y[0] = logits[0].argmin()
+    try: T = fit_temperature(logits, y)
+    except ValueError as e:     # for every scale the same
+        with pytest.raises(ValueError, match=str(e)[:30]):
+            fit_temperature(logits*(digits*10.**exponent), y)
+        return
+    loss = lambda t: F.cross_entropy(logits/t, y).item()
+    assert all(loss(T*o) >= loss(T) - 1e-12 for o in (.5, .99, 1.01, 2))
+    scaled = fit_temperature(logits*(digits*10.**exponent), y)
+    assert scaled/10.**exponent == pytest.approx(T*digits, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-7, 1e-6, 1e-3, 1, 1e3])
+def test_small_and_large_logits_have_a_temperature(dtype, scale):
+    logits, y = predictions(2, 400)
+    y = torch.where(torch.arange(400) % 3 == 0, logits.argmin(1), logits.argmax(1))
+    small = (logits*scale).to(dtype)
+    T = fit_temperature(small, y)
+    # What rounding has made of the logits is what has a temperature.
+    loss = lambda t: F.cross_entropy(small.double()/t, y).item()
+    assert T > 0 and all(loss(T) <= loss(T*o) for o in (.9, .99, 1.01, 1.1))
+    if dtype != torch.float16 or scale > 1e-4:
+        assert T == pytest.approx(fit_temperature(logits, y)*scale, rel=3e-2)
+
+
+@pytest.mark.parametrize("scale", [1e308, 1e300, 1e-300, 1e-308, 1e-310])
+def test_temperatures_at_the_ends_of_float64(scale):
+    logits = torch.tensor([[1., 0., -1.], [0., .5, -1.]], dtype=torch.float64)
+    y = torch.tensor([0, 0])
+    T = fit_temperature(logits, y)
+    assert fit_temperature(logits*scale, y)/scale == pytest.approx(T, rel=1e-9)
+    if scale < 1e308: return
+    near_chance = torch.tensor([[1., 0.], [0., .9]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="too large or too small"):
+        fit_temperature(near_chance*scale, y)
+
+
 def test_temperature_without_gradients_and_in_half_precision():
     logits, y = predictions(1, 300)
     y = torch.where(torch.rand(300, generator=torch.Generator().manual_seed(0)) < .6, logits.argmax(1), y)
@@ -378,6 +424,69 @@ def test_temperature_without_gradients_and_in_half_precision():
 def test_bad_predictions_are_named(f, args, words):
     with pytest.raises(ValueError) as e: f(*args)
     assert words in str(e.value)
+
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+WHOLE = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
+         torch.uint64]
+
+
+@given(seed=seeds, n=st.integers(1, 9), c=st.integers(2, 200), label=st.sampled_from(WHOLE),
+       weighted=st.booleans(), eps=st.sampled_from([0., .1]),
+       reduction=st.sampled_from(["mean", "sum", "none"]), dtype=st.sampled_from(FLOATS))
+def test_property_labels_of_every_type(seed, n, c, label, weighted, eps, reduction, dtype):
+    "Everything that takes class indices takes them in every type: the same numbers as for int64."
+    if label == torch.int8: c = min(c, 128)
+    logits, y = batch(seed, n, c, dtype=dtype)
+    y[0] = c - 1
+    small, w = y.to(label), torch.linspace(.5, 2, c).to(dtype) if weighted else None
+    want = F.cross_entropy(logits.double(), y, None if w is None else w.double(),
+                           label_smoothing=eps, reduction=reduction)
+    for f in (partial(smooth_cross_entropy, eps=eps, weight=w, reduction=reduction),
+              SmoothCrossEntropy(eps, w, reduction)):
+        torch.testing.assert_close(f(logits, small).double(), want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(smooth_targets(small, c, eps), smooth_targets(y, c, eps))
+    p = logits.double().softmax(1)
+    for f in (ece, brier): assert f(p, small) == f(p, y)
+    assert nll(p.log(), small) == nll(p.log(), y)
+    if label in (torch.uint8, torch.uint16): assert torch.equal(small, y.to(label))     # unchanged
+
+
+@pytest.mark.parametrize("f, error, words", [
+    (lambda: smooth_targets([], 0), ValueError, "n must be 1 or more, not 0"),
+    (lambda: smooth_targets(torch.zeros(0).long(), -1), ValueError, "n must be 1 or more"),
+    (lambda: smooth_targets([0], 5.), TypeError, "n must be a whole number"),
+    (lambda: smooth_targets([0], True), TypeError, "n must be a whole number"),
+    (lambda: smooth_targets("abc", 5), TypeError, "the targets must be a tensor or numbers"),
+    (lambda: smooth_targets(["a"], 5), TypeError, "not list"),
+    (lambda: smooth_targets([0], 5, "0.1"), TypeError, "eps must be a number"),
+    (lambda: smooth_targets([0], 5, None), TypeError, "eps must be a number"),
+    (lambda: smooth_targets(torch.tensor([5]).to(torch.uint16), 5), ValueError,
+     "class 5 is out of range"),
+    (lambda: best_gap(0), ValueError, "n must be 1 or more"),
+    (lambda: least_loss(0), ValueError, "n must be 1 or more"),
+    (lambda: best_gap("9"), TypeError, "n must be"),
+    (lambda: smooth_cross_entropy("abc", torch.tensor([0])), TypeError,
+     "the logits must be a tensor or numbers"),
+    (lambda: smooth_cross_entropy(torch.randn(1, 4), "a"), TypeError,
+     "the targets must be a tensor or numbers"),
+    (lambda: smooth_cross_entropy(torch.randn(1, 4), torch.tensor([0]), weight="abcd"), TypeError,
+     "weight must be a tensor or numbers"),
+    (lambda: SmoothCrossEntropy(weight=[1., math.inf]), ValueError, "infinite"),
+    (lambda: SmoothCrossEntropy(weight=object()), TypeError, "weight must be"),
+    (lambda: fit_temperature("abc", torch.tensor([0])), TypeError, "the predictions must be"),
+    (lambda: nll(None, torch.tensor([0])), TypeError, "the predictions must be"),
+    (lambda: fit_temperature(torch.eye(2), torch.tensor([True, False])), ValueError, "torch.bool"),
+    (lambda: brier(torch.eye(2), torch.tensor([True, False])), ValueError, "torch.bool"),
+    *[(lambda b=b, f=f: f(torch.eye(4), torch.arange(4), b), error, "bins must be")
+      for f in (ece, reliability, reliability_diagram)
+      for error, bad in ((ValueError, (0, -3)), (TypeError, (15., "15", True, None))) for b in bad],
+])
+def test_what_makes_no_sense_is_named(f, error, words):
+    import matplotlib.pyplot as plt
+    before = plt.get_fignums()
+    with pytest.raises(error) as e: f()
+    assert words in str(e.value) and plt.get_fignums() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

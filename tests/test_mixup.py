@@ -5,26 +5,32 @@ import pickle
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback, CancelBatchException
+from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.layers import ResBlock
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropyFlat, MSELossFlat
-from fastai.vision.core import TensorImage
+from fastai.data.transforms import Normalize
+from fastai.vision.core import TensorImage, imagenet_stats
+from fastai.vision.data import ImageDataLoaders
 from hypothesis import given, strategies as st
+from PIL import Image
 from torch import nn
 
 from sota_course.exercises import check
+from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.mixup import (CutMix, ManifoldMixup, MixUp, blend, box_weights, cut_boxes, cutmix, mix_weights, mixable_layers, mixed_loss,
                                mixup, mixup_targets, one_hot, paste)
+from sota_course.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
 from sota_course.runs import describe
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -812,6 +818,433 @@ def test_split_batches_get_an_error():
         def __init__(self): super().__init__(); self.a, self.b = nn.Flatten(), nn.Linear(192, 4)
         def forward(self, x): return torch.cat([self.b(self.a(o)) for o in x.chunk(2)])
     with pytest.raises(ValueError, match="one position for each of 4"): fit(learner(ManifoldMixup(1., layers=["b"]), n=8, bs=8, model=Halves()))
+
+
+# ---- types of labels, images and logits ----------------------------------------------------------
+
+SIGNED = [torch.int8, torch.int16, torch.int32, torch.int64]
+WHOLE = [torch.uint8, torch.uint16, torch.uint32, torch.uint64, *SIGNED]
+# A name, the class of the loss, and whether it takes class weights and smoothing.
+CRITERIA = dict(torch=nn.CrossEntropyLoss, fastai=CrossEntropyLossFlat, ours=SmoothCrossEntropy)
+
+
+def criterion(kind, weight, smoothing, reduction="mean"):
+    # fastai's losses make float32 of float64, but not of the weights.
+    if kind == "fastai" and weight is not None and weight.dtype == torch.float64:
+        weight = weight.float()
+    options = dict(weight=weight, reduction=reduction)
+    if kind == "ours": return SmoothCrossEntropy(smoothing, **options)
+    return CRITERIA[kind](label_smoothing=smoothing, **options)
+
+
+def per_class(logits, weight, smoothing):
+    "The loss of each image for each class, in float64, as torch weighs and smooths: written out."
+    logp, n = logits.detach().double().log_softmax(1), logits.shape[1]
+    weight = torch.ones(n, dtype=torch.float64) if weight is None else weight.double()
+    spread = -(logp*weight).sum(1, keepdim=True)*smoothing/n
+    return -(1 - smoothing)*weight*logp + spread, weight
+
+
+def brute_force(logits, y, perm, lam, weight, smoothing, reduction="mean"):
+    "The mixed loss, image by image, of int64 class numbers."
+    losses, weight = per_class(logits, weight, smoothing)
+    y, lam = [int(o) for o in y], lam.double().expand(len(y)).tolist()
+    pairs = [(share, i, y[i], y[j]) for i, (share, j) in enumerate(zip(lam, perm.tolist()))]
+    each = [share*losses[i, a] + (1 - share)*losses[i, b] for share, i, a, b in pairs]
+    if reduction == "none": return torch.stack(each)
+    if reduction == "sum": return sum(each)
+    return sum(each)/sum(share*weight[a] + (1 - share)*weight[b] for share, _, a, b in pairs)
+
+
+ROUNDING = {torch.float16: 2e-2, torch.bfloat16: 8e-2, torch.float32: 1e-4, torch.float64: 1e-5}
+losses_of_any_type = given(
+    seed=st.integers(0, 1000), n=st.integers(1, 9), classes=st.integers(2, 230),
+    label=st.sampled_from(WHOLE),
+    dtype=st.sampled_from(FLOATS), kind=st.sampled_from(list(CRITERIA)), weighted=st.booleans(),
+    smoothing=st.sampled_from([0., 0.1]), reduction=st.sampled_from(["mean", "sum", "none"]),
+    per=st.sampled_from(["image", "batch"]))
+
+
+@losses_of_any_type
+def test_property_labels_of_every_type(seed, n, classes, label, dtype, kind, weighted, smoothing,
+                                       reduction, per):
+    "Labels that indexing takes for masks or refuses: the same loss as for int64, written out."
+    if label == torch.int8: classes = min(classes, 128)
+    g = torch.Generator().manual_seed(seed)
+    logits = (3*torch.randn(n, classes, generator=g)).to(dtype)
+    y, perm = torch.randint(classes, (n,), generator=g), torch.randperm(n, generator=g)
+    y[0] = classes - 1
+    lam = torch.rand(n if per == "image" else 1, generator=g)
+    weight = (torch.rand(classes, generator=g) + 0.1).to(dtype) if weighted else None
+    loss = criterion(kind, weight, smoothing, reduction)
+    for positions in (perm, perm.to(torch.uint8), perm.to(torch.int16)):
+        got = mixed_loss(loss, logits, y.to(label), positions, lam)
+        want = brute_force(logits, y, perm, lam, weight, smoothing, reduction)
+        torch.testing.assert_close(torch.Tensor(got).double(), want, rtol=ROUNDING[dtype],
+                                   atol=ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("label", WHOLE)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_156_is_a_class(label, weighted):
+    "-100, which torch's losses ignore, is 156 in a byte."
+    logits = torch.randn(4, 200, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([3, 156, 157, 199])
+    if label == torch.int8: y = y.clamp(max=127)
+    weight = torch.linspace(0.1, 2, 200) if weighted else None
+    perm, lam = torch.tensor([1, 2, 3, 0]), torch.tensor([0.2, 0.4, 0.6, 0.9])
+    got = mixed_loss(nn.CrossEntropyLoss(weight), logits, y.to(label), perm, lam)
+    assert torch.allclose(got.double(), brute_force(logits, y, perm, lam, weight, 0.), atol=1e-5)
+    assert torch.equal(one_hot(y.to(label), 200), F.one_hot(y, 200).float())
+    images = torch.rand(4, 3, 8, 8)
+    for f in (mixup, cutmix):
+        torch.manual_seed(0)
+        targets = f(images, y.to(label), lam, perm, 200)[1]
+        torch.manual_seed(0)
+        assert torch.equal(targets, f(images, y, lam, perm, 200)[1])
+
+
+MIXERS = dict(KINDS, resize=lambda **k: [ResizeMix(**k)], reg=lambda **k: [RegMixup(**k)])
+
+
+class Look(Callback):
+    "What the learner's loss is, and from what it was computed."
+    order = 5.5
+    def after_loss(self):
+        cb = self.learn.cbs.filter(lambda o: getattr(o, "mixed", None) is not None)[0]
+        self.found = self.pred, self.yb[0], cb.mixed, self.learn.loss
+    def before_step(self): raise CancelFitException
+
+
+class Both(nn.Module):
+    "A network that keeps what it was given last, and what it said."
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.last = nn.Linear(4, classes)
+    def forward(self, x):
+        self.out = self.last(self.second(self.first(x).relu()).relu().mean((2, 3)))
+        return self.out
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 6), label=st.sampled_from(WHOLE),
+       dtype=st.sampled_from(FLOATS),
+       mixer=st.sampled_from(list(MIXERS)), kind=st.sampled_from(list(CRITERIA)),
+       weighted=st.booleans(),
+       smoothing=st.sampled_from([0., 0.1]), per=st.sampled_from(["image", "batch"]))
+def test_property_every_type_through_every_callback(seed, n, label, dtype, mixer, kind, weighted,
+                                                    smoothing, per):
+    "The learner steps on the brute-force loss of its predictions, in float64 with int64 labels."
+    classes, g = (120 if label == torch.int8 else 200), torch.Generator().manual_seed(seed)
+    x, y = torch.rand(n, 3, 8, 8, generator=g).to(dtype), torch.randint(classes, (n,), generator=g)
+    y[0] = classes - 1
+    weight = (torch.rand(classes, generator=g) + 0.1).to(dtype) if weighted else None
+    batches = torch.utils.data.DataLoader([(x, y.to(label))], batch_size=None)
+    kwargs = dict(per=per) if mixer != "per_batch" else {}
+    torch.manual_seed(seed)
+    learn = Learner(DataLoaders(batches, batches, device="cpu"), Both(classes).to(dtype),
+                    criterion(kind, weight, smoothing), cbs=[*MIXERS[mixer](**kwargs), Look()])
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.recorder): learn.fit(1, 0.)
+    pred, labels, (perm, lam), loss = learn.look.found
+    if mixer == "reg": pred = learn.model.out
+    clean, mixed = pred.chunk(2)[::-1] if mixer == "reg" else (None, pred)
+    want = brute_force(mixed, y, perm, lam, weight, smoothing)
+    if mixer == "reg":
+        want = want + brute_force(clean, y, torch.arange(n), torch.ones(1), weight, smoothing)
+    torch.testing.assert_close(torch.Tensor(loss.detach()).double(), want, rtol=ROUNDING[dtype],
+                               atol=ROUNDING[dtype])
+    assert torch.equal(labels, y) and labels.dtype == torch.int64
+
+
+def test_small_labels_in_a_whole_training():
+    "With a loss that takes them: the plain loss and the unmixed one beside the mixed one."
+    for label in WHOLE:
+        learn = fit(learner(MixUp(1.), loss_func=SmoothCrossEntropy(),
+                    y=lambda i: torch.tensor(i % 4).to(label)), 2)
+        assert torch.tensor(learn.recorder.values).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_unmixed_loss_with_class_weights_of_every_type(dtype):
+    learn = learner(MixUp(1.), loss_func=nn.CrossEntropyLoss(W.to(dtype)), model=net().to(dtype),
+                    x=lambda: torch.rand(3, 8, 8).to(dtype))
+    with learn.removed_cbs(learn.recorder): fit(learn)
+    assert learn.mix_up.compared and all(loss.isfinite() for loss, _ in learn.mix_up.compared)
+
+
+def test_whole_numbers_to_predict_are_mixed_as_floats():
+    "Of the shape of the predictions they are no class numbers."
+    _, _, lam, perm = batch()
+    y, pred = torch.arange(6), torch.randn(6)
+    for o in (y, y.to(torch.int8), y.float()):
+        want = F.mse_loss(pred, blend(y.float(), lam, perm))
+        assert torch.allclose(mixed_loss(nn.MSELoss(), pred, o, perm, lam), want)
+    assert mixed_loss(nn.BCEWithLogitsLoss(), pred, y > 2, perm, lam).isfinite()
+
+
+def hidden_weights(p, y, reduction="mean"):
+    return F.cross_entropy(p, y, weight=W, reduction=reduction)
+
+
+@pytest.mark.parametrize("make", [lambda: lambda p, y: F.cross_entropy(p, y, weight=W),
+                                  lambda: hidden_weights])
+def test_a_mean_that_cannot_be_known_is_refused(make):
+    "Class weights inside a function change the divisor of the mean, and nothing outside tells."
+    loss, (_, y, lam, perm) = make(), batch()
+    logits = torch.randn(6, 4)
+    with pytest.raises(ValueError, match='averages over images can\'t be known: use per="batch"'):
+        mixed_loss(loss, logits, y, perm, lam)
+    one = mixed_loss(loss, logits, y, perm, torch.tensor([0.3]))
+    assert torch.allclose(one, 0.3*loss(logits, y) + 0.7*loss(logits, y[perm]))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.CrossEntropyLoss(), lambda: CrossEntropyLossFlat(),
+                                  lambda: SmoothCrossEntropy(0.)])
+@pytest.mark.parametrize("undefined", [torch.inf, torch.nan])
+@pytest.mark.parametrize("share", [0., 1.])
+def test_what_has_no_share_does_not_count(make, undefined, share):
+    "An infinite or undefined number times 0 is undefined; and who has no share has no number."
+    loss, perm = make(), torch.tensor([1, 0])
+    # Class 2 is ruled out for the first.
+    logits = torch.tensor([[0., 1., -torch.inf], [0.5, 0., 1.]], requires_grad=True)
+    y = torch.tensor([0, 2]) if share else torch.tensor([2, 0])
+    for lam in (torch.tensor([share]), torch.full((2,), share)):
+        got = torch.Tensor(mixed_loss(loss, logits, y, perm, lam))
+        assert torch.equal(got, torch.Tensor(loss(logits, y if share else y[perm])))
+        if lam.numel() == 2: assert got.isfinite() == (share == 1 or y[perm][0] != 2)
+    x = torch.tensor([[1., 2.], [undefined, 3.]])
+    keep = torch.tensor([1., 0.])
+    for o in (x, x.half(), x.double().requires_grad_()):
+        assert torch.equal(blend(o, keep, perm), o[[0, 0]])
+        assert torch.equal(blend(o, 1., torch.tensor([0, 0]))[0], o[0])
+    assert torch.equal(mixed_loss(nn.MSELoss(), x[[0, 0]], x, perm, keep), torch.tensor(0.))
+
+
+def test_blended_gradients_are_those_of_what_was_kept():
+    x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    lam, perm = torch.tensor([1., 0., 0.5]), torch.tensor([1, 2, 0])
+    assert torch.autograd.gradcheck(lambda o: blend(o, lam, perm), x)
+
+
+# ---- what doesn't fit ----------------------------------------------------------------------------
+
+def bad_perms(n):
+    "Positions out of range, negative, of another shape, floats, truths, or no numbers."
+    rows = torch.arange(n)
+    return st.sampled_from([rows + 1, rows - 1, rows.float(), rows.double() + 0.5, rows > 0,
+                            rows[:-1], rows[None], torch.cat([rows, rows]),
+                            rows + 0j, "abc", None, ["a"]*n, n, [0.5]*n])
+
+
+def bad_lams(n):
+    third = torch.full((n,), 1/3)
+    return st.sampled_from([third + 1, -third, third*torch.nan, third > 0,
+                            third[:-1] if n > 2 else torch.empty(0),
+                            third[None] if n > 1 else -third,
+                            torch.cat([third, third]), third + 0j, "abc", None,
+                            1.5, -0.1, float("nan"), float("inf"), True])
+
+
+def first(lam): return lam[:1] if torch.is_tensor(lam) and lam.ndim else lam
+
+
+TAKE = {   # each public function of positions or weights
+    "blend": lambda x, y, lam, perm: blend(x, lam, perm),
+    "mixup": lambda x, y, lam, perm: mixup(x, y, lam, perm, 4),
+    "mixup_targets": lambda x, y, lam, perm: mixup_targets(y, lam, perm, 4),
+    "cutmix": lambda x, y, lam, perm: cutmix(x, y, lam, perm, 4),
+    "mixed_loss": lambda x, y, lam, perm: mixed_loss(nn.CrossEntropyLoss(), x.flatten(1)[:, :4], y,
+                                                     perm, lam),
+    "one weight": lambda x, y, lam, perm: mixed_loss(nn.CrossEntropyLoss(), x.flatten(1)[:, :4], y,
+                                                     perm, first(lam)),
+    "resizemix": lambda x, y, lam, perm: resizemix(x, perm, patch_boxes(lam, 8, 8)),
+}
+
+
+@given(data=st.data(), name=st.sampled_from(list(TAKE)), n=st.integers(1, 6),
+       seed=st.integers(0, 1000), which=st.sampled_from(["perm", "lam"]))
+def test_property_bad_positions_and_weights_are_refused(data, name, n, seed, which):
+    x, y, lam, perm = batch(n, seed=seed)
+    if which == "perm": perm = data.draw(bad_perms(n))
+    else: lam = data.draw(bad_lams(n))
+    given_ = [o.clone() if torch.is_tensor(o) else o for o in (x, y, lam, perm)]
+    if name == "one weight" and which == "lam": name = "mixed_loss"
+    with pytest.raises((TypeError, ValueError), match="perm|lam|weights|sides|position|boxes"):
+        TAKE[name](x, y, lam, perm)
+    for a, b in zip((x, y, lam, perm), given_):
+        if torch.is_tensor(a):
+            assert torch.equal(a.nan_to_num(-1) if a.is_floating_point() else a,
+                               b.nan_to_num(-1) if b.is_floating_point() else b)
+
+
+@pytest.mark.parametrize("what", [[0, 1], "ab", None, 3])
+@pytest.mark.parametrize("f", [
+    lambda o: one_hot(o, 4),
+    lambda o: mixup(o, torch.tensor([0, 1]), 0.5, [1, 0], 4),
+    lambda o: mixup(torch.rand(2, 3), o, 0.5, [1, 0], 4),
+    lambda o: mixup_targets(o, 0.5, [1, 0], 4),
+    lambda o: blend(o, 0.5, [1, 0]),
+    lambda o: cutmix(o, torch.tensor([0, 1]), 0.5, [1, 0], 4),
+    lambda o: cutmix(torch.rand(2, 3, 4, 4), o, 0.5, [1, 0], 4),
+    lambda o: paste(o, torch.rand(2, 3, 4, 4), torch.zeros(2, 4)),
+    lambda o: mixed_loss(F.cross_entropy, torch.rand(2, 4), o, [1, 0], 0.5),
+    lambda o: box_weights(o, 4, 4),
+    lambda o: resizemix(o, [1, 0], torch.zeros(2, 4).long()),
+])
+def test_what_is_no_tensor_is_named(f, what):
+    with pytest.raises(TypeError, match="must be a tensor, not"): f(what)
+
+
+@pytest.mark.parametrize("error, words, f", [
+    (TypeError, "n_classes must be a whole number", lambda x, y, lam, perm: one_hot(y, 4.)),
+    (TypeError, "n_classes must be a whole number",
+     lambda x, y, lam, perm: mixup(x, y, lam, perm, "4")),
+    (ValueError, "n_classes must be 1 or more", lambda x, y, lam, perm: one_hot(y[:0], 0)),
+    (ValueError, "a side of the images must be 1 or more",
+     lambda x, y, lam, perm: cutmix(x[..., :0], y, lam, perm, 4)),
+    (ValueError, "a side of the images must be 1 or more",
+     lambda x, y, lam, perm: cut_boxes(lam, 0, 8)),
+    (ValueError, "a side of the images must be 1 or more",
+     lambda x, y, lam, perm: box_weights(torch.zeros(6, 4).long(), 8, 0)),
+    (TypeError, "boxes needs a rectangle",
+     lambda x, y, lam, perm: box_weights(torch.rand(6, 4), 8, 8)),
+    (TypeError, "boxes needs a rectangle", lambda x, y, lam, perm: paste(x, x, torch.rand(6, 4))),
+    (TypeError, "boxes needs a rectangle",
+     lambda x, y, lam, perm: cutmix(x, y, lam, perm, 4, torch.rand(6, 4))),
+    (ValueError, "boxes needs a rectangle",
+     lambda x, y, lam, perm: cutmix(x, y, lam, perm, 4, torch.zeros(5, 4).long())),
+    (ValueError, "centre needs two each",
+     lambda x, y, lam, perm: cut_boxes(lam, 8, 8, torch.zeros(2).long())),
+    (TypeError, "centre needs two each",
+     lambda x, y, lam, perm: cut_boxes(lam, 8, 8, torch.rand(6, 2))),
+    (ValueError, "images are", lambda x, y, lam, perm: cutmix(x[0], y, lam, perm, 4)),
+    (ValueError, "6 images and 5 targets", lambda x, y, lam, perm: cutmix(x, y[:5], lam, perm, 4)),
+    (ValueError, "6 images and 5 targets", lambda x, y, lam, perm: mixup(x, y[:5], lam, perm, 4)),
+    (ValueError, "one target an image", lambda x, y, lam, perm: cutmix(x, x, lam, perm)),
+    (TypeError, "class numbers of shape",
+     lambda x, y, lam, perm: mixup(x, x[:, 0].byte(), lam, perm, 4)),
+    (TypeError, "class numbers must be whole",
+     lambda x, y, lam, perm: mixed_loss(F.cross_entropy, torch.rand(6, 4), y > 1, perm, lam)),
+    (ValueError, "a number for each of 6 images, not 1",
+     lambda x, y, lam, perm: mixed_loss(lambda p, y, reduction="mean": p.mean(), torch.rand(6, 4),
+                                        y, perm, lam)),
+    (TypeError, "alpha must be a number", lambda *_: mix_weights(3, "0.4")),
+    (TypeError, "n must be a whole number", lambda *_: mix_weights(3., 0.4)),
+    (ValueError, "n must be 0 or more", lambda *_: mix_weights(-3, 0.4)),
+    (TypeError, "off_last must be a whole number", lambda *_: MixUp(off_last=0.5)),
+    (ValueError, "compare_every must be 0 or more", lambda *_: CutMix(compare_every=-1)),
+])
+def test_more_bad_input_is_named(error, words, f):
+    with pytest.raises(error, match=words): f(*batch())
+
+
+def test_one_weight_of_any_shape():
+    x, y, _, perm = batch()
+    logits = x.flatten(1)[:, :4]
+    quarters = (torch.tensor(0.25), torch.tensor([[0.25]]), torch.tensor([0.25]).double(), 0.25)
+    for f in (lambda lam: blend(x, lam, perm),
+              lambda lam: mixup(x, y, lam, perm, 4)[1],
+              lambda lam: mixed_loss(F.cross_entropy, logits, y, perm, lam),
+              lambda lam: (torch.manual_seed(0), cutmix(x, y, lam, perm, 4)[0])[1]):
+        for lam in quarters: assert torch.allclose(f(lam), f(torch.tensor([0.25])))
+        assert torch.equal(f(1), f(torch.tensor([1.])))
+
+
+@given(alpha=st.floats(5e-324, 1e308), seed=st.integers(0, 1000))
+def test_property_weights_of_any_alpha_are_weights(alpha, seed):
+    torch.manual_seed(seed)
+    t = mix_weights(50, alpha)
+    assert ((t >= 0) & (t <= 1)).all()
+    if alpha < 1e-20: assert set(t.tolist()) == {0., 1.}
+    if alpha > 1e20: assert (t == 0.5).all()
+
+
+MASKS = lambda i: torch.randint(4, (8, 8))
+
+
+@pytest.mark.parametrize("make", [MixUp, CutMix, ResizeMix, ManifoldMixup, RegMixup,
+                                  lambda: MixUp(per="batch")])
+@pytest.mark.parametrize("label", [torch.uint8, torch.int64, torch.bool])
+def test_a_class_for_each_pixel_is_refused(make, label):
+    model = nn.Sequential(*[nn.Conv2d(k, 4, 3, padding=1) for k in (3, 4, 4)])
+    learn = learner(make(), y=lambda i: MASKS(i).to(label), model=model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="mixes one target an image, and these have one for each"):
+        fit(learn)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_pictures_to_predict_are_blended():
+    "Floats for each pixel are no classes: blended pictures have a blended answer."
+    def to_predict(cb): return learner(cb, y=lambda i: torch.rand(4, 8, 8), loss_func=nn.MSELoss(),
+                                       model=nn.Conv2d(3, 4, 3, padding=1))
+    learn = to_predict(MixUp(1.))
+    assert torch.stack(fit(learn).recorder.losses).isfinite().all()
+    for make in (CutMix, ResizeMix):
+        with pytest.raises(ValueError, match="one target an image"): fit(to_predict(make()))
+
+
+# ---- a look at a mixed batch ---------------------------------------------------------------------
+
+PREVIEWED = dict(mixup=MixUp, cutmix=CutMix, resize=ResizeMix,
+                 manifold=lambda **k: ManifoldMixup(layers=[""], **k), reg=RegMixup)
+
+
+def preview(learn):
+    "As fastai's documentation of its own MixUp does it."
+    learn.epoch, learn.training = 0, True
+    learn.dl = learn.dls.train
+    b = next(iter(learn.dls.train))
+    learn._split(b)
+    learn("before_train")
+    learn("before_batch")
+    return b
+
+
+@pytest.mark.parametrize("name", PREVIEWED)
+@pytest.mark.parametrize("with_learn", [True, False])
+@pytest.mark.parametrize("off_last", [0, 1])
+def test_a_preview_without_training(name, with_learn, off_last):
+    "No training has begun, so there is no count of batches; and the model need not fit the images."
+    cb = PREVIEWED[name](off_last=off_last)
+    learn = learner(cb, model=nn.Linear(3, 4), n=64, bs=32)
+    with learn if with_learn else nullcontext(): x, y = preview(learn)
+    mixed = cb.x[:len(x)]
+    if name == "manifold": assert torch.equal(mixed, x)     # it mixes in the model
+    else: assert not torch.isclose(mixed, x).all() and 0 <= mixed.min() and mixed.max() <= 1
+    assert torch.equal(cb.y[:len(y)], y) and not cb.compared
+    if with_learn: assert not learn.model._forward_pre_hooks and not learn.metrics
+
+
+def test_a_preview_between_trainings():
+    learn = learner(MixUp(1., compare_every=1))
+    first = fit(learn).recorder.values[0]
+    with learn.no_bar(), learn.no_logging(), learn: x, _ = preview(learn)
+    assert not torch.isclose(learn.mix_up.x, x).all()
+    assert len(fit(learn).recorder.values[0]) == len(first) == 3
+
+
+def test_a_preview_is_shown(tmp_path):
+    "fastai's own loaders show the mixed batch, denormalized and with its labels."
+    import matplotlib.pyplot as plt
+    for i in range(16):
+        (tmp_path/f"c{i % 2}").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path/f"c{i % 2}"/f"{i}.png")
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=0.5, seed=0, bs=8, num_workers=0,
+                                       batch_tfms=Normalize.from_stats(*imagenet_stats))
+    cb = MixUp(1.)
+    with Learner(dls, nn.Linear(3, 4), loss_func=CrossEntropyLossFlat(), cbs=cb) as learn:
+        x, _ = preview(learn)
+    fig, axs = plt.subplots(2, 2)
+    dls.show_batch(b=(cb.x, cb.y), ctxs=axs.flatten())
+    mean, std = (torch.tensor(o)[:, None, None] for o in imagenet_stats)
+    for ax, o in zip(axs.flatten(), cb.x):
+        pixels = (torch.Tensor(o)*std + mean).permute(1, 2, 0)*255
+        assert np.allclose(ax.images[0].get_array(), pixels, atol=1.01)
+        assert ax.get_title() in ("c0", "c1")
+    assert not torch.isclose(torch.Tensor(cb.x), torch.Tensor(x)).all()
+    plt.close(fig)
 
 
 # ---- exercises -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import nn
 
 from sota_course.mixup import MixUp, box_weights, mixed_loss
 from sota_course.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
-from test_mixup import FLOATS, LOSSES, W, IndexOnly, batch, fit, layouts, learner
+from test_mixup import FLOATS, LOSSES, W, IndexOnly, batch, fit, layouts, learner, preview
 
 def small(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 
@@ -101,3 +101,44 @@ def test_wrong_use_is_named():
     with pytest.raises(ValueError, match="smallest"): ResizeMix(0.9, 0.2)
     with pytest.raises(ValueError, match="from 0 up"): RegMixup(-1.)
     with pytest.raises(ValueError, match="floats"): resizemix((batch()[0]*255).byte(), torch.arange(6), torch.zeros(6, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("error, words, f", [
+    (ValueError, "weights must lie between 0 and 1",
+     lambda x, perm, boxes: patch_boxes(torch.tensor([1.5]), 8, 8)),
+    (ValueError, "weights must lie between 0 and 1",
+     lambda x, perm, boxes: patch_boxes(torch.tensor([torch.nan]), 8, 8)),
+    (TypeError, "sides must be a tensor", lambda x, perm, boxes: patch_boxes([0.5], 8, 8)),
+    (ValueError, "a side of the images must be 1 or more",
+     lambda x, perm, boxes: patch_boxes(torch.tensor([0.5]), 8, 0)),
+    (ValueError, "positions from 0 to 5", lambda x, perm, boxes: resizemix(x, perm - 1, boxes)),
+    (TypeError, "perm needs one position",
+     lambda x, perm, boxes: resizemix(x, perm.float(), boxes)),
+    (ValueError, "perm needs one position", lambda x, perm, boxes: resizemix(x, perm[:2], boxes)),
+    (ValueError, "boxes needs a rectangle for each of 6",
+     lambda x, perm, boxes: resizemix(x, perm, boxes[:2])),
+    (TypeError, "boxes needs a rectangle for each of 6",
+     lambda x, perm, boxes: resizemix(x, perm, boxes.float())),
+    (ValueError, "must lie inside the image", lambda x, perm, boxes: resizemix(x, perm, boxes - 9)),
+    (ValueError, "must lie inside the image",
+     lambda x, perm, boxes: resizemix(x, perm, boxes.flip(1))),
+    (ValueError, "eta must be a number from 0 up",
+     lambda x, perm, boxes: RegMixup(eta=float("nan"))),
+    (ValueError, "eta must be a number from 0 up", lambda x, perm, boxes: RegMixup(eta=-1.)),
+])
+def test_what_does_not_fit_is_named(error, words, f):
+    x, *_, perm = batch()
+    before = x.clone()
+    with pytest.raises(error, match=words): f(x, perm, patch_boxes(torch.full((6,), 0.5), 8, 8))
+    assert torch.equal(x, before)
+
+
+def test_a_preview_of_regmixup_begins_with_mixed_images():
+    "Those that fastai's show_batch takes are the first."
+    cb = RegMixup()
+    learn = learner(cb, n=32, bs=16, model=small())
+    with learn: x, y = preview(learn)
+    assert len(cb.x) == 32
+    assert torch.equal(cb.x[16:], x)
+    assert not torch.isclose(cb.x[:16], x).all()
+    assert torch.equal(cb.y, torch.cat([y, y]))

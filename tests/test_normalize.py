@@ -28,7 +28,8 @@ from sota_course.data import data_block, get_dls
 from sota_course.exercises import check, exercises
 from sota_course.loader import BadImages, cached_dls
 from sota_course.models import load_model, read_card, save_model
-from sota_course.normalize import ChannelStats, Normalize, channel_stats, dataset_stats, denormalize, normalize
+from sota_course.normalize import (ChannelStats, Normalize, channel_stats, check_stats,
+                                   check_unit_stats, dataset_stats, denormalize, normalize)
 
 quick = settings(deadline=None, max_examples=40)
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -133,6 +134,49 @@ def test_a_failed_update_leaves_no_trace():
     before = stats.pair
     with pytest.raises(ValueError): stats.update(torch.full((1, 3, 2, 2), torch.nan))
     assert stats.pair == before
+
+
+@given(st.integers(0, 99), st.booleans(),
+       st.lists(st.sampled_from([torch.uint8, *FLOATS]), min_size=1, max_size=3))
+def test_property_what_was_read_out_is_independent(seed, join, dtypes):
+    "Changed results change no statistics, later statistics no result, merged ones not one another."
+    stats, other = ChannelStats(), ChannelStats()
+    for i, dtype in enumerate(dtypes):
+        (other if join else stats).update(images(seed + i, dtype=dtype))
+    if join: stats.merge(other)
+    want, theirs = stats.pair, other.pair if join else None
+    mean, std = stats.mean, stats.std
+    for o in (mean, std): o.fill_(7)
+    assert stats.pair == want and stats.mean.tolist() == want[0] and stats.std.tolist() == want[1]
+    mean, std = stats.mean, stats.std
+    stats.update(images(seed + 9, dtype=torch.float32)).update(images(seed + 8))
+    assert (mean.tolist(), std.tolist()) == want and stats.pair != want
+    if not join: return
+    assert other.pair == theirs
+    before, other_mean = stats.pair, other.mean
+    other.update(images(seed + 7, dtype=torch.float64))
+    assert stats.pair == before and other_mean.tolist() == theirs[0]
+
+
+def test_merging_with_itself_counts_twice():
+    for dtype in (torch.uint8, torch.float32):
+        stats = ChannelStats().update(images(0, dtype=dtype))
+        pair, pixels = stats.pair, stats.pixels
+        stats.merge(stats)
+        assert stats.pixels == 2*pixels
+        np.testing.assert_allclose(stats.pair, pair, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda: torch.full((3,), .5, dtype=torch.float64),
+                                  lambda: np.full(3, .5)])
+def test_checked_statistics_are_copies(make):
+    "What the checks return isn't what they were given, and a transform keeps its own."
+    mean, std = make(), make()
+    for o in (*check_stats(mean, std), *check_unit_stats(mean, std)): o.fill_(7)
+    transform = Normalize(mean, std)
+    assert (np.asarray(mean) == .5).all() and (np.asarray(std) == .5).all()
+    mean[:], std[:] = 7, 7
+    assert (transform.mean == .5).all() and (transform.std == .5).all()
 
 
 # ---- of a data set ---------------------------------------------------------------------------------------------------
