@@ -31,19 +31,23 @@ def train(
     tta:bool=False, # also measure test time augmentation, as fastai does it
     name:str=None, # of the result; default: made of data, arch and size
     out:str="runs", # folder for the result, the picture, the model and the checkpoint
-    resume:bool=False, # go on where an interrupted run stopped, or add to a finished one what it lacks
+    resume:bool=False, # go on with an interrupted run, or add to a finished one what it lacks
     overwrite:bool=False, # train again, and replace what is in the folder
 ): # a `Result`
-    "Train an image classifier from scratch, keep the model (load_model opens it), and write down how it went."
+    "Train an image classifier, keep the model (for load_model), and write down how it went."
     args = dict(locals())
     check_options(args)
     from sota_course.training import run_training # takes seconds: after the checks
     return run_training(args)
 
 # %% ../nbs/tools/train.ipynb #b1f218dd
-def _whole(low, high, what): return f"{what} from {low} to {high}", lambda o: isinstance(o, int) and low <= o <= high
+def _whole(low, high, what):
+    return f"{what} from {low} to {high}", lambda o: isinstance(o, int) and low <= o <= high
+
 def _one_of(*words): return f"one of {', '.join(words)}", lambda o: o in words
-def _plain(o): return o.isprintable() and not set(o) & set("/\\") and not o.startswith(".")
+def _is_name(o):
+    "Whether files can begin with `o`, wherever they are."
+    return 0 < len(o) <= 100 and o.isprintable() and not set(o) & set("/\\") and o[0] != "."
 
 RULES = dict( # option -> what it must be, in words and as a function
     data=("the name of a data set or the path of a folder", lambda o: bool(str(o).strip())),
@@ -60,7 +64,7 @@ RULES = dict( # option -> what it must be, in words and as a function
     pipeline=_one_of("cached", "fastai"),
     valid_pct=("a share between 0 and 1", lambda o: 0 < o < 1),
     workers=_whole(0, 256, "a number of processes"),
-    name=("1 to 100 printable characters, without slashes and without a dot in front", lambda o: 0 < len(o) <= 100 and _plain(o)),
+    name=("1 to 100 printable characters, without slashes and without a dot in front", _is_name),
     out=("the path of a folder", lambda o: bool(str(o).strip())),
 )
 
@@ -72,7 +76,8 @@ def _check_out(out):
         there = next(o for o in (folder, *folder.parents) if o.exists())
         with tempfile.TemporaryFile(dir=there): pass
     except OSError as e:
-        raise ValueError(f"--out {out} is no folder that can be written to: {e.strerror}. Choose another") from e
+        raise ValueError(f"--out {out} is no folder that can be written to: {e.strerror}. "
+                         "Choose another") from e
 
 def check_options(args:dict, # option -> value
                  ):
@@ -82,14 +87,17 @@ def check_options(args:dict, # option -> value
         value = args[option]
         if value is None and default[option] is None: continue
         try: good = ok(value)
-        except (TypeError, AttributeError): good = False # of another type, which only a call from Python can give
-        if not good: raise ValueError(f"--{option.replace('_', '-')} must be {what}, not {value!r}")
+        except (TypeError, AttributeError): good = False # of another type: a call from Python
+        flag = "--" + option.replace("_", "-")
+        if not good: raise ValueError(f"{flag} must be {what}, not {value!r}")
     if args["presize"] and args["presize"] < args["size"]:
-        raise ValueError(f"--presize must be at least --size, {args['size']}, not {args['presize']}")
+        raise ValueError(f"--presize must be at least --size, which is {args['size']}, "
+                         f"not {args['presize']}")
     if args["resume"] and args["overwrite"]:
         raise ValueError("--resume keeps what is there and --overwrite replaces it: choose one")
     if not RULES["name"][1](run_name(args)):
-        raise ValueError(f"the run can't be called {run_name(args)!r} after its data: choose a --name")
+        raise ValueError(f"the run can't be called {run_name(args)!r}, after its data: "
+                         "choose a --name")
     _check_out(args["out"])
 
 # %% ../nbs/tools/train.ipynb #8f19c794
@@ -137,11 +145,13 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum): self.signum = signum
 
 class Signals:
-    "Answers SIGINT and SIGTERM: by `Interrupted`, or by the end of the process if `at_once` or a second time."
-    def __init__(self): self.at_once, self.code, self.last_words = True, None, f"Stopped. {start_again}"
+    "Answers SIGINT and SIGTERM: by `Interrupted`; if `at_once`, or a second time, by the end."
+    def __init__(self):
+        self.at_once, self.code, self.last_words = True, None, f"Stopped. {start_again}"
 
     def install(self):
-        if threading.current_thread() is not threading.main_thread(): return # it has no say over signals
+        # Other threads have no say over signals.
+        if threading.current_thread() is not threading.main_thread(): return
         for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, self)
         sys.unraisablehook = self.unraisable
 
@@ -157,13 +167,14 @@ class Signals:
         os._exit(128 + signum if self.code is None else self.code)
 
     def unraisable(self, found):
-        "An interrupt that came in a destructor, from where it gets nowhere, still ends the command."
-        if isinstance(found.exc_value, KeyboardInterrupt): self.end(getattr(found.exc_value, "signum", signal.SIGINT))
+        "An interrupt in a destructor, from where it gets nowhere, still ends the command."
+        error = found.exc_value
+        if isinstance(error, KeyboardInterrupt): self.end(getattr(error, "signum", signal.SIGINT))
         sys.__unraisablehook__(found)
 
 # %% ../nbs/tools/train.ipynb #d03f249b
 def _parse():
-    "The options that were typed. Raises `ValueError` for what isn't one, or has no value of its type."
+    "The options that were typed. Raises `ValueError` for what isn't one, or no value for it."
     from fastcore.script import anno_parser
     def refuse(message): raise ValueError(f"{message}. All options: sota-train --help")
     parser = anno_parser(train, "sota-train")
@@ -181,7 +192,8 @@ def _do(signals):
     args = _parse()
     check_options(args)
     import sota_course.training # takes seconds, in which nothing is under way
-    signals.last_words = f"Stopped. Epochs that were finished are kept; go on with:\n  {go_on(args)}"
+    kept = "Epochs that were finished are kept; go on with:"
+    signals.last_words = f"Stopped. {kept}\n  {go_on(args)}"
     signals.at_once = False
     train(**args)
     sys.stdout.flush()
@@ -192,7 +204,7 @@ def _code(signals):
     try: _do(signals)
     except BrokenPipeError: # as in `sota-train | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print("sota-train: nobody reads what it prints any more: go on with --resume", file=sys.stderr)
+        print("sota-train: nobody reads what it prints: go on with --resume", file=sys.stderr)
         return 2
     except Exception as e:
         if not _foreseen(e): raise
@@ -216,6 +228,7 @@ def main():
     try:
         try: code = _code(signals)
         except KeyboardInterrupt as e: code = _stopped(signals, e)
-    except KeyboardInterrupt as e: signals.end(getattr(e, "signum", signal.SIGINT)) # one more, in the middle of that
+    except KeyboardInterrupt as e: # one more, in the middle of that
+        signals.end(getattr(e, "signum", signal.SIGINT))
     signals.code = code # all is said: a signal while Python shuts down changes nothing
     sys.exit(code)
