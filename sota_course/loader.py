@@ -334,6 +334,14 @@ def _drop(folder, kept, root):
         if o.suffix==".part" or o.stem not in live: _try_to_delete(o)
 
 # %% ../nbs/tools/loader.ipynb #adc66ec2
+CACHE_NAME = re.compile(r".*-[1-9]\d*-(crop|squish|pad)-[0-9a-f]{16}")
+
+def _caches(home):
+    "The folders of caches in `home`, by their names: whatever else is there is not ours"
+    try: return sorted(o for o in home.iterdir() if CACHE_NAME.fullmatch(o.name) and os.path.isdir(o))
+    except FileNotFoundError: return []
+    except OSError as e: raise CacheError(home, e, "can't be looked at") from e
+
 def _rests(folder):
     "Files of a build that never came to its end: pixels without an index, or under their first name"
     whole = {o.stem for o in _files(folder, ".json")}
@@ -386,14 +394,6 @@ def _os_error(e):
     return e if isinstance(e, OSError) else OSError(errno.ENOLCK, str(e))
 
 # %% ../nbs/tools/loader.ipynb #ed4f7ca3
-CACHE_NAME = re.compile(r".*-[1-9]\d*-(crop|squish|pad)-[0-9a-f]{16}")
-
-def _caches(home):
-    "The folders of caches in `home`, by their names: whatever else is there is not ours"
-    try: return sorted(o for o in home.iterdir() if CACHE_NAME.fullmatch(o.name) and os.path.isdir(o))
-    except FileNotFoundError: return []
-    except OSError as e: raise CacheError(home, e, "can't be looked at") from e
-
 def _bytes(folder):
     "What the files of `folder` take; a file that another process deletes meanwhile takes nothing"
     total = 0
