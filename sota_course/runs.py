@@ -387,6 +387,163 @@ def _object_settings(o, see, weights):
     except TypeError: raise ValueError(f"a {type(o).__name__} can't be described by plain values, so that two of them could be told apart") from None
     return kind | dict(made=made if isinstance(made, str) else see(made[:3]))
 
+# %% ../nbs/tools/runs.ipynb #d1a70001
+def _digest(data):
+    "A short fingerprint of bytes or of JSON-ready values."
+    if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:12]
+
+def _tensor_settings(x):
+    "The shape, the type and the values of a tensor; a fingerprint of them where they are many."
+    # numpy has no bfloat16, and the bytes of any type are good enough.
+    x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
+    short = x.numel() <= 16 and not x.is_complex()
+    values = as_settings(x.tolist()) if short else _digest(x.flatten().view(torch.uint8).numpy().tobytes())
+    return dict(tensor=list(x.shape), dtype=str(x.dtype), values=values)
+
+# %% ../nbs/tools/runs.ipynb #d1a70002
+def _full_name(o): return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', getattr(o, '__name__', type(o).__name__))}"
+
+def _importable(o):
+    "Whether everyone who imports the function or class by its name gets this one."
+    if o.__module__ in (None, "__main__"): return False
+    try: return functools.reduce(getattr, o.__qualname__.split("."), sys.modules[o.__module__]) is o
+    except (AttributeError, KeyError): return False
+
+def _names_used(code):
+    "The names that a function looks up outside itself, those of functions within it included."
+    inner = [o for o in code.co_consts if isinstance(o, types.CodeType)]
+    return set(code.co_names).union(*map(_names_used, inner))
+
+def _code_settings(code, see):
+    "What a compiled function does, whatever its lines and its file are called."
+    return dict(code=_digest(code.co_code), names=list(code.co_names), variables=list(code.co_varnames), constants=[see(o) for o in code.co_consts])
+
+# %% ../nbs/tools/runs.ipynb #d1a70003
+_VALUES = (bool, int, float, str, tuple, list, dict, torch.Tensor, np.ndarray, np.generic, partial, types.FunctionType)
+
+def _function_settings(f, see):
+    "A function by its name, and by its code and what it uses where the name doesn't say it all."
+    if _importable(f): return _full_name(f)
+    cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
+    around = {k: f.__globals__[k] for k in _names_used(f.__code__) if isinstance(f.__globals__.get(k), _VALUES)}
+    closed = {k: o.cell_contents for k, o in cells.items() if o != types.CellType()} # an empty cell has no contents
+    return dict(function=f.__qualname__.rpartition(".")[2], code=_digest(see(f.__code__)), defaults=see([f.__defaults__, f.__kwdefaults__]), uses=see(around | closed))
+
+def _class_settings(cls, see):
+    "A class by its name, and by what it's made of where the name doesn't say it all."
+    if _importable(cls): return _full_name(cls)
+    body = {k: o for k, o in vars(cls).items() if isinstance(o, (*_VALUES, property, classmethod, staticmethod)) and k not in _CLASS_NOTES}
+    return f"{cls.__qualname__} {_digest(see([body, *cls.__bases__]))}"
+
+_CLASS_NOTES = ("__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__", "__static_attributes__", "__match_args__")
+
+# %% ../nbs/tools/runs.ipynb #d1a70005
+_TORCH = set(vars(nn.Module())) # what every module holds
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
+
+def _stores(f):
+    "The attributes that a method sets on its object, and the names of the methods that it calls."
+    steps = list(dis.get_instructions(f))
+    me = f.__code__.co_varnames[:1]
+    def _of_me(step): return step.argval in me or (isinstance(step.argval, tuple) and step.argval[-1:] == me)
+    stored = {o.argval for before, o in zip(steps, steps[1:]) if o.opname == "STORE_ATTR" and _of_me(before)}
+    # Python 3.12 has no instruction of its own for the load of a method, but a mark.
+    called = {o.argval for o in steps if o.opname == "LOAD_METHOD" or (o.opname == "LOAD_ATTR" and "NULL|self" in o.argrepr)}
+    return stored, called
+
+@functools.lru_cache(maxsize=None)
+def _state_names(cls):
+    "The attributes of the objects of `cls` that are set when they are used, not when they are made."
+    methods = {(c, k): o for c in cls.__mro__ for k, o in vars(c).items() if isinstance(o, types.FunctionType)}
+    making, arguments = {"__init__"}, set()
+    for _ in methods: # what `__init__` calls makes the object, too
+        more = set().union(*[_stores(o)[1] for (_, k), o in methods.items() if k in making]) & {k for _, k in methods}
+        if more <= making: break
+        making |= more
+    for (_, k), o in methods.items():
+        if k == "__init__": arguments |= set(o.__code__.co_varnames[:o.__code__.co_argcount + o.__code__.co_kwonlyargcount])
+    used = [_stores(o)[0] for (_, k), o in methods.items() if k not in making]
+    # fastai's random transforms take this one as an argument, and overwrite it with each batch.
+    return frozenset(set().union(*used) - (arguments - {"split_idx"}))
+
+# %% ../nbs/tools/runs.ipynb #d1a70006
+def _attributes(o):
+    "The attributes of `o` that it was made with."
+    slots = [k for c in type(o).__mro__ for k in np.atleast_1d(getattr(c, "__slots__", ())).tolist()]
+    found = {k: getattr(o, k) for k in slots if hasattr(o, k) and not k.startswith("__")} | getattr(o, "__dict__", {})
+    skip = _TORCH | _state_names(type(o)) | {"learn"}
+    return {k: v for k, v in found.items() if k not in skip and not k.startswith("__")}
+
+def _module_settings(m, see, weights):
+    "A module: its attributes, its tensors, its hooks and its parts, in order."
+    hooks = [f for k in _HOOKS for f in getattr(m, k, {}).values()]
+    # A parameter that starts with one value everywhere starts with a setting; others are drawn, and the seed stands for them.
+    params = {k: dict(shape=list(p.shape), dtype=str(p.dtype), trained=p.requires_grad) | _first_value(p, see, weights) for k, p in m._parameters.items() if p is not None}
+    buffers = {k: see(o) for k, o in m._buffers.items()}
+    parts = dict(params=params, buffers=buffers, parts={k: see(o) for k, o in m._modules.items()}, hooks=see(hooks))
+    return {k: see(v) for k, v in _attributes(m).items()} | {k: v for k, v in parts.items() if v}
+
+def _first_value(p, see, weights):
+    if weights: return dict(values=see(p.detach()))
+    if p.is_meta or not p.numel() or not (p == p.flatten()[0]).all(): return {}
+    return dict(all=see(p.flatten()[0].item()))
+
+# %% ../nbs/tools/runs.ipynb #d1a70007
+def as_settings(o, # anything that a training is set up with
+                known=None, # id -> name, of what is known by a name of its own
+                weights:bool=True, # tell modules apart by their weights, too
+                inside:tuple=(), # ids of what `o` is a part of
+               ): # JSON-ready, and the same in every process
+    "What `o` is and was made with, as plain values. Raises `ValueError` where that can't be told."
+    if isinstance(o, enum.Enum): return f"{type(o).__name__}.{o.name}"
+    if isinstance(o, np.generic): o = o.item()
+    if o is None or isinstance(o, (bool, int, str)): return o
+    if isinstance(o, float): return float(o) if math.isfinite(o) else str(float(o))
+    if known and id(o) in known: return known[id(o)]
+    if id(o) in inside: return f"the {len(inside) - inside.index(id(o))} above"
+    if len(inside) > 60: raise ValueError(f"{type(o).__name__} lies too deep inside other objects to be described")
+    see = partial(as_settings, known=known, weights=weights, inside=(*inside, id(o)))
+    if isinstance(o, (complex, torch.dtype, torch.device, type(...), range)): return str(o)
+    if isinstance(o, bytes): return _digest(o)
+    if isinstance(o, PurePath): return f"{o.name} {_digest(str(o))}" if o.is_absolute() else o.as_posix()
+    if isinstance(o, torch.Tensor): return _tensor_settings(o)
+    if isinstance(o, np.ndarray): return _tensor_settings(torch.from_numpy(o)) if o.dtype.kind in "biuf" else see(o.tolist())
+    if isinstance(o, dict): return _shortened({k if isinstance(k, str) else json.dumps(see(k)): see(v) for k, v in o.items()})
+    if isinstance(o, (set, frozenset)): return _shortened(sorted(map(see, o), key=json.dumps))
+    if isinstance(o, (list, tuple, L)): return _shortened([see(v) for v in o])
+    return _object_settings(o, see, weights)
+
+def _shortened(o):
+    "`o`, or a fingerprint of it where it is long."
+    return o if len(json.dumps(o)) < 2_000 else dict(n=len(o), digest=_digest(o))
+
+# %% ../nbs/tools/runs.ipynb #d1a70008
+def _object_settings(o, see, weights):
+    "What isn't a plain value or a collection of them."
+    if isinstance(o, partial): return dict(partial=see(o.func), args=see(o.args), keywords=see(o.keywords))
+    if isinstance(o, types.CodeType): return _code_settings(o, see)
+    if isinstance(o, types.FunctionType): return _function_settings(o, see)
+    if isinstance(o, types.MethodType): return dict(method=see(o.__func__), of=see(o.__self__))
+    if isinstance(o, type): return _class_settings(o, see)
+    if isinstance(o, (classmethod, staticmethod)): return see(o.__func__)
+    if isinstance(o, property): return see([o.fget, o.fset])
+    if isinstance(o, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType, types.WrapperDescriptorType)): return _full_name(o)
+    if isinstance(o, types.ModuleType): return o.__name__
+    if isinstance(o, (weakref.ref, RemovableHandle)): return type(o).__name__
+    # Described on their own, or in the learner that they belong to.
+    if isinstance(o, (Learner, DataLoaders)): return type(o).__name__
+    kind = {"is": _class_settings(type(o), see)}
+    if isinstance(o, torch.jit.ScriptModule): return kind | dict(code=_digest(o.code))
+    if hasattr(o, "_orig_mod"): return dict(compiled=see(o._orig_mod))
+    if isinstance(o, nn.Module): return kind | _module_settings(o, see, weights)
+    if isinstance(o, torch.utils.data.DataLoader) or hasattr(o, "after_batch") and hasattr(o, "dataset"): return kind | dict(n=len(o.dataset))
+    if type(o).__module__.startswith("plum"): return dict(dispatched=see(o._f)) # how fastai's transforms keep their functions
+    if hasattr(o, "__dict__") or hasattr(type(o), "__slots__"): return kind | {k: see(v) for k, v in _attributes(o).items()}
+    try: made = o.__reduce_ex__(2)
+    except TypeError: raise ValueError(f"a {type(o).__name__} can't be described by plain values, so that two of them could be told apart") from None
+    return kind | dict(made=made if isinstance(made, str) else see(made[:3]))
+
 # %% ../nbs/tools/runs.ipynb #c0ea5c4c
 def _name(o):
     "A short, stable name of a function, class, module or partial."
@@ -412,6 +569,49 @@ def _opt_settings(learn, known):
     steps = own | dict(opt={k: v for k, v in vars(own["opt"]).items() if k == "cbs"}) if "opt" in own and inner is None else own
     steps = steps if inner is None else dict(opt=type(inner), defaults=inner.defaults, map=learn.opt.fwd_map)
     return as_settings(dict(function=learn.opt_func, groups=groups, steps=steps), known)
+
+# %% ../nbs/tools/runs.ipynb #d1a7000c
+def _item_settings(items):
+    "Which items a data set has: paths by their last two parts, in any order, since a disk has one of its own."
+    if hasattr(items, "to_csv"): return _digest(items.to_csv().encode())
+    items = list(items)
+    if not all(isinstance(o, PurePath) for o in items): return as_settings(items)
+    return dict(n=len(items), digest=_digest(sorted("/".join(o.parts[-2:]) for o in items)))
+
+def _loader_settings(dl):
+    "What a loader draws from, how, and through which transforms it goes."
+    own = {k: getattr(dl, k) for k in ("bs", "batch_size", "shuffle", "drop_last", "wgts", "presize", "method", "sampler", "collate_fn") if hasattr(dl, k)}
+    tfms = {k: getattr(o, "fs", o) for k in ("after_item", "before_batch", "after_batch") if (o := getattr(dl, k, None)) is not None}
+    sets = getattr(dl.dataset, "tls", None)
+    data = [dict(tfms=as_settings(o.tfms.fs), items=_item_settings(o.items)) for o in sets] if sets is not None else as_settings(dl.dataset)
+    return {"is": _full_name(type(dl)), "data": data} | as_settings(own | tfms, {id(dl.dataset): "data"})
+
+# %% ../nbs/tools/runs.ipynb #d1a7000d
+_PLUMBING = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback", "ChannelsLast"} # in every learner
+
+def _settings(learn):
+    "Everything that `learn` was set up with, part by part."
+    known = {id(o): f"model.{k}" for k, o in [*learn.model.named_modules(), *learn.model.named_parameters()]} | {id(learn): "learner"}
+    see = partial(as_settings, known=known)
+    cbs = [o for o in learn.cbs if type(o).__name__ not in _PLUMBING]
+    named = {f"{type(o).__name__}{k or ''}": o for i, o in enumerate(cbs) if (k := sum(type(p) is type(o) for p in cbs[:i])) >= 0}
+    own = {k: vars(learn)[k] for k in ("lr", "wd", "wd_bn_bias", "train_bn", "moms", "splitter", "normalize", "pretrained", "n_out") if k in vars(learn)}
+    return dict(model=_tried(_model_settings, learn.model), loss=_tried(see, learn.loss_func), opt=_tried(_opt_settings, learn, known),
+                callbacks={k: _tried(see, o) for k, o in named.items()}, metrics=_tried(see, list(learn.metrics)), learner=_tried(see, own),
+                data={k: _tried(_loader_settings, o) for k, o in (("train", learn.dls.train), ("valid", learn.dls.valid))})
+
+def describe(learn:Learner, # not yet trained
+            ) -> dict: # JSON-ready
+    "What `learn` trains and how: model, data, loss, optimizer and callbacks by name, and all that they were made with in `settings`."
+    model, dls = learn.model, learn.dls
+    if not learn.opt: learn.create_opt()
+    hypers = {k: v for k, v in learn.opt.hypers[-1].items() if k not in ("lr", "mom")} # those two follow the schedule
+    arch = getattr(learn, "arch", model)
+    opt = f"OptimWrapper({type(learn.opt.opt).__name__})" if isinstance(learn.opt, OptimWrapper) else _name(learn.opt_func)
+    return dict(arch=arch if isinstance(arch, str) else _name(arch), parameters=sum(o.numel() for o in model.parameters()),
+                loss=_name(learn.loss_func), opt=opt, hypers=as_settings(hypers), callbacks=sorted({_name(o) for o in learn.cbs} - _PLUMBING),
+                bs=getattr(dls, "bs", None), classes=getattr(dls, "c", None), n_train=len(dls.train_ds), n_valid=len(dls.valid_ds),
+                ) | as_settings(getattr(dls, "args", {})) | dict(settings=_settings(learn))
 
 # %% ../nbs/tools/runs.ipynb #d1a7000c
 def _item_settings(items):
@@ -850,6 +1050,122 @@ def _copied(o):
     if isinstance(o, dict): return {k: _copied(v) for k, v in o.items()}
     return type(o)(map(_copied, o)) if isinstance(o, (list, tuple)) else o
 
+# %% ../nbs/tools/runs.ipynb #d1a70010
+def _own_state(cb, name):
+    "One attribute of a callback as a checkpoint holds it; None where it never changes."
+    value, what = getattr(cb, name), f"{name} of the callback {type(cb).__name__}"
+    if isinstance(value, nn.Module): return _storable(dict(value.state_dict()), what)
+    if isinstance(value, _CONSTANT) or value is cb.learn: return None
+    return _storable(value, what)
+
+def _callback_state(cb):
+    "What the callback `cb` carries from one epoch to the next. Raises `ValueError` where that can't be stored."
+    name = type(cb).__name__
+    if isinstance(cb, (ModelToHalf, NonNativeMixedPrecision)): raise ValueError(f"{name} keeps weights of its own: use MixedPrecision")
+    if hasattr(type(cb), "state_dict"): return _storable(cb.state_dict(), f"the state of the callback {name}")
+    if isinstance(cb, MixedPrecision): return cb.learn.scaler.state_dict() if getattr(cb.learn, "scaler", None) else {}
+    ours = type(cb).__module__.partition(".")[0] in _LIBRARIES
+    tracked = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names if k in vars(cb)]
+    return {k: _own_state(cb, k) for k in (tracked if ours else vars(cb)) if k not in ("learn", "run")}
+
+def _set_callback_state(cb, state):
+    "Put back what `_callback_state` gave."
+    if hasattr(type(cb), "state_dict"): return cb.load_state_dict(state)
+    if isinstance(cb, MixedPrecision): return cb.learn.scaler.load_state_dict(state) if state else None
+    for k, new in state.items():
+        old = getattr(cb, k, None)
+        if isinstance(old, nn.Module): old.load_state_dict(new)
+        elif isinstance(old, _CONSTANT) or (old is not None and old is cb.learn): pass
+        elif isinstance(old, list) and isinstance(new, list): old[:] = new # it may be shared with whoever looks at it
+        else: setattr(cb, k, new)
+
+# %% ../nbs/tools/runs.ipynb #d1a70011
+def _lasting(learn, watching=()):
+    "name -> callback, of those whose state belongs to the training."
+    cbs = [o for o in learn.cbs if type(o).__module__ != __name__ and not any(o is p for p in watching) and not isinstance(o, SkipToEpoch)]
+    return {f"{type(o).__name__} {sum(type(p) is type(o) for p in cbs[:i])}": o for i, o in enumerate(cbs)}
+
+def _callback_states(learn, watching=()):
+    "The states of all callbacks. Raises `ValueError` with a way out where one can't be stored."
+    try: return {k: _callback_state(o) for k, o in _lasting(learn, watching).items()}
+    except ValueError as e:
+        raise ValueError(f"{e}: give it methods state_dict and load_state_dict, which may be empty if it doesn't change the training, or leave folder out") from e
+
+def _gradient(p):
+    "What is left in a parameter's gradient: None, 0, or the tensor that others are still to be added to."
+    return None if p.grad is None else p.grad.detach().as_subclass(torch.Tensor) if p.grad.any() else 0
+
+def _loss_module(learn): return next((o for o in (learn.loss_func, getattr(learn.loss_func, "func", None)) if isinstance(o, nn.Module)), None)
+
+def _training_state(learn, watching=()):
+    "All that the next epoch depends on."
+    params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
+    return dict(model=learn.model.state_dict(), opt=_storable(learn.opt.state_dict(), "the optimizer's state"), callbacks=_callback_states(learn, watching),
+                grads={k: _gradient(p) for k, p in params.items()}, trained={k: p.requires_grad for k, p in params.items()},
+                loss=dict(loss.state_dict()) if loss else {})
+
+# %% ../nbs/tools/runs.ipynb #d1a70012
+class Checkpoint(Callback):
+    "Write all that the next epoch depends on, and `history`, to `path` before the first epoch and after each."
+    order = 1000 # after every callback that takes note of the epoch
+    def __init__(self, path, config:dict, history:History, watching=()): store_attr()
+    def _in_fit(self): return self.learn.opt and not self.learn.lock.locked() # not while predicting or looking at events
+    def before_fit(self):
+        if self._in_fit() and not Path(self.path).exists(): self.write()
+    def after_epoch(self):
+        if self._in_fit() and self.epoch < len(self.history.rows): self.write()
+    def write(self):
+        record = json.dumps(dict(config=self.config, history=self.history.rows))
+        state = _training_state(self.learn, self.watching) | dict(record=record)
+        _write(self.path, lambda o: torch.save(state, o))
+
+# %% ../nbs/tools/runs.ipynb #d1a70013
+class Resume(Callback):
+    "Keep the callbacks out of the epochs before `start`, and begin that one with all of `state` in place, whatever `fit` has set since."
+    order = -200
+    _ALWAYS = (TrainEvalCallback, Recorder, ProgressCallback, SkipToEpoch)
+    def __init__(self, state:dict, start:int, watching=()):
+        store_attr()
+        self.muted, self.done = None, False
+    def before_epoch(self):
+        if self.epoch >= self.start: self._restore()
+        elif self.muted is None:
+            self.muted = [(o, o.run) for o in self.learn.cbs if o is not self and not isinstance(o, self._ALWAYS)]
+            for o, _ in self.muted: o.run = False
+    def after_fit(self): self._restore() # where no epoch was left
+    def _restore(self):
+        if self.done: return
+        self.done = True
+        for o, run in self.muted or []: o.run = run
+        _put_back(self.learn, self.state, self.watching)
+
+# %% ../nbs/tools/runs.ipynb #d1a70014
+def _put_back(learn, state, watching=()):
+    "Put in place what `_training_state` gave."
+    params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
+    learn.model.load_state_dict(state["model"])
+    if loss and state["loss"]: loss.load_state_dict(state["loss"])
+    _load_opt(learn, state["opt"])
+    for k, p in params.items():
+        p.requires_grad_(state["trained"][k])
+        old = state["grads"][k]
+        p.grad = None if old is None else torch.zeros_like(p) if not isinstance(old, torch.Tensor) else old.to(p)
+    for k, o in _lasting(learn, watching).items():
+        if state["callbacks"].get(k): _set_callback_state(o, state["callbacks"][k])
+
+def _load_opt(learn, state):
+    "Load the state of any of fastai's optimizers or PyTorch's."
+    if isinstance(learn.opt, OptimWrapper): return learn.opt.load_state_dict(state)
+    device = next(learn.model.parameters()).device
+    # A copy, since it becomes the optimizer's own, and Lookahead takes its part out.
+    own = {k: to_device(_copied(v), device) for k, v in state.items() if k != "hypers"}
+    learn.opt.load_state_dict(own | dict(hypers=L(dict(o) for o in state["hypers"])))
+
+def _copied(o):
+    if isinstance(o, torch.Tensor): return o.clone()
+    if isinstance(o, dict): return {k: _copied(v) for k, v in o.items()}
+    return type(o)(map(_copied, o)) if isinstance(o, (list, tuple)) else o
+
 # %% ../nbs/tools/runs.ipynb #3eb54b5a
 def load_checkpoint(path) -> dict: # `model`, `opt`, `config`, `history` and what else an epoch depends on
     "What `Checkpoint` wrote. Raises `ValueError` where the file is damaged or not a checkpoint."
@@ -901,7 +1217,9 @@ class Run:
 # The short names that stand for each part of the settings: where they differ, so does the part.
 _DATA = ("bs", "classes", "n_train", "n_valid", "data", "size", "presize", "method", "stats", "min_scale", "pipeline", "split")
 _NAMED = dict(model=("arch", "parameters", "classes"), loss=("loss",), opt=("opt", "hypers", "arch", "parameters"), callbacks=("callbacks",), learner=("arch", "classes"), data=_DATA)
-_short_words = 60 # letters of a value in a message
+_NAMED["schedule"] = ("schedule",)
+_COMMON = {"epochs", "lr"}.union(*_NAMED.values()) # what every run has; other names are a `fit_func`'s own
+_SHORT = 60 # letters of a value in a message
 
 def _flat(o, path=""):
     "The values within nested dicts, by the path that leads to each."
@@ -913,16 +1231,18 @@ def differences(a:dict, b:dict) -> dict: # setting -> its two values
     diff = {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
     if not (a.get("settings") and b.get("settings")): return diff
     diff.pop("settings", None)
+    named = dict(diff)
     for part in sorted(a["settings"].keys() | b["settings"].keys()):
         old, new = (_flat(o["settings"].get(part), part) for o in (a, b))
-        if diff.keys() & set(_NAMED.get(part, ())): continue
+        own = named.keys() - _COMMON if part == "schedule" else set()
+        if own or named.keys() & set(_NAMED.get(part, ())): continue
         diff |= {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
     return diff
 
 def _words(k, a, b):
     "One difference in words."
     if k == "settings" and None in (a, b): return "an earlier version wrote it, which didn't record the settings of the loss, the optimizer, the callbacks, the model and the data, so that they can't be compared"
-    a, b = (o if len(o) <= _short_words else o[:_short_words - 1] + "…" for o in (str(a), str(b)))
+    a, b = (o if len(o) <= _SHORT else o[:_SHORT - 1] + "…" for o in (str(a), str(b)))
     return f"{k} was {a} and is now {b}"
 
 @patch
@@ -972,6 +1292,30 @@ def _may_store(self:Run, config, learn):
         if k.endswith("undescribed"): raise ValueError(f"{k.rpartition('.')[0]} of this run can't be recorded: {v}. Change it, or leave folder out")
     if not hasattr(learn.opt, "state_dict"): raise ValueError(f"the optimizer {type(learn.opt).__name__} has no state_dict, so a run with it can't be resumed: leave folder out")
     _callback_states(learn, self.cbs)
+
+# %% ../nbs/tools/runs.ipynb #d1a70015
+@patch
+def fit(self:Run, seed:int) -> Result:
+    "Train `seed` from its checkpoint if there is one, else from the start. The learner and its predictions stay in `learn`, `logp` and `targets`."
+    self.learn = learn = self._new_learner(seed)
+    config, history = self._config(learn), History()
+    cbs, state = [EpochSeeds(seed), history, *self.cbs], None
+    if self.folder:
+        self._may_store(config, learn)
+        path = self.file(seed, ".pt")
+        _sweep(path)
+        if path.exists(): state = self._resume(path, config, history)
+        cbs.append(Checkpoint(path, config, history, self.cbs))
+    done = len(history.rows)
+    if state: cbs.append(Resume(state, done, self.cbs))
+    _trained.add(learn.model)
+    with showing(learn, self.progress):
+        # Also where no epoch is left: callbacks have a word at the end, such as to load the best model.
+        (self.fit_func or Learner.fit_one_cycle)(learn, self.epochs, self.lr, start_epoch=done, cbs=cbs)
+        start = time.perf_counter()
+        self.logp, self.targets = predictions(learn)
+    return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets), command=self.command,
+                  train_seconds=sum(o["train_seconds"] for o in history.rows), predict_seconds=time.perf_counter() - start)
 
 # %% ../nbs/tools/runs.ipynb #d1a70015
 @patch

@@ -193,6 +193,18 @@ def test_the_way_of_training_is_compared(tmp_path):
     with pytest.raises(ValueError, match="schedule.uses.rate was 1.0 and is now 2.0"): run(learner, tmp_path, 1, fit_func=flat(2.)).train()
 
 
+def test_a_name_that_differs_stands_for_its_details():
+    "Or a table would say that two runs differ in many settings where it's one."
+    from sota_course.resize import Progressive, Stage
+    def config(cbs=None, fit_func=None, loss=None): return run(None, fit_func=fit_func)._config(learner(loss, cbs=cbs))
+    assert list(differences(config(), config(cbs=MixUp(.4)))) == ["callbacks"]
+    assert list(differences(config(), config(loss=SmoothCrossEntropy(.1)))) == ["loss"]
+    a, b = (Progressive([Stage(o, epochs=1, bs=8), Stage(8, epochs=2, bs=8)], get_dls=loaders) for o in (4, 6))
+    assert list(differences(config(), config(fit_func=a))) == ["stages"] == list(differences(config(fit_func=b), config(fit_func=a)))
+    other = Progressive([Stage(4, epochs=1, bs=8), Stage(8, epochs=2, bs=8)], get_dls=lambda **kwargs: loaders())
+    assert all(o.startswith("schedule.get_dls") for o in differences(config(fit_func=a), config(fit_func=other)))
+
+
 def test_what_was_used_before_is_the_same_configuration(tmp_path):
     "Loaders, callbacks and metrics that several learners share hold what the last training left in them."
     from fastai.metrics import F1Score
@@ -741,6 +753,7 @@ def test_a_preview_of_the_events(tmp_path):
     learn = learner(cbs=cbs)
     learn("before_epoch")
     learn.epoch, learn.dl = 0, learn.dls.train # fastai's own callbacks need them
+    learn._split(learn.dls.one_batch())
     with learn.no_bar():
         for event in ("before_train", "before_batch"): learn(event)
     with learn.no_bar(), learn.no_logging(): learn.validate()
