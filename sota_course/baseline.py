@@ -144,7 +144,9 @@ def note(self:Comparison) -> str: # one line, or none
     notes = []
     if len(diff := sorted(self.differing())) > 1: notes.append(f"The runs differ in {len(diff)} settings: {', '.join(diff)}. Which one made the difference, this table can't say.")
     recorded = {"settings" in r.config for rs in self.groups for r in rs}
-    if len(recorded) > 1: notes.append("Some results are of an earlier version, so this table doesn't know all their settings.")
+    if len(recorded) > 1:
+        notes.append("Some results are of an earlier version, so this table doesn't know all their "
+                     "settings.")
     if min(map(len, self.groups)) < 3: notes.append("Fewer than three seeds: the spread is a guess.")
     return " ".join(notes)
 

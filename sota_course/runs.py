@@ -10,7 +10,8 @@ __all__ = ['predictions', 'score', 'environment', 'as_settings', 'describe', 'Re
            'load_results', 'load_bench']
 
 # %% ../nbs/tools/runs.ipynb #57714b01
-import contextlib, datetime, dis, enum, functools, hashlib, json, math, numbers, os, platform, random, re, signal, sys, threading, time, types, weakref
+import contextlib, datetime, dis, enum, functools, hashlib, json, math, numbers, os, platform
+import random, re, signal, sys, threading, time, types, weakref
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.fp16 import MixedPrecision, ModelToHalf, NonNativeMixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner
@@ -26,7 +27,6 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.learner import Recorder, SkipToEpoch
-from fastai.callback.core import TrainEvalCallback
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed, to_device
 from fastcore.basics import noop, patch, store_attr
@@ -54,7 +54,8 @@ def score(logp:torch.Tensor, # `(n, classes)`, log-probabilities
     # The largest of undefined numbers is said to be the first: class 0 would look right.
     if logp.isnan().any(): return dict(accuracy=math.nan, nll=math.nan, ece=math.nan)
     accuracy = (logp.argmax(1) == targets).double().mean().item()
-    return dict(accuracy=accuracy, nll=F.nll_loss(logp, targets).item(), ece=ece(logp.exp(), targets))
+    return dict(accuracy=accuracy, nll=F.nll_loss(logp, targets).item(),
+                ece=ece(logp.exp(), targets))
 
 # %% ../nbs/tools/runs.ipynb #e1f509f6
 def _version(package):
@@ -83,12 +84,14 @@ def _tensor_settings(x):
     "The shape, the type and the values of a tensor; a fingerprint of them where they are many."
     # numpy has no bfloat16, and the bytes of any type are good enough.
     x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
-    short = x.numel() <= 16 and not x.is_complex()
-    values = as_settings(x.tolist()) if short else _digest(x.flatten().view(torch.uint8).numpy().tobytes())
+    if x.numel() <= 16 and not x.is_complex(): values = as_settings(x.tolist())
+    else: values = _digest(x.flatten().view(torch.uint8).numpy().tobytes())
     return dict(tensor=list(x.shape), dtype=str(x.dtype), values=values)
 
 # %% ../nbs/tools/runs.ipynb #d1a70002
-def _full_name(o): return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', getattr(o, '__name__', type(o).__name__))}"
+def _full_name(o):
+    name = getattr(o, "__name__", type(o).__name__)
+    return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', name)}"
 
 def _importable(o):
     "Whether everyone who imports the function or class by its name gets this one."
@@ -103,26 +106,34 @@ def _names_used(code):
 
 def _code_settings(code, see):
     "What a compiled function does, whatever its lines and its file are called."
-    return dict(code=_digest(code.co_code), names=list(code.co_names), variables=list(code.co_varnames), constants=[see(o) for o in code.co_consts])
+    return dict(code=_digest(code.co_code), names=list(code.co_names),
+                variables=list(code.co_varnames), constants=[see(o) for o in code.co_consts])
 
 # %% ../nbs/tools/runs.ipynb #d1a70003
-_VALUES = (bool, int, float, str, tuple, list, dict, torch.Tensor, np.ndarray, np.generic, partial, types.FunctionType)
+_VALUES = (bool, int, float, str, tuple, list, dict, torch.Tensor, np.ndarray, np.generic, partial,
+           types.FunctionType)
 
 def _function_settings(f, see):
     "A function by its name, and by its code and what it uses where the name doesn't say it all."
     if _importable(f): return _full_name(f)
     cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
-    around = {k: f.__globals__[k] for k in _names_used(f.__code__) if isinstance(f.__globals__.get(k), _VALUES)}
-    closed = {k: o.cell_contents for k, o in cells.items() if o != types.CellType()} # an empty cell has no contents
-    return dict(function=f.__qualname__.rpartition(".")[2], code=_digest(see(f.__code__)), defaults=see([f.__defaults__, f.__kwdefaults__]), uses=see(around | closed))
+    around = {k: f.__globals__[k] for k in _names_used(f.__code__)
+              if isinstance(f.__globals__.get(k), _VALUES)}
+    # an empty cell has no contents
+    closed = {k: o.cell_contents for k, o in cells.items() if o != types.CellType()}
+    return dict(function=f.__qualname__.rpartition(".")[2], code=_digest(see(f.__code__)),
+                defaults=see([f.__defaults__, f.__kwdefaults__]), uses=see(around | closed))
 
 def _class_settings(cls, see):
     "A class by its name, and by what it's made of where the name doesn't say it all."
     if _importable(cls): return _full_name(cls)
-    body = {k: o for k, o in vars(cls).items() if isinstance(o, (*_VALUES, property, classmethod, staticmethod)) and k not in _CLASS_NOTES}
+    body = {k: o for k, o in vars(cls).items()
+            if isinstance(o, (*_VALUES, property, classmethod, staticmethod))
+            and k not in _CLASS_NOTES}
     return f"{cls.__qualname__} {_digest(see([body, *cls.__bases__]))}"
 
-_CLASS_NOTES = ("__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__", "__static_attributes__", "__match_args__")
+_CLASS_NOTES = ("__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__",
+                "__static_attributes__", "__match_args__")
 
 # %% ../nbs/tools/runs.ipynb #d1a70005
 _TORCH = set(vars(nn.Module())) # what every module holds
@@ -132,23 +143,30 @@ def _stores(f):
     "The attributes that a method sets on its object, and the names of the methods that it calls."
     steps = list(dis.get_instructions(f))
     me = f.__code__.co_varnames[:1]
-    def _of_me(step): return step.argval in me or (isinstance(step.argval, tuple) and step.argval[-1:] == me)
-    stored = {o.argval for before, o in zip(steps, steps[1:]) if o.opname == "STORE_ATTR" and _of_me(before)}
+    def _of_me(step):
+        return step.argval in me or (isinstance(step.argval, tuple) and step.argval[-1:] == me)
+    stored = {o.argval for before, o in zip(steps, steps[1:]) if o.opname == "STORE_ATTR"
+              and _of_me(before)}
     # Python 3.12 has no instruction of its own for the load of a method, but a mark.
-    called = {o.argval for o in steps if o.opname == "LOAD_METHOD" or (o.opname == "LOAD_ATTR" and "NULL|self" in o.argrepr)}
+    called = {o.argval for o in steps if o.opname == "LOAD_METHOD"
+              or (o.opname == "LOAD_ATTR" and "NULL|self" in o.argrepr)}
     return stored, called
 
 @functools.lru_cache(maxsize=None)
 def _state_names(cls):
     "The attributes of the objects of `cls` that are set when they are used, not when they are made."
-    methods = {(c, k): o for c in cls.__mro__ for k, o in vars(c).items() if isinstance(o, types.FunctionType)}
+    methods = {(c, k): o for c in cls.__mro__ for k, o in vars(c).items()
+               if isinstance(o, types.FunctionType)}
     making, arguments = {"__init__"}, set()
     for _ in methods: # what `__init__` calls makes the object, too
-        more = set().union(*[_stores(o)[1] for (_, k), o in methods.items() if k in making]) & {k for _, k in methods}
+        more = set().union(*[_stores(o)[1] for (_, k), o in methods.items() if k in making]) & {k
+                for _, k in methods}
         if more <= making: break
         making |= more
     for (_, k), o in methods.items():
-        if k == "__init__": arguments |= set(o.__code__.co_varnames[:o.__code__.co_argcount + o.__code__.co_kwonlyargcount])
+        code = o.__code__
+        if k == "__init__":
+            arguments |= set(code.co_varnames[:code.co_argcount + code.co_kwonlyargcount])
     used = [_stores(o)[0] for (_, k), o in methods.items() if k not in making]
     # fastai's random transforms take this one as an argument, and overwrite it with each batch.
     return frozenset(set().union(*used) - (arguments - {"split_idx"}))
@@ -156,24 +174,30 @@ def _state_names(cls):
 # %% ../nbs/tools/runs.ipynb #d1a70006
 def _attributes(o):
     "The attributes of `o` that it was made with."
-    slots = [k for c in type(o).__mro__ for k in np.atleast_1d(getattr(c, "__slots__", ())).tolist()]
-    found = {k: getattr(o, k) for k in slots if hasattr(o, k) and not k.startswith("__")} | getattr(o, "__dict__", {})
+    slots = [k for c in type(o).__mro__ for k in np.atleast_1d(getattr(c, "__slots__",
+            ())).tolist()]
+    found = {k: getattr(o, k) for k in slots if hasattr(o, k)
+             and not k.startswith("__")} | getattr(o, "__dict__", {})
     skip = _TORCH | _state_names(type(o)) | {"learn"}
     return {k: v for k, v in found.items() if k not in skip and not k.startswith("__")}
 
 def _module_settings(m, see, weights):
     "A module: its attributes, its tensors, its hooks and its parts, in order."
     hooks = [f for k in _HOOKS for f in getattr(m, k, {}).values()]
-    # A parameter that starts with one value everywhere starts with a setting; others are drawn, and the seed stands for them.
-    params = {k: dict(shape=list(p.shape), dtype=str(p.dtype), trained=p.requires_grad) | _first_value(p, see, weights) for k, p in m._parameters.items() if p is not None}
+    params = {k: _parameter_settings(p, see, weights) for k, p in m._parameters.items()
+              if p is not None}
     buffers = {k: see(o) for k, o in m._buffers.items()}
-    parts = dict(params=params, buffers=buffers, parts={k: see(o) for k, o in m._modules.items()}, hooks=see(hooks))
+    parts = dict(params=params, buffers=buffers, parts={k: see(o) for k, o in m._modules.items()},
+                 hooks=see(hooks))
     return {k: see(v) for k, v in _attributes(m).items()} | {k: v for k, v in parts.items() if v}
 
-def _first_value(p, see, weights):
-    if weights: return dict(values=see(p.detach()))
-    if p.is_meta or not p.numel() or not (p == p.flatten()[0]).all(): return {}
-    return dict(all=see(p.flatten()[0].item()))
+def _parameter_settings(p, see, weights):
+    "A parameter: with its values if `weights` count, else with the one that it's filled with."
+    found = dict(shape=list(p.shape), dtype=str(p.dtype), trained=p.requires_grad)
+    if weights: return found | dict(values=see(p.detach()))
+    # One value everywhere is a setting; others are drawn, and the seed stands for them.
+    if p.is_meta or not p.numel() or not (p == p.flatten()[0]).all(): return found
+    return found | dict(all=see(p.flatten()[0].item()))
 
 # %% ../nbs/tools/runs.ipynb #d1a70007
 def as_settings(o, # anything that a training is set up with
@@ -188,14 +212,19 @@ def as_settings(o, # anything that a training is set up with
     if isinstance(o, float): return float(o) if math.isfinite(o) else str(float(o))
     if known and id(o) in known: return known[id(o)]
     if id(o) in inside: return f"the {len(inside) - inside.index(id(o))} above"
-    if len(inside) > 60: raise ValueError(f"{type(o).__name__} lies too deep inside other objects to be described")
+    if len(inside) > 60:
+        raise ValueError(f"{type(o).__name__} lies too deep inside other objects to be described")
     see = partial(as_settings, known=known, weights=weights, inside=(*inside, id(o)))
     if isinstance(o, (complex, torch.dtype, torch.device, type(...), range)): return str(o)
     if isinstance(o, bytes): return _digest(o)
-    if isinstance(o, PurePath): return f"{o.name} {_digest(str(o))}" if o.is_absolute() else o.as_posix()
+    if isinstance(o, PurePath):
+        return f"{o.name} {_digest(str(o))}" if o.is_absolute() else o.as_posix()
     if isinstance(o, torch.Tensor): return _tensor_settings(o)
-    if isinstance(o, np.ndarray): return _tensor_settings(torch.from_numpy(o)) if o.dtype.kind in "biuf" else see(o.tolist())
-    if isinstance(o, dict): return _shortened({k if isinstance(k, str) else json.dumps(see(k)): see(v) for k, v in o.items()})
+    if isinstance(o, np.ndarray):
+        return _tensor_settings(torch.from_numpy(o)) if o.dtype.kind in "biuf" else see(o.tolist())
+    if isinstance(o, dict):
+        return _shortened({k if isinstance(k, str) else json.dumps(see(k)): see(v) for k,
+                           v in o.items()})
     if isinstance(o, (set, frozenset)): return _shortened(sorted(map(see, o), key=json.dumps))
     if isinstance(o, (list, tuple, L)): return _shortened([see(v) for v in o])
     return _object_settings(o, see, weights)
@@ -207,14 +236,17 @@ def _shortened(o):
 # %% ../nbs/tools/runs.ipynb #d1a70008
 def _object_settings(o, see, weights):
     "What isn't a plain value or a collection of them."
-    if isinstance(o, partial): return dict(partial=see(o.func), args=see(o.args), keywords=see(o.keywords))
+    if isinstance(o, partial):
+        return dict(partial=see(o.func), args=see(o.args), keywords=see(o.keywords))
     if isinstance(o, types.CodeType): return _code_settings(o, see)
     if isinstance(o, types.FunctionType): return _function_settings(o, see)
     if isinstance(o, types.MethodType): return dict(method=see(o.__func__), of=see(o.__self__))
     if isinstance(o, type): return _class_settings(o, see)
     if isinstance(o, (classmethod, staticmethod)): return see(o.__func__)
     if isinstance(o, property): return see([o.fget, o.fset])
-    if isinstance(o, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType, types.WrapperDescriptorType)): return _full_name(o)
+    if isinstance(o, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType,
+                      types.WrapperDescriptorType)):
+        return _full_name(o)
     if isinstance(o, types.ModuleType): return o.__name__
     if isinstance(o, (weakref.ref, RemovableHandle)): return type(o).__name__
     # Described on their own, or in the learner that they belong to.
@@ -223,325 +255,17 @@ def _object_settings(o, see, weights):
     if isinstance(o, torch.jit.ScriptModule): return kind | dict(code=_digest(o.code))
     if hasattr(o, "_orig_mod"): return dict(compiled=see(o._orig_mod))
     if isinstance(o, nn.Module): return kind | _module_settings(o, see, weights)
-    if isinstance(o, torch.utils.data.DataLoader) or hasattr(o, "after_batch") and hasattr(o, "dataset"): return kind | dict(n=len(o.dataset))
-    if type(o).__module__.startswith("plum"): return dict(dispatched=see(o._f)) # how fastai's transforms keep their functions
-    if hasattr(o, "__dict__") or hasattr(type(o), "__slots__"): return kind | {k: see(v) for k, v in _attributes(o).items()}
+    if isinstance(o, torch.utils.data.DataLoader) or hasattr(o, "after_batch") and hasattr(o,
+            "dataset"):
+        return kind | dict(n=len(o.dataset))
+    # how fastai's transforms keep their functions
+    if type(o).__module__.startswith("plum"): return dict(dispatched=see(o._f))
+    if hasattr(o, "__dict__") or hasattr(type(o), "__slots__"):
+        return kind | {k: see(v) for k, v in _attributes(o).items()}
     try: made = o.__reduce_ex__(2)
-    except TypeError: raise ValueError(f"a {type(o).__name__} can't be described by plain values, so that two of them could be told apart") from None
-    return kind | dict(made=made if isinstance(made, str) else see(made[:3]))
-
-# %% ../nbs/tools/runs.ipynb #d1a70001
-def _digest(data):
-    "A short fingerprint of bytes or of JSON-ready values."
-    if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
-    return hashlib.sha256(data).hexdigest()[:12]
-
-def _tensor_settings(x):
-    "The shape, the type and the values of a tensor; a fingerprint of them where they are many."
-    # numpy has no bfloat16, and the bytes of any type are good enough.
-    x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
-    short = x.numel() <= 16 and not x.is_complex()
-    values = as_settings(x.tolist()) if short else _digest(x.flatten().view(torch.uint8).numpy().tobytes())
-    return dict(tensor=list(x.shape), dtype=str(x.dtype), values=values)
-
-# %% ../nbs/tools/runs.ipynb #d1a70002
-def _full_name(o): return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', getattr(o, '__name__', type(o).__name__))}"
-
-def _importable(o):
-    "Whether everyone who imports the function or class by its name gets this one."
-    if o.__module__ in (None, "__main__"): return False
-    try: return functools.reduce(getattr, o.__qualname__.split("."), sys.modules[o.__module__]) is o
-    except (AttributeError, KeyError): return False
-
-def _names_used(code):
-    "The names that a function looks up outside itself, those of functions within it included."
-    inner = [o for o in code.co_consts if isinstance(o, types.CodeType)]
-    return set(code.co_names).union(*map(_names_used, inner))
-
-def _code_settings(code, see):
-    "What a compiled function does, whatever its lines and its file are called."
-    return dict(code=_digest(code.co_code), names=list(code.co_names), variables=list(code.co_varnames), constants=[see(o) for o in code.co_consts])
-
-# %% ../nbs/tools/runs.ipynb #d1a70003
-_VALUES = (bool, int, float, str, tuple, list, dict, torch.Tensor, np.ndarray, np.generic, partial, types.FunctionType)
-
-def _function_settings(f, see):
-    "A function by its name, and by its code and what it uses where the name doesn't say it all."
-    if _importable(f): return _full_name(f)
-    cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
-    around = {k: f.__globals__[k] for k in _names_used(f.__code__) if isinstance(f.__globals__.get(k), _VALUES)}
-    closed = {k: o.cell_contents for k, o in cells.items() if o != types.CellType()} # an empty cell has no contents
-    return dict(function=f.__qualname__.rpartition(".")[2], code=_digest(see(f.__code__)), defaults=see([f.__defaults__, f.__kwdefaults__]), uses=see(around | closed))
-
-def _class_settings(cls, see):
-    "A class by its name, and by what it's made of where the name doesn't say it all."
-    if _importable(cls): return _full_name(cls)
-    body = {k: o for k, o in vars(cls).items() if isinstance(o, (*_VALUES, property, classmethod, staticmethod)) and k not in _CLASS_NOTES}
-    return f"{cls.__qualname__} {_digest(see([body, *cls.__bases__]))}"
-
-_CLASS_NOTES = ("__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__", "__static_attributes__", "__match_args__")
-
-# %% ../nbs/tools/runs.ipynb #d1a70005
-_TORCH = set(vars(nn.Module())) # what every module holds
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
-
-def _stores(f):
-    "The attributes that a method sets on its object, and the names of the methods that it calls."
-    steps = list(dis.get_instructions(f))
-    me = f.__code__.co_varnames[:1]
-    def _of_me(step): return step.argval in me or (isinstance(step.argval, tuple) and step.argval[-1:] == me)
-    stored = {o.argval for before, o in zip(steps, steps[1:]) if o.opname == "STORE_ATTR" and _of_me(before)}
-    # Python 3.12 has no instruction of its own for the load of a method, but a mark.
-    called = {o.argval for o in steps if o.opname == "LOAD_METHOD" or (o.opname == "LOAD_ATTR" and "NULL|self" in o.argrepr)}
-    return stored, called
-
-@functools.lru_cache(maxsize=None)
-def _state_names(cls):
-    "The attributes of the objects of `cls` that are set when they are used, not when they are made."
-    methods = {(c, k): o for c in cls.__mro__ for k, o in vars(c).items() if isinstance(o, types.FunctionType)}
-    making, arguments = {"__init__"}, set()
-    for _ in methods: # what `__init__` calls makes the object, too
-        more = set().union(*[_stores(o)[1] for (_, k), o in methods.items() if k in making]) & {k for _, k in methods}
-        if more <= making: break
-        making |= more
-    for (_, k), o in methods.items():
-        if k == "__init__": arguments |= set(o.__code__.co_varnames[:o.__code__.co_argcount + o.__code__.co_kwonlyargcount])
-    used = [_stores(o)[0] for (_, k), o in methods.items() if k not in making]
-    # fastai's random transforms take this one as an argument, and overwrite it with each batch.
-    return frozenset(set().union(*used) - (arguments - {"split_idx"}))
-
-# %% ../nbs/tools/runs.ipynb #d1a70006
-def _attributes(o):
-    "The attributes of `o` that it was made with."
-    slots = [k for c in type(o).__mro__ for k in np.atleast_1d(getattr(c, "__slots__", ())).tolist()]
-    found = {k: getattr(o, k) for k in slots if hasattr(o, k) and not k.startswith("__")} | getattr(o, "__dict__", {})
-    skip = _TORCH | _state_names(type(o)) | {"learn"}
-    return {k: v for k, v in found.items() if k not in skip and not k.startswith("__")}
-
-def _module_settings(m, see, weights):
-    "A module: its attributes, its tensors, its hooks and its parts, in order."
-    hooks = [f for k in _HOOKS for f in getattr(m, k, {}).values()]
-    # A parameter that starts with one value everywhere starts with a setting; others are drawn, and the seed stands for them.
-    params = {k: dict(shape=list(p.shape), dtype=str(p.dtype), trained=p.requires_grad) | _first_value(p, see, weights) for k, p in m._parameters.items() if p is not None}
-    buffers = {k: see(o) for k, o in m._buffers.items()}
-    parts = dict(params=params, buffers=buffers, parts={k: see(o) for k, o in m._modules.items()}, hooks=see(hooks))
-    return {k: see(v) for k, v in _attributes(m).items()} | {k: v for k, v in parts.items() if v}
-
-def _first_value(p, see, weights):
-    if weights: return dict(values=see(p.detach()))
-    if p.is_meta or not p.numel() or not (p == p.flatten()[0]).all(): return {}
-    return dict(all=see(p.flatten()[0].item()))
-
-# %% ../nbs/tools/runs.ipynb #d1a70007
-def as_settings(o, # anything that a training is set up with
-                known=None, # id -> name, of what is known by a name of its own
-                weights:bool=True, # tell modules apart by their weights, too
-                inside:tuple=(), # ids of what `o` is a part of
-               ): # JSON-ready, and the same in every process
-    "What `o` is and was made with, as plain values. Raises `ValueError` where that can't be told."
-    if isinstance(o, enum.Enum): return f"{type(o).__name__}.{o.name}"
-    if isinstance(o, np.generic): o = o.item()
-    if o is None or isinstance(o, (bool, int, str)): return o
-    if isinstance(o, float): return float(o) if math.isfinite(o) else str(float(o))
-    if known and id(o) in known: return known[id(o)]
-    if id(o) in inside: return f"the {len(inside) - inside.index(id(o))} above"
-    if len(inside) > 60: raise ValueError(f"{type(o).__name__} lies too deep inside other objects to be described")
-    see = partial(as_settings, known=known, weights=weights, inside=(*inside, id(o)))
-    if isinstance(o, (complex, torch.dtype, torch.device, type(...), range)): return str(o)
-    if isinstance(o, bytes): return _digest(o)
-    if isinstance(o, PurePath): return f"{o.name} {_digest(str(o))}" if o.is_absolute() else o.as_posix()
-    if isinstance(o, torch.Tensor): return _tensor_settings(o)
-    if isinstance(o, np.ndarray): return _tensor_settings(torch.from_numpy(o)) if o.dtype.kind in "biuf" else see(o.tolist())
-    if isinstance(o, dict): return _shortened({k if isinstance(k, str) else json.dumps(see(k)): see(v) for k, v in o.items()})
-    if isinstance(o, (set, frozenset)): return _shortened(sorted(map(see, o), key=json.dumps))
-    if isinstance(o, (list, tuple, L)): return _shortened([see(v) for v in o])
-    return _object_settings(o, see, weights)
-
-def _shortened(o):
-    "`o`, or a fingerprint of it where it is long."
-    return o if len(json.dumps(o)) < 2_000 else dict(n=len(o), digest=_digest(o))
-
-# %% ../nbs/tools/runs.ipynb #d1a70008
-def _object_settings(o, see, weights):
-    "What isn't a plain value or a collection of them."
-    if isinstance(o, partial): return dict(partial=see(o.func), args=see(o.args), keywords=see(o.keywords))
-    if isinstance(o, types.CodeType): return _code_settings(o, see)
-    if isinstance(o, types.FunctionType): return _function_settings(o, see)
-    if isinstance(o, types.MethodType): return dict(method=see(o.__func__), of=see(o.__self__))
-    if isinstance(o, type): return _class_settings(o, see)
-    if isinstance(o, (classmethod, staticmethod)): return see(o.__func__)
-    if isinstance(o, property): return see([o.fget, o.fset])
-    if isinstance(o, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType, types.WrapperDescriptorType)): return _full_name(o)
-    if isinstance(o, types.ModuleType): return o.__name__
-    if isinstance(o, (weakref.ref, RemovableHandle)): return type(o).__name__
-    # Described on their own, or in the learner that they belong to.
-    if isinstance(o, (Learner, DataLoaders)): return type(o).__name__
-    kind = {"is": _class_settings(type(o), see)}
-    if isinstance(o, torch.jit.ScriptModule): return kind | dict(code=_digest(o.code))
-    if hasattr(o, "_orig_mod"): return dict(compiled=see(o._orig_mod))
-    if isinstance(o, nn.Module): return kind | _module_settings(o, see, weights)
-    if isinstance(o, torch.utils.data.DataLoader) or hasattr(o, "after_batch") and hasattr(o, "dataset"): return kind | dict(n=len(o.dataset))
-    if type(o).__module__.startswith("plum"): return dict(dispatched=see(o._f)) # how fastai's transforms keep their functions
-    if hasattr(o, "__dict__") or hasattr(type(o), "__slots__"): return kind | {k: see(v) for k, v in _attributes(o).items()}
-    try: made = o.__reduce_ex__(2)
-    except TypeError: raise ValueError(f"a {type(o).__name__} can't be described by plain values, so that two of them could be told apart") from None
-    return kind | dict(made=made if isinstance(made, str) else see(made[:3]))
-
-# %% ../nbs/tools/runs.ipynb #d1a70001
-def _digest(data):
-    "A short fingerprint of bytes or of JSON-ready values."
-    if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
-    return hashlib.sha256(data).hexdigest()[:12]
-
-def _tensor_settings(x):
-    "The shape, the type and the values of a tensor; a fingerprint of them where they are many."
-    # numpy has no bfloat16, and the bytes of any type are good enough.
-    x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
-    short = x.numel() <= 16 and not x.is_complex()
-    values = as_settings(x.tolist()) if short else _digest(x.flatten().view(torch.uint8).numpy().tobytes())
-    return dict(tensor=list(x.shape), dtype=str(x.dtype), values=values)
-
-# %% ../nbs/tools/runs.ipynb #d1a70002
-def _full_name(o): return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', getattr(o, '__name__', type(o).__name__))}"
-
-def _importable(o):
-    "Whether everyone who imports the function or class by its name gets this one."
-    if o.__module__ in (None, "__main__"): return False
-    try: return functools.reduce(getattr, o.__qualname__.split("."), sys.modules[o.__module__]) is o
-    except (AttributeError, KeyError): return False
-
-def _names_used(code):
-    "The names that a function looks up outside itself, those of functions within it included."
-    inner = [o for o in code.co_consts if isinstance(o, types.CodeType)]
-    return set(code.co_names).union(*map(_names_used, inner))
-
-def _code_settings(code, see):
-    "What a compiled function does, whatever its lines and its file are called."
-    return dict(code=_digest(code.co_code), names=list(code.co_names), variables=list(code.co_varnames), constants=[see(o) for o in code.co_consts])
-
-# %% ../nbs/tools/runs.ipynb #d1a70003
-_VALUES = (bool, int, float, str, tuple, list, dict, torch.Tensor, np.ndarray, np.generic, partial, types.FunctionType)
-
-def _function_settings(f, see):
-    "A function by its name, and by its code and what it uses where the name doesn't say it all."
-    if _importable(f): return _full_name(f)
-    cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
-    around = {k: f.__globals__[k] for k in _names_used(f.__code__) if isinstance(f.__globals__.get(k), _VALUES)}
-    closed = {k: o.cell_contents for k, o in cells.items() if o != types.CellType()} # an empty cell has no contents
-    return dict(function=f.__qualname__.rpartition(".")[2], code=_digest(see(f.__code__)), defaults=see([f.__defaults__, f.__kwdefaults__]), uses=see(around | closed))
-
-def _class_settings(cls, see):
-    "A class by its name, and by what it's made of where the name doesn't say it all."
-    if _importable(cls): return _full_name(cls)
-    body = {k: o for k, o in vars(cls).items() if isinstance(o, (*_VALUES, property, classmethod, staticmethod)) and k not in _CLASS_NOTES}
-    return f"{cls.__qualname__} {_digest(see([body, *cls.__bases__]))}"
-
-_CLASS_NOTES = ("__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__", "__static_attributes__", "__match_args__")
-
-# %% ../nbs/tools/runs.ipynb #d1a70005
-_TORCH = set(vars(nn.Module())) # what every module holds
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
-
-def _stores(f):
-    "The attributes that a method sets on its object, and the names of the methods that it calls."
-    steps = list(dis.get_instructions(f))
-    me = f.__code__.co_varnames[:1]
-    def _of_me(step): return step.argval in me or (isinstance(step.argval, tuple) and step.argval[-1:] == me)
-    stored = {o.argval for before, o in zip(steps, steps[1:]) if o.opname == "STORE_ATTR" and _of_me(before)}
-    # Python 3.12 has no instruction of its own for the load of a method, but a mark.
-    called = {o.argval for o in steps if o.opname == "LOAD_METHOD" or (o.opname == "LOAD_ATTR" and "NULL|self" in o.argrepr)}
-    return stored, called
-
-@functools.lru_cache(maxsize=None)
-def _state_names(cls):
-    "The attributes of the objects of `cls` that are set when they are used, not when they are made."
-    methods = {(c, k): o for c in cls.__mro__ for k, o in vars(c).items() if isinstance(o, types.FunctionType)}
-    making, arguments = {"__init__"}, set()
-    for _ in methods: # what `__init__` calls makes the object, too
-        more = set().union(*[_stores(o)[1] for (_, k), o in methods.items() if k in making]) & {k for _, k in methods}
-        if more <= making: break
-        making |= more
-    for (_, k), o in methods.items():
-        if k == "__init__": arguments |= set(o.__code__.co_varnames[:o.__code__.co_argcount + o.__code__.co_kwonlyargcount])
-    used = [_stores(o)[0] for (_, k), o in methods.items() if k not in making]
-    # fastai's random transforms take this one as an argument, and overwrite it with each batch.
-    return frozenset(set().union(*used) - (arguments - {"split_idx"}))
-
-# %% ../nbs/tools/runs.ipynb #d1a70006
-def _attributes(o):
-    "The attributes of `o` that it was made with."
-    slots = [k for c in type(o).__mro__ for k in np.atleast_1d(getattr(c, "__slots__", ())).tolist()]
-    found = {k: getattr(o, k) for k in slots if hasattr(o, k) and not k.startswith("__")} | getattr(o, "__dict__", {})
-    skip = _TORCH | _state_names(type(o)) | {"learn"}
-    return {k: v for k, v in found.items() if k not in skip and not k.startswith("__")}
-
-def _module_settings(m, see, weights):
-    "A module: its attributes, its tensors, its hooks and its parts, in order."
-    hooks = [f for k in _HOOKS for f in getattr(m, k, {}).values()]
-    # A parameter that starts with one value everywhere starts with a setting; others are drawn, and the seed stands for them.
-    params = {k: dict(shape=list(p.shape), dtype=str(p.dtype), trained=p.requires_grad) | _first_value(p, see, weights) for k, p in m._parameters.items() if p is not None}
-    buffers = {k: see(o) for k, o in m._buffers.items()}
-    parts = dict(params=params, buffers=buffers, parts={k: see(o) for k, o in m._modules.items()}, hooks=see(hooks))
-    return {k: see(v) for k, v in _attributes(m).items()} | {k: v for k, v in parts.items() if v}
-
-def _first_value(p, see, weights):
-    if weights: return dict(values=see(p.detach()))
-    if p.is_meta or not p.numel() or not (p == p.flatten()[0]).all(): return {}
-    return dict(all=see(p.flatten()[0].item()))
-
-# %% ../nbs/tools/runs.ipynb #d1a70007
-def as_settings(o, # anything that a training is set up with
-                known=None, # id -> name, of what is known by a name of its own
-                weights:bool=True, # tell modules apart by their weights, too
-                inside:tuple=(), # ids of what `o` is a part of
-               ): # JSON-ready, and the same in every process
-    "What `o` is and was made with, as plain values. Raises `ValueError` where that can't be told."
-    if isinstance(o, enum.Enum): return f"{type(o).__name__}.{o.name}"
-    if isinstance(o, np.generic): o = o.item()
-    if o is None or isinstance(o, (bool, int, str)): return o
-    if isinstance(o, float): return float(o) if math.isfinite(o) else str(float(o))
-    if known and id(o) in known: return known[id(o)]
-    if id(o) in inside: return f"the {len(inside) - inside.index(id(o))} above"
-    if len(inside) > 60: raise ValueError(f"{type(o).__name__} lies too deep inside other objects to be described")
-    see = partial(as_settings, known=known, weights=weights, inside=(*inside, id(o)))
-    if isinstance(o, (complex, torch.dtype, torch.device, type(...), range)): return str(o)
-    if isinstance(o, bytes): return _digest(o)
-    if isinstance(o, PurePath): return f"{o.name} {_digest(str(o))}" if o.is_absolute() else o.as_posix()
-    if isinstance(o, torch.Tensor): return _tensor_settings(o)
-    if isinstance(o, np.ndarray): return _tensor_settings(torch.from_numpy(o)) if o.dtype.kind in "biuf" else see(o.tolist())
-    if isinstance(o, dict): return _shortened({k if isinstance(k, str) else json.dumps(see(k)): see(v) for k, v in o.items()})
-    if isinstance(o, (set, frozenset)): return _shortened(sorted(map(see, o), key=json.dumps))
-    if isinstance(o, (list, tuple, L)): return _shortened([see(v) for v in o])
-    return _object_settings(o, see, weights)
-
-def _shortened(o):
-    "`o`, or a fingerprint of it where it is long."
-    return o if len(json.dumps(o)) < 2_000 else dict(n=len(o), digest=_digest(o))
-
-# %% ../nbs/tools/runs.ipynb #d1a70008
-def _object_settings(o, see, weights):
-    "What isn't a plain value or a collection of them."
-    if isinstance(o, partial): return dict(partial=see(o.func), args=see(o.args), keywords=see(o.keywords))
-    if isinstance(o, types.CodeType): return _code_settings(o, see)
-    if isinstance(o, types.FunctionType): return _function_settings(o, see)
-    if isinstance(o, types.MethodType): return dict(method=see(o.__func__), of=see(o.__self__))
-    if isinstance(o, type): return _class_settings(o, see)
-    if isinstance(o, (classmethod, staticmethod)): return see(o.__func__)
-    if isinstance(o, property): return see([o.fget, o.fset])
-    if isinstance(o, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType, types.WrapperDescriptorType)): return _full_name(o)
-    if isinstance(o, types.ModuleType): return o.__name__
-    if isinstance(o, (weakref.ref, RemovableHandle)): return type(o).__name__
-    # Described on their own, or in the learner that they belong to.
-    if isinstance(o, (Learner, DataLoaders)): return type(o).__name__
-    kind = {"is": _class_settings(type(o), see)}
-    if isinstance(o, torch.jit.ScriptModule): return kind | dict(code=_digest(o.code))
-    if hasattr(o, "_orig_mod"): return dict(compiled=see(o._orig_mod))
-    if isinstance(o, nn.Module): return kind | _module_settings(o, see, weights)
-    if isinstance(o, torch.utils.data.DataLoader) or hasattr(o, "after_batch") and hasattr(o, "dataset"): return kind | dict(n=len(o.dataset))
-    if type(o).__module__.startswith("plum"): return dict(dispatched=see(o._f)) # how fastai's transforms keep their functions
-    if hasattr(o, "__dict__") or hasattr(type(o), "__slots__"): return kind | {k: see(v) for k, v in _attributes(o).items()}
-    try: made = o.__reduce_ex__(2)
-    except TypeError: raise ValueError(f"a {type(o).__name__} can't be described by plain values, so that two of them could be told apart") from None
+    except TypeError:
+        raise ValueError(f"a {type(o).__name__} can't be described by plain values, so that two of "
+                         f"them could be told apart") from None
     return kind | dict(made=made if isinstance(made, str) else see(made[:3]))
 
 # %% ../nbs/tools/runs.ipynb #c0ea5c4c
@@ -557,18 +281,24 @@ def _tried(make, *args):
 def _model_settings(model):
     "Each part of the model by its class and a fingerprint; a model without parts by its own."
     parts = dict(model.named_children())
-    own = {k: v for k, v in as_settings(model, {id(o): k for k, o in parts.items()}, weights=False).items() if k != "parts"}
-    return {"": own} | {k: f"{type(o).__name__} {_digest(as_settings(o, weights=False))}" for k, o in parts.items()}
+    own = {k: v for k, v in as_settings(model, {id(o): k for k, o in parts.items()},
+                                        weights=False).items() if k != "parts"}
+    return {"": own} | {k: f"{type(o).__name__} {_digest(as_settings(o, weights=False))}" for k,
+                        o in parts.items()}
 
 def _opt_settings(learn, known):
     "How the optimizer was made, and what it does to which parameters."
-    groups = [dict(parameters=[known.get(id(o)) for o in ps], hypers={k: v for k, v in h.items() if k != "lr"})
+    groups = [dict(parameters=[known.get(id(o)) for o in ps],
+                   hypers={k: v for k, v in h.items() if k != "lr"})
               for ps, h in zip(learn.opt.param_lists, learn.opt.hypers)]
     inner = learn.opt.opt if isinstance(learn.opt, OptimWrapper) else None
-    own = {k: v for k, v in vars(learn.opt).items() if k not in ("state", "param_lists", "hypers", "slow_weights")}
-    steps = own | dict(opt={k: v for k, v in vars(own["opt"]).items() if k == "cbs"}) if "opt" in own and inner is None else own
-    steps = steps if inner is None else dict(opt=type(inner), defaults=inner.defaults, map=learn.opt.fwd_map)
-    return as_settings(dict(function=learn.opt_func, groups=groups, steps=steps), known)
+    own = {k: v for k, v in vars(learn.opt).items()
+           if k not in ("state", "param_lists", "hypers", "slow_weights")}
+    if inner is not None:
+        own = dict(opt=type(inner), defaults=inner.defaults, map=learn.opt.fwd_map)
+    # what Lookahead looks ahead with
+    elif "opt" in own: own["opt"] = getattr(own["opt"], "cbs", None)
+    return as_settings(dict(function=learn.opt_func, groups=groups, steps=own), known)
 
 # %% ../nbs/tools/runs.ipynb #d1a7000c
 def _item_settings(items):
@@ -580,137 +310,73 @@ def _item_settings(items):
 
 def _loader_settings(dl):
     "What a loader draws from, how, and through which transforms it goes."
-    own = {k: getattr(dl, k) for k in ("bs", "batch_size", "shuffle", "drop_last", "wgts", "presize", "method", "sampler", "collate_fn") if hasattr(dl, k)}
-    tfms = {k: getattr(o, "fs", o) for k in ("after_item", "before_batch", "after_batch") if (o := getattr(dl, k, None)) is not None}
+    own = {k: getattr(dl, k) for k in ("bs", "batch_size", "shuffle", "drop_last", "wgts",
+                                       "presize", "method", "sampler", "collate_fn")
+           if hasattr(dl, k)}
+    steps = {k: getattr(dl, k, None) for k in ("after_item", "before_batch", "after_batch")}
+    tfms = {k: getattr(o, "fs", o) for k, o in steps.items() if o is not None}
     sets = getattr(dl.dataset, "tls", None)
-    data = [dict(tfms=as_settings(o.tfms.fs), items=_item_settings(o.items)) for o in sets] if sets is not None else as_settings(dl.dataset)
-    return {"is": _full_name(type(dl)), "data": data} | as_settings(own | tfms, {id(dl.dataset): "data"})
+    data = [dict(tfms=as_settings(o.tfms.fs), items=_item_settings(o.items))
+            for o in sets] if sets is not None else as_settings(dl.dataset)
+    return {"is": _full_name(type(dl)), "data": data} | as_settings(own | tfms,
+            {id(dl.dataset): "data"})
 
 # %% ../nbs/tools/runs.ipynb #d1a7000d
-_PLUMBING = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback", "ChannelsLast"} # in every learner
+# in every learner
+_PLUMBING = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback", "ChannelsLast"}
 
 def _settings(learn):
     "Everything that `learn` was set up with, part by part."
-    known = {id(o): f"model.{k}" for k, o in [*learn.model.named_modules(), *learn.model.named_parameters()]} | {id(learn): "learner"}
+    parts = [*learn.model.named_modules(), *learn.model.named_parameters()]
+    known = {id(o): f"model.{k}" for k, o in parts} | {id(learn): "learner"}
     see = partial(as_settings, known=known)
     cbs = [o for o in learn.cbs if type(o).__name__ not in _PLUMBING]
-    named = {f"{type(o).__name__}{k or ''}": o for i, o in enumerate(cbs) if (k := sum(type(p) is type(o) for p in cbs[:i])) >= 0}
-    own = {k: vars(learn)[k] for k in ("lr", "wd", "wd_bn_bias", "train_bn", "moms", "splitter", "normalize", "pretrained", "n_out") if k in vars(learn)}
-    return dict(model=_tried(_model_settings, learn.model), loss=_tried(see, learn.loss_func), opt=_tried(_opt_settings, learn, known),
-                callbacks={k: _tried(see, o) for k, o in named.items()}, metrics=_tried(see, list(learn.metrics)), learner=_tried(see, own),
-                data={k: _tried(_loader_settings, o) for k, o in (("train", learn.dls.train), ("valid", learn.dls.valid))})
+    # of the same class
+    before = [sum(type(p) is type(o) for p in cbs[:i]) for i, o in enumerate(cbs)]
+    named = {f"{type(o).__name__}{n or ''}": o for n, o in zip(before, cbs)}
+    own = {k: vars(learn)[k] for k in ("lr", "wd", "wd_bn_bias", "train_bn", "moms", "splitter",
+                                       "normalize", "pretrained", "n_out") if k in vars(learn)}
+    return dict(model=_tried(_model_settings, learn.model), loss=_tried(see, learn.loss_func),
+                opt=_tried(_opt_settings, learn, known),
+                callbacks={k: _tried(see, o) for k, o in named.items()}, metrics=_tried(see,
+                        list(learn.metrics)), learner=_tried(see, own),
+                data={k: _tried(_loader_settings, o) for k,
+                      o in (("train", learn.dls.train), ("valid", learn.dls.valid))})
 
 def describe(learn:Learner, # not yet trained
             ) -> dict: # JSON-ready
     "What `learn` trains and how: model, data, loss, optimizer and callbacks by name, and all that they were made with in `settings`."
     model, dls = learn.model, learn.dls
     if not learn.opt: learn.create_opt()
-    hypers = {k: v for k, v in learn.opt.hypers[-1].items() if k not in ("lr", "mom")} # those two follow the schedule
+    # those two follow the schedule
+    hypers = {k: v for k, v in learn.opt.hypers[-1].items() if k not in ("lr", "mom")}
     arch = getattr(learn, "arch", model)
-    opt = f"OptimWrapper({type(learn.opt.opt).__name__})" if isinstance(learn.opt, OptimWrapper) else _name(learn.opt_func)
-    return dict(arch=arch if isinstance(arch, str) else _name(arch), parameters=sum(o.numel() for o in model.parameters()),
-                loss=_name(learn.loss_func), opt=opt, hypers=as_settings(hypers), callbacks=sorted({_name(o) for o in learn.cbs} - _PLUMBING),
-                bs=getattr(dls, "bs", None), classes=getattr(dls, "c", None), n_train=len(dls.train_ds), n_valid=len(dls.valid_ds),
-                ) | as_settings(getattr(dls, "args", {})) | dict(settings=_settings(learn))
-
-# %% ../nbs/tools/runs.ipynb #d1a7000c
-def _item_settings(items):
-    "Which items a data set has: paths by their last two parts, in any order, since a disk has one of its own."
-    if hasattr(items, "to_csv"): return _digest(items.to_csv().encode())
-    items = list(items)
-    if not all(isinstance(o, PurePath) for o in items): return as_settings(items)
-    return dict(n=len(items), digest=_digest(sorted("/".join(o.parts[-2:]) for o in items)))
-
-def _loader_settings(dl):
-    "What a loader draws from, how, and through which transforms it goes."
-    own = {k: getattr(dl, k) for k in ("bs", "batch_size", "shuffle", "drop_last", "wgts", "presize", "method", "sampler", "collate_fn") if hasattr(dl, k)}
-    tfms = {k: getattr(o, "fs", o) for k in ("after_item", "before_batch", "after_batch") if (o := getattr(dl, k, None)) is not None}
-    sets = getattr(dl.dataset, "tls", None)
-    data = [dict(tfms=as_settings(o.tfms.fs), items=_item_settings(o.items)) for o in sets] if sets is not None else as_settings(dl.dataset)
-    return {"is": _full_name(type(dl)), "data": data} | as_settings(own | tfms, {id(dl.dataset): "data"})
-
-# %% ../nbs/tools/runs.ipynb #d1a7000d
-_PLUMBING = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback", "ChannelsLast"} # in every learner
-
-def _settings(learn):
-    "Everything that `learn` was set up with, part by part."
-    known = {id(o): f"model.{k}" for k, o in [*learn.model.named_modules(), *learn.model.named_parameters()]} | {id(learn): "learner"}
-    see = partial(as_settings, known=known)
-    cbs = [o for o in learn.cbs if type(o).__name__ not in _PLUMBING]
-    named = {f"{type(o).__name__}{k or ''}": o for i, o in enumerate(cbs) if (k := sum(type(p) is type(o) for p in cbs[:i])) >= 0}
-    own = {k: vars(learn)[k] for k in ("lr", "wd", "wd_bn_bias", "train_bn", "moms", "splitter", "normalize", "pretrained", "n_out") if k in vars(learn)}
-    return dict(model=_tried(_model_settings, learn.model), loss=_tried(see, learn.loss_func), opt=_tried(_opt_settings, learn, known),
-                callbacks={k: _tried(see, o) for k, o in named.items()}, metrics=_tried(see, list(learn.metrics)), learner=_tried(see, own),
-                data={k: _tried(_loader_settings, o) for k, o in (("train", learn.dls.train), ("valid", learn.dls.valid))})
-
-def describe(learn:Learner, # not yet trained
-            ) -> dict: # JSON-ready
-    "What `learn` trains and how: model, data, loss, optimizer and callbacks by name, and all that they were made with in `settings`."
-    model, dls = learn.model, learn.dls
-    if not learn.opt: learn.create_opt()
-    hypers = {k: v for k, v in learn.opt.hypers[-1].items() if k not in ("lr", "mom")} # those two follow the schedule
-    arch = getattr(learn, "arch", model)
-    opt = f"OptimWrapper({type(learn.opt.opt).__name__})" if isinstance(learn.opt, OptimWrapper) else _name(learn.opt_func)
-    return dict(arch=arch if isinstance(arch, str) else _name(arch), parameters=sum(o.numel() for o in model.parameters()),
-                loss=_name(learn.loss_func), opt=opt, hypers=as_settings(hypers), callbacks=sorted({_name(o) for o in learn.cbs} - _PLUMBING),
-                bs=getattr(dls, "bs", None), classes=getattr(dls, "c", None), n_train=len(dls.train_ds), n_valid=len(dls.valid_ds),
-                ) | as_settings(getattr(dls, "args", {})) | dict(settings=_settings(learn))
-
-# %% ../nbs/tools/runs.ipynb #d1a7000c
-def _item_settings(items):
-    "Which items a data set has: paths by their last two parts, in any order, since a disk has one of its own."
-    if hasattr(items, "to_csv"): return _digest(items.to_csv().encode())
-    items = list(items)
-    if not all(isinstance(o, PurePath) for o in items): return as_settings(items)
-    return dict(n=len(items), digest=_digest(sorted("/".join(o.parts[-2:]) for o in items)))
-
-def _loader_settings(dl):
-    "What a loader draws from, how, and through which transforms it goes."
-    own = {k: getattr(dl, k) for k in ("bs", "batch_size", "shuffle", "drop_last", "wgts", "presize", "method", "sampler", "collate_fn") if hasattr(dl, k)}
-    tfms = {k: getattr(o, "fs", o) for k in ("after_item", "before_batch", "after_batch") if (o := getattr(dl, k, None)) is not None}
-    sets = getattr(dl.dataset, "tls", None)
-    data = [dict(tfms=as_settings(o.tfms.fs), items=_item_settings(o.items)) for o in sets] if sets is not None else as_settings(dl.dataset)
-    return {"is": _full_name(type(dl)), "data": data} | as_settings(own | tfms, {id(dl.dataset): "data"})
-
-# %% ../nbs/tools/runs.ipynb #d1a7000d
-_PLUMBING = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback", "ChannelsLast"} # in every learner
-
-def _settings(learn):
-    "Everything that `learn` was set up with, part by part."
-    known = {id(o): f"model.{k}" for k, o in [*learn.model.named_modules(), *learn.model.named_parameters()]} | {id(learn): "learner"}
-    see = partial(as_settings, known=known)
-    cbs = [o for o in learn.cbs if type(o).__name__ not in _PLUMBING]
-    named = {f"{type(o).__name__}{k or ''}": o for i, o in enumerate(cbs) if (k := sum(type(p) is type(o) for p in cbs[:i])) >= 0}
-    own = {k: vars(learn)[k] for k in ("lr", "wd", "wd_bn_bias", "train_bn", "moms", "splitter", "normalize", "pretrained", "n_out") if k in vars(learn)}
-    return dict(model=_tried(_model_settings, learn.model), loss=_tried(see, learn.loss_func), opt=_tried(_opt_settings, learn, known),
-                callbacks={k: _tried(see, o) for k, o in named.items()}, metrics=_tried(see, list(learn.metrics)), learner=_tried(see, own),
-                data={k: _tried(_loader_settings, o) for k, o in (("train", learn.dls.train), ("valid", learn.dls.valid))})
-
-def describe(learn:Learner, # not yet trained
-            ) -> dict: # JSON-ready
-    "What `learn` trains and how: model, data, loss, optimizer and callbacks by name, and all that they were made with in `settings`."
-    model, dls = learn.model, learn.dls
-    if not learn.opt: learn.create_opt()
-    hypers = {k: v for k, v in learn.opt.hypers[-1].items() if k not in ("lr", "mom")} # those two follow the schedule
-    arch = getattr(learn, "arch", model)
-    opt = f"OptimWrapper({type(learn.opt.opt).__name__})" if isinstance(learn.opt, OptimWrapper) else _name(learn.opt_func)
-    return dict(arch=arch if isinstance(arch, str) else _name(arch), parameters=sum(o.numel() for o in model.parameters()),
-                loss=_name(learn.loss_func), opt=opt, hypers=as_settings(hypers), callbacks=sorted({_name(o) for o in learn.cbs} - _PLUMBING),
-                bs=getattr(dls, "bs", None), classes=getattr(dls, "c", None), n_train=len(dls.train_ds), n_valid=len(dls.valid_ds),
+    opt = f"OptimWrapper({type(learn.opt.opt).__name__})" if isinstance(learn.opt,
+            OptimWrapper) else _name(learn.opt_func)
+    return dict(arch=arch if isinstance(arch, str) else _name(arch),
+                parameters=sum(o.numel() for o in model.parameters()),
+                loss=_name(learn.loss_func), opt=opt, hypers=as_settings(hypers),
+                callbacks=sorted({_name(o) for o in learn.cbs} - _PLUMBING),
+                bs=getattr(dls, "bs", None), classes=getattr(dls, "c",
+                        None), n_train=len(dls.train_ds), n_valid=len(dls.valid_ds),
                 ) | as_settings(getattr(dls, "args", {})) | dict(settings=_settings(learn))
 
 # %% ../nbs/tools/runs.ipynb #3f021927
 def _without(o, path, found):
     "`o` with None for every number that isn't finite, which `found` gets by its path."
-    if isinstance(o, (np.generic, torch.Tensor)): o = o.item() if getattr(o, "ndim", 0) == 0 else o.tolist()
-    if isinstance(o, dict): return {str(k): _without(v, (*path, str(k)), found) for k, v in o.items()}
-    if isinstance(o, (list, tuple, L)): return [_without(v, (*path, i), found) for i, v in enumerate(o)]
+    if isinstance(o, (np.generic, torch.Tensor)):
+        o = o.item() if getattr(o, "ndim", 0) == 0 else o.tolist()
+    if isinstance(o, dict):
+        return {str(k): _without(v, (*path, str(k)), found) for k, v in o.items()}
+    if isinstance(o, (list, tuple, L)):
+        return [_without(v, (*path, i), found) for i, v in enumerate(o)]
     if not isinstance(o, float) or math.isfinite(o): return o
     found.append([list(path), str(o)])
 
 def _give_back(o, found):
     "Put the numbers in `found` where `_without` took them from."
-    for (*path, last), value in found: functools.reduce(lambda x, k: x[k], path, o)[last] = float(value)
+    for (*path, last), value in found:
+        functools.reduce(lambda x, k: x[k], path, o)[last] = float(value)
     return o
 
 @dataclass
@@ -734,7 +400,8 @@ class Result:
         "Write to `path` as JSON, whole or not at all."
         found = []
         values = _without(asdict(self), (), found)
-        text = json.dumps(values | (dict(not_finite=found) if found else {}), indent=1, allow_nan=False)
+        text = json.dumps(values | (dict(not_finite=found) if found else {}), indent=1,
+                          allow_nan=False)
         _write(path, lambda o: o.write_text(text + "\n", encoding="utf-8"))
         return path
 
@@ -744,7 +411,8 @@ class Result:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(**_give_back(values, values.pop("not_finite", [])))
-        except (AttributeError, LookupError, TypeError, ValueError) as e: raise ValueError(f"{Path(path).name} is not a result file: {e}") from e
+        except (AttributeError, LookupError, TypeError, ValueError) as e:
+            raise ValueError(f"{Path(path).name} is not a result file: {e}") from e
 
 # %% ../nbs/tools/runs.ipynb #474c1fd7
 def _write(path, write):
@@ -769,7 +437,7 @@ def _sweep(path):
     for part in path.parent.glob("*.part"):
         pid = part.name.removeprefix(f"{path.name}.").removesuffix(".part")
         if part.name != f"{path.name}.{pid}.part" or not re.fullmatch("[0-9]{1,9}", pid): continue
-        # On Windows the question would end the process; there, a file that someone writes can't be removed.
+        # On Windows the question would end the process; there, a file in use can't be removed.
         if os.name != "nt" and _alive(int(pid)) and int(pid) != os.getpid(): continue
         with contextlib.suppress(OSError): part.unlink()
 
@@ -798,7 +466,7 @@ class History(Callback):
         self.seen += self.dl.bs
     def after_train(self): self.seconds = time.perf_counter() - self.start
     def after_epoch(self):
-        # An epoch that a resumed run skips, or one without a batch, as where someone only looks at what the callbacks do
+        # An epoch that a resumed run skips, or one without a batch, as in a preview of the events
         if not self.seen or self.epoch < len(self.rows): return
         values = dict(zip(self.recorder.metric_names[2:-1], self.recorder.values[-1][1:]))
         self.rows.append(dict(epoch=self.epoch, train_loss=float(self.loss_sum)/self.seen, **{k: float(v) for k, v in values.items()}, train_seconds=self.seconds))
@@ -814,8 +482,10 @@ def _storable(o, what):
     if isinstance(o, (list, L)): return [_storable(v, what) for v in o]
     raise ValueError(f"{what} is a {type(o).__name__}, which a checkpoint can't hold")
 
-_CONSTANT = (type, types.FunctionType, types.BuiltinFunctionType, partial, enum.Enum, PurePath, torch.dtype, torch.device, np.ufunc)
-_TRACKED = {TrackerCallback: ("best", "new_best", "wait"), GradientAccumulation: ("count",)} # what changes in fastai's callbacks
+_CONSTANT = (type, types.FunctionType, types.BuiltinFunctionType, partial, enum.Enum, PurePath,
+             torch.dtype, torch.device, np.ufunc)
+# what changes in fastai's callbacks
+_TRACKED = {TrackerCallback: ("best", "new_best", "wait"), GradientAccumulation: ("count",)}
 _LIBRARIES = ("fastai", "sota_course")
 
 # %% ../nbs/tools/runs.ipynb #d1a70010
@@ -829,47 +499,63 @@ def _own_state(cb, name):
 def _callback_state(cb):
     "What the callback `cb` carries from one epoch to the next. Raises `ValueError` where that can't be stored."
     name = type(cb).__name__
-    if isinstance(cb, (ModelToHalf, NonNativeMixedPrecision)): raise ValueError(f"{name} keeps weights of its own: use MixedPrecision")
-    if hasattr(type(cb), "state_dict"): return _storable(cb.state_dict(), f"the state of the callback {name}")
-    if isinstance(cb, MixedPrecision): return cb.learn.scaler.state_dict() if getattr(cb.learn, "scaler", None) else {}
+    if isinstance(cb, (ModelToHalf, NonNativeMixedPrecision)):
+        raise ValueError(f"{name} keeps weights of its own: use MixedPrecision")
+    if hasattr(type(cb), "state_dict"):
+        return _storable(cb.state_dict(), f"the state of the callback {name}")
+    if isinstance(cb, MixedPrecision):
+        return cb.learn.scaler.state_dict() if getattr(cb.learn, "scaler", None) else {}
     ours = type(cb).__module__.partition(".")[0] in _LIBRARIES
-    tracked = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names if k in vars(cb)]
-    return {k: _own_state(cb, k) for k in (tracked if ours else vars(cb)) if k not in ("learn", "run")}
+    tracked = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names
+               if k in vars(cb)]
+    return {k: _own_state(cb, k) for k in (tracked if ours else vars(cb))
+            if k not in ("learn", "run")}
 
 def _set_callback_state(cb, state):
     "Put back what `_callback_state` gave."
     if hasattr(type(cb), "state_dict"): return cb.load_state_dict(state)
-    if isinstance(cb, MixedPrecision): return cb.learn.scaler.load_state_dict(state) if state else None
+    if isinstance(cb, MixedPrecision):
+        return cb.learn.scaler.load_state_dict(state) if state else None
     for k, new in state.items():
         old = getattr(cb, k, None)
         if isinstance(old, nn.Module): old.load_state_dict(new)
         elif isinstance(old, _CONSTANT) or (old is not None and old is cb.learn): pass
-        elif isinstance(old, list) and isinstance(new, list): old[:] = new # it may be shared with whoever looks at it
+        # it may be shared with whoever looks at it
+        elif isinstance(old, list) and isinstance(new, list): old[:] = new
         else: setattr(cb, k, new)
 
 # %% ../nbs/tools/runs.ipynb #d1a70011
 def _lasting(learn, watching=()):
     "name -> callback, of those whose state belongs to the training."
-    cbs = [o for o in learn.cbs if type(o).__module__ != __name__ and not any(o is p for p in watching) and not isinstance(o, SkipToEpoch)]
-    return {f"{type(o).__name__} {sum(type(p) is type(o) for p in cbs[:i])}": o for i, o in enumerate(cbs)}
+    cbs = [o for o in learn.cbs if type(o).__module__ != __name__
+           and not any(o is p for p in watching) and not isinstance(o, SkipToEpoch)]
+    return {f"{type(o).__name__} {sum(type(p) is type(o) for p in cbs[:i])}": o for i,
+            o in enumerate(cbs)}
 
 def _callback_states(learn, watching=()):
     "The states of all callbacks. Raises `ValueError` with a way out where one can't be stored."
     try: return {k: _callback_state(o) for k, o in _lasting(learn, watching).items()}
     except ValueError as e:
-        raise ValueError(f"{e}: give it methods state_dict and load_state_dict, which may be empty if it doesn't change the training, or leave folder out") from e
+        raise ValueError(f"{e}: give it methods state_dict and load_state_dict, which may be empty "
+                         f"if it doesn't change the training, or leave folder out") from e
 
 def _gradient(p):
     "What is left in a parameter's gradient: None, 0, or the tensor that others are still to be added to."
-    return None if p.grad is None else p.grad.detach().as_subclass(torch.Tensor) if p.grad.any() else 0
+    if p.grad is None: return None
+    return p.grad.detach().as_subclass(torch.Tensor) if p.grad.any() else 0
 
-def _loss_module(learn): return next((o for o in (learn.loss_func, getattr(learn.loss_func, "func", None)) if isinstance(o, nn.Module)), None)
+def _loss_module(learn):
+    return next((o for o in (learn.loss_func, getattr(learn.loss_func, "func", None))
+                 if isinstance(o, nn.Module)), None)
 
 def _training_state(learn, watching=()):
     "All that the next epoch depends on."
     params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
-    return dict(model=learn.model.state_dict(), opt=_storable(learn.opt.state_dict(), "the optimizer's state"), callbacks=_callback_states(learn, watching),
-                grads={k: _gradient(p) for k, p in params.items()}, trained={k: p.requires_grad for k, p in params.items()},
+    return dict(model=learn.model.state_dict(),
+                opt=_storable(learn.opt.state_dict(), "the optimizer's state"),
+                callbacks=_callback_states(learn, watching),
+                grads={k: _gradient(p) for k, p in params.items()}, trained={k: p.requires_grad
+                        for k, p in params.items()},
                 loss=dict(loss.state_dict()) if loss else {})
 
 # %% ../nbs/tools/runs.ipynb #d1a70012
@@ -877,7 +563,8 @@ class Checkpoint(Callback):
     "Write all that the next epoch depends on, and `history`, to `path` before the first epoch and after each."
     order = 1000 # after every callback that takes note of the epoch
     def __init__(self, path, config:dict, history:History, watching=()): store_attr()
-    def _in_fit(self): return self.learn.opt and not self.learn.lock.locked() # not while predicting or looking at events
+    # not while predicting or looking at events
+    def _in_fit(self): return self.learn.opt and not self.learn.lock.locked()
     def before_fit(self):
         if self._in_fit() and not Path(self.path).exists(): self.write()
     def after_epoch(self):
@@ -898,7 +585,8 @@ class Resume(Callback):
     def before_epoch(self):
         if self.epoch >= self.start: self._restore()
         elif self.muted is None:
-            self.muted = [(o, o.run) for o in self.learn.cbs if o is not self and not isinstance(o, self._ALWAYS)]
+            self.muted = [(o, o.run) for o in self.learn.cbs if o is not self
+                          and not isinstance(o, self._ALWAYS)]
             for o, _ in self.muted: o.run = False
     def after_fit(self): self._restore() # where no epoch was left
     def _restore(self):
@@ -916,240 +604,9 @@ def _put_back(learn, state, watching=()):
     _load_opt(learn, state["opt"])
     for k, p in params.items():
         p.requires_grad_(state["trained"][k])
-        old = state["grads"][k]
-        p.grad = None if old is None else torch.zeros_like(p) if not isinstance(old, torch.Tensor) else old.to(p)
-    for k, o in _lasting(learn, watching).items():
-        if state["callbacks"].get(k): _set_callback_state(o, state["callbacks"][k])
-
-def _load_opt(learn, state):
-    "Load the state of any of fastai's optimizers or PyTorch's."
-    if isinstance(learn.opt, OptimWrapper): return learn.opt.load_state_dict(state)
-    device = next(learn.model.parameters()).device
-    # A copy, since it becomes the optimizer's own, and Lookahead takes its part out.
-    own = {k: to_device(_copied(v), device) for k, v in state.items() if k != "hypers"}
-    learn.opt.load_state_dict(own | dict(hypers=L(dict(o) for o in state["hypers"])))
-
-def _copied(o):
-    if isinstance(o, torch.Tensor): return o.clone()
-    if isinstance(o, dict): return {k: _copied(v) for k, v in o.items()}
-    return type(o)(map(_copied, o)) if isinstance(o, (list, tuple)) else o
-
-# %% ../nbs/tools/runs.ipynb #d1a70010
-def _own_state(cb, name):
-    "One attribute of a callback as a checkpoint holds it; None where it never changes."
-    value, what = getattr(cb, name), f"{name} of the callback {type(cb).__name__}"
-    if isinstance(value, nn.Module): return _storable(dict(value.state_dict()), what)
-    if isinstance(value, _CONSTANT) or value is cb.learn: return None
-    return _storable(value, what)
-
-def _callback_state(cb):
-    "What the callback `cb` carries from one epoch to the next. Raises `ValueError` where that can't be stored."
-    name = type(cb).__name__
-    if isinstance(cb, (ModelToHalf, NonNativeMixedPrecision)): raise ValueError(f"{name} keeps weights of its own: use MixedPrecision")
-    if hasattr(type(cb), "state_dict"): return _storable(cb.state_dict(), f"the state of the callback {name}")
-    if isinstance(cb, MixedPrecision): return cb.learn.scaler.state_dict() if getattr(cb.learn, "scaler", None) else {}
-    ours = type(cb).__module__.partition(".")[0] in _LIBRARIES
-    tracked = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names if k in vars(cb)]
-    return {k: _own_state(cb, k) for k in (tracked if ours else vars(cb)) if k not in ("learn", "run")}
-
-def _set_callback_state(cb, state):
-    "Put back what `_callback_state` gave."
-    if hasattr(type(cb), "state_dict"): return cb.load_state_dict(state)
-    if isinstance(cb, MixedPrecision): return cb.learn.scaler.load_state_dict(state) if state else None
-    for k, new in state.items():
-        old = getattr(cb, k, None)
-        if isinstance(old, nn.Module): old.load_state_dict(new)
-        elif isinstance(old, _CONSTANT) or (old is not None and old is cb.learn): pass
-        elif isinstance(old, list) and isinstance(new, list): old[:] = new # it may be shared with whoever looks at it
-        else: setattr(cb, k, new)
-
-# %% ../nbs/tools/runs.ipynb #d1a70011
-def _lasting(learn, watching=()):
-    "name -> callback, of those whose state belongs to the training."
-    cbs = [o for o in learn.cbs if type(o).__module__ != __name__ and not any(o is p for p in watching) and not isinstance(o, SkipToEpoch)]
-    return {f"{type(o).__name__} {sum(type(p) is type(o) for p in cbs[:i])}": o for i, o in enumerate(cbs)}
-
-def _callback_states(learn, watching=()):
-    "The states of all callbacks. Raises `ValueError` with a way out where one can't be stored."
-    try: return {k: _callback_state(o) for k, o in _lasting(learn, watching).items()}
-    except ValueError as e:
-        raise ValueError(f"{e}: give it methods state_dict and load_state_dict, which may be empty if it doesn't change the training, or leave folder out") from e
-
-def _gradient(p):
-    "What is left in a parameter's gradient: None, 0, or the tensor that others are still to be added to."
-    return None if p.grad is None else p.grad.detach().as_subclass(torch.Tensor) if p.grad.any() else 0
-
-def _loss_module(learn): return next((o for o in (learn.loss_func, getattr(learn.loss_func, "func", None)) if isinstance(o, nn.Module)), None)
-
-def _training_state(learn, watching=()):
-    "All that the next epoch depends on."
-    params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
-    return dict(model=learn.model.state_dict(), opt=_storable(learn.opt.state_dict(), "the optimizer's state"), callbacks=_callback_states(learn, watching),
-                grads={k: _gradient(p) for k, p in params.items()}, trained={k: p.requires_grad for k, p in params.items()},
-                loss=dict(loss.state_dict()) if loss else {})
-
-# %% ../nbs/tools/runs.ipynb #d1a70012
-class Checkpoint(Callback):
-    "Write all that the next epoch depends on, and `history`, to `path` before the first epoch and after each."
-    order = 1000 # after every callback that takes note of the epoch
-    def __init__(self, path, config:dict, history:History, watching=()): store_attr()
-    def _in_fit(self): return self.learn.opt and not self.learn.lock.locked() # not while predicting or looking at events
-    def before_fit(self):
-        if self._in_fit() and not Path(self.path).exists(): self.write()
-    def after_epoch(self):
-        if self._in_fit() and self.epoch < len(self.history.rows): self.write()
-    def write(self):
-        record = json.dumps(dict(config=self.config, history=self.history.rows))
-        state = _training_state(self.learn, self.watching) | dict(record=record)
-        _write(self.path, lambda o: torch.save(state, o))
-
-# %% ../nbs/tools/runs.ipynb #d1a70013
-class Resume(Callback):
-    "Keep the callbacks out of the epochs before `start`, and begin that one with all of `state` in place, whatever `fit` has set since."
-    order = -200
-    _ALWAYS = (TrainEvalCallback, Recorder, ProgressCallback, SkipToEpoch)
-    def __init__(self, state:dict, start:int, watching=()):
-        store_attr()
-        self.muted, self.done = None, False
-    def before_epoch(self):
-        if self.epoch >= self.start: self._restore()
-        elif self.muted is None:
-            self.muted = [(o, o.run) for o in self.learn.cbs if o is not self and not isinstance(o, self._ALWAYS)]
-            for o, _ in self.muted: o.run = False
-    def after_fit(self): self._restore() # where no epoch was left
-    def _restore(self):
-        if self.done: return
-        self.done = True
-        for o, run in self.muted or []: o.run = run
-        _put_back(self.learn, self.state, self.watching)
-
-# %% ../nbs/tools/runs.ipynb #d1a70014
-def _put_back(learn, state, watching=()):
-    "Put in place what `_training_state` gave."
-    params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
-    learn.model.load_state_dict(state["model"])
-    if loss and state["loss"]: loss.load_state_dict(state["loss"])
-    _load_opt(learn, state["opt"])
-    for k, p in params.items():
-        p.requires_grad_(state["trained"][k])
-        old = state["grads"][k]
-        p.grad = None if old is None else torch.zeros_like(p) if not isinstance(old, torch.Tensor) else old.to(p)
-    for k, o in _lasting(learn, watching).items():
-        if state["callbacks"].get(k): _set_callback_state(o, state["callbacks"][k])
-
-def _load_opt(learn, state):
-    "Load the state of any of fastai's optimizers or PyTorch's."
-    if isinstance(learn.opt, OptimWrapper): return learn.opt.load_state_dict(state)
-    device = next(learn.model.parameters()).device
-    # A copy, since it becomes the optimizer's own, and Lookahead takes its part out.
-    own = {k: to_device(_copied(v), device) for k, v in state.items() if k != "hypers"}
-    learn.opt.load_state_dict(own | dict(hypers=L(dict(o) for o in state["hypers"])))
-
-def _copied(o):
-    if isinstance(o, torch.Tensor): return o.clone()
-    if isinstance(o, dict): return {k: _copied(v) for k, v in o.items()}
-    return type(o)(map(_copied, o)) if isinstance(o, (list, tuple)) else o
-
-# %% ../nbs/tools/runs.ipynb #d1a70010
-def _own_state(cb, name):
-    "One attribute of a callback as a checkpoint holds it; None where it never changes."
-    value, what = getattr(cb, name), f"{name} of the callback {type(cb).__name__}"
-    if isinstance(value, nn.Module): return _storable(dict(value.state_dict()), what)
-    if isinstance(value, _CONSTANT) or value is cb.learn: return None
-    return _storable(value, what)
-
-def _callback_state(cb):
-    "What the callback `cb` carries from one epoch to the next. Raises `ValueError` where that can't be stored."
-    name = type(cb).__name__
-    if isinstance(cb, (ModelToHalf, NonNativeMixedPrecision)): raise ValueError(f"{name} keeps weights of its own: use MixedPrecision")
-    if hasattr(type(cb), "state_dict"): return _storable(cb.state_dict(), f"the state of the callback {name}")
-    if isinstance(cb, MixedPrecision): return cb.learn.scaler.state_dict() if getattr(cb.learn, "scaler", None) else {}
-    ours = type(cb).__module__.partition(".")[0] in _LIBRARIES
-    tracked = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names if k in vars(cb)]
-    return {k: _own_state(cb, k) for k in (tracked if ours else vars(cb)) if k not in ("learn", "run")}
-
-def _set_callback_state(cb, state):
-    "Put back what `_callback_state` gave."
-    if hasattr(type(cb), "state_dict"): return cb.load_state_dict(state)
-    if isinstance(cb, MixedPrecision): return cb.learn.scaler.load_state_dict(state) if state else None
-    for k, new in state.items():
-        old = getattr(cb, k, None)
-        if isinstance(old, nn.Module): old.load_state_dict(new)
-        elif isinstance(old, _CONSTANT) or (old is not None and old is cb.learn): pass
-        elif isinstance(old, list) and isinstance(new, list): old[:] = new # it may be shared with whoever looks at it
-        else: setattr(cb, k, new)
-
-# %% ../nbs/tools/runs.ipynb #d1a70011
-def _lasting(learn, watching=()):
-    "name -> callback, of those whose state belongs to the training."
-    cbs = [o for o in learn.cbs if type(o).__module__ != __name__ and not any(o is p for p in watching) and not isinstance(o, SkipToEpoch)]
-    return {f"{type(o).__name__} {sum(type(p) is type(o) for p in cbs[:i])}": o for i, o in enumerate(cbs)}
-
-def _callback_states(learn, watching=()):
-    "The states of all callbacks. Raises `ValueError` with a way out where one can't be stored."
-    try: return {k: _callback_state(o) for k, o in _lasting(learn, watching).items()}
-    except ValueError as e:
-        raise ValueError(f"{e}: give it methods state_dict and load_state_dict, which may be empty if it doesn't change the training, or leave folder out") from e
-
-def _gradient(p):
-    "What is left in a parameter's gradient: None, 0, or the tensor that others are still to be added to."
-    return None if p.grad is None else p.grad.detach().as_subclass(torch.Tensor) if p.grad.any() else 0
-
-def _loss_module(learn): return next((o for o in (learn.loss_func, getattr(learn.loss_func, "func", None)) if isinstance(o, nn.Module)), None)
-
-def _training_state(learn, watching=()):
-    "All that the next epoch depends on."
-    params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
-    return dict(model=learn.model.state_dict(), opt=_storable(learn.opt.state_dict(), "the optimizer's state"), callbacks=_callback_states(learn, watching),
-                grads={k: _gradient(p) for k, p in params.items()}, trained={k: p.requires_grad for k, p in params.items()},
-                loss=dict(loss.state_dict()) if loss else {})
-
-# %% ../nbs/tools/runs.ipynb #d1a70012
-class Checkpoint(Callback):
-    "Write all that the next epoch depends on, and `history`, to `path` before the first epoch and after each."
-    order = 1000 # after every callback that takes note of the epoch
-    def __init__(self, path, config:dict, history:History, watching=()): store_attr()
-    def _in_fit(self): return self.learn.opt and not self.learn.lock.locked() # not while predicting or looking at events
-    def before_fit(self):
-        if self._in_fit() and not Path(self.path).exists(): self.write()
-    def after_epoch(self):
-        if self._in_fit() and self.epoch < len(self.history.rows): self.write()
-    def write(self):
-        record = json.dumps(dict(config=self.config, history=self.history.rows))
-        state = _training_state(self.learn, self.watching) | dict(record=record)
-        _write(self.path, lambda o: torch.save(state, o))
-
-# %% ../nbs/tools/runs.ipynb #d1a70013
-class Resume(Callback):
-    "Keep the callbacks out of the epochs before `start`, and begin that one with all of `state` in place, whatever `fit` has set since."
-    order = -200
-    _ALWAYS = (TrainEvalCallback, Recorder, ProgressCallback, SkipToEpoch)
-    def __init__(self, state:dict, start:int, watching=()):
-        store_attr()
-        self.muted, self.done = None, False
-    def before_epoch(self):
-        if self.epoch >= self.start: self._restore()
-        elif self.muted is None:
-            self.muted = [(o, o.run) for o in self.learn.cbs if o is not self and not isinstance(o, self._ALWAYS)]
-            for o, _ in self.muted: o.run = False
-    def after_fit(self): self._restore() # where no epoch was left
-    def _restore(self):
-        if self.done: return
-        self.done = True
-        for o, run in self.muted or []: o.run = run
-        _put_back(self.learn, self.state, self.watching)
-
-# %% ../nbs/tools/runs.ipynb #d1a70014
-def _put_back(learn, state, watching=()):
-    "Put in place what `_training_state` gave."
-    params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
-    learn.model.load_state_dict(state["model"])
-    if loss and state["loss"]: loss.load_state_dict(state["loss"])
-    _load_opt(learn, state["opt"])
-    for k, p in params.items():
-        p.requires_grad_(state["trained"][k])
-        old = state["grads"][k]
-        p.grad = None if old is None else torch.zeros_like(p) if not isinstance(old, torch.Tensor) else old.to(p)
+        grad = state["grads"][k]
+        if isinstance(grad, torch.Tensor): p.grad = grad.to(p)
+        else: p.grad = None if grad is None else torch.zeros_like(p)
     for k, o in _lasting(learn, watching).items():
         if state["callbacks"].get(k): _set_callback_state(o, state["callbacks"][k])
 
@@ -1167,7 +624,8 @@ def _copied(o):
     return type(o)(map(_copied, o)) if isinstance(o, (list, tuple)) else o
 
 # %% ../nbs/tools/runs.ipynb #3eb54b5a
-def load_checkpoint(path) -> dict: # `model`, `opt`, `config`, `history` and what else an epoch depends on
+# `model`, `opt`, `config`, `history` and what else an epoch depends on
+def load_checkpoint(path) -> dict:
     "What `Checkpoint` wrote. Raises `ValueError` where the file is damaged or not a checkpoint."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -1179,15 +637,20 @@ def load_checkpoint(path) -> dict: # `model`, `opt`, `config`, `history` and wha
 # %% ../nbs/tools/runs.ipynb #07c4c578
 def _check_run(epochs, lr, seeds):
     "Raises `ValueError` where a run can't be made with these."
-    if isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral): raise ValueError(f"epochs is a whole number, not {epochs!r}")
+    if isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral):
+        raise ValueError(f"epochs is a whole number, not {epochs!r}")
     if epochs < 1: raise ValueError(f"a run needs at least one epoch, not {epochs}")
     rates = [o for o in (lr.start, lr.stop) if o is not None] if isinstance(lr, slice) else [lr]
-    ok = [isinstance(o, numbers.Real) and not isinstance(o, bool) and math.isfinite(o) and o > 0 for o in rates]
-    if not ok or not all(ok): raise ValueError(f"lr, the learning rate, is a number above 0, not {lr!r}")
+    ok = [isinstance(o, numbers.Real) and not isinstance(o, bool) and math.isfinite(o) and o > 0
+          for o in rates]
+    if not ok or not all(ok):
+        raise ValueError(f"lr, the learning rate, is a number above 0, not {lr!r}")
     if not seeds: raise ValueError("a run needs at least one seed")
     for o in seeds:
-        if isinstance(o, bool) or not isinstance(o, numbers.Integral) or not 0 <= o < 2**32: raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {o!r}")
-        if seeds.count(o) > 1: raise ValueError(f"the seed {o} is there twice: the same run would be counted as two")
+        if isinstance(o, bool) or not isinstance(o, numbers.Integral) or not 0 <= o < 2**32:
+            raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {o!r}")
+        if seeds.count(o) > 1:
+            raise ValueError(f"the seed {o} is there twice: the same run would be counted as two")
 
 class Run:
     "One configuration, trained once for each of `seeds`, with the one-cycle schedule unless told otherwise; `results` holds a `Result` for each."
@@ -1203,8 +666,9 @@ class Run:
         cbs=(), # callbacks that watch the training and don't change it: they aren't part of the configuration
         fit_func=None, # trains in place of the one-cycle schedule, as `fit_func(learn, epochs, lr, start_epoch=…, cbs=…)`; its `config`, a dict, is written down
     ):
-        try: seeds = list(seeds)
-        except TypeError: raise ValueError(f"seeds are several whole numbers, such as [0, 1, 2], not {seeds!r}") from None
+        if not hasattr(seeds, "__iter__"):
+            raise ValueError(f"seeds are several whole numbers, such as [0, 1, 2], not {seeds!r}")
+        seeds = list(seeds)
         _check_run(epochs, lr, seeds)
         store_attr()
         self.epochs, self.seeds = int(epochs), [int(o) for o in seeds]
@@ -1215,16 +679,21 @@ class Run:
 
 # %% ../nbs/tools/runs.ipynb #0c458659
 # The short names that stand for each part of the settings: where they differ, so does the part.
-_DATA = ("bs", "classes", "n_train", "n_valid", "data", "size", "presize", "method", "stats", "min_scale", "pipeline", "split")
-_NAMED = dict(model=("arch", "parameters", "classes"), loss=("loss",), opt=("opt", "hypers", "arch", "parameters"), callbacks=("callbacks",), learner=("arch", "classes"), data=_DATA)
+_DATA = ("bs", "classes", "n_train", "n_valid", "data", "size", "presize", "method", "stats",
+         "min_scale", "pipeline", "split")
+_NAMED = dict(model=("arch", "parameters", "classes"), loss=("loss",),
+              opt=("opt", "hypers", "arch", "parameters"), callbacks=("callbacks",),
+              learner=("arch", "classes"), data=_DATA)
 _NAMED["schedule"] = ("schedule",)
-_COMMON = {"epochs", "lr"}.union(*_NAMED.values()) # what every run has; other names are a `fit_func`'s own
+# what every run has; other names are a `fit_func`'s own
+_COMMON = {"epochs", "lr"}.union(*_NAMED.values())
 _SHORT = 60 # letters of a value in a message
 
 def _flat(o, path=""):
     "The values within nested dicts, by the path that leads to each."
     if not isinstance(o, dict): return {path: o}
-    return {k: v for name, part in o.items() for k, v in _flat(part, f"{path}.{name}".strip(".")).items()}
+    return {k: v for name, part in o.items() for k,
+            v in _flat(part, f"{path}.{name}".strip(".")).items()}
 
 def differences(a:dict, b:dict) -> dict: # setting -> its two values
     "The settings in which two configurations differ; within a part only where its name is the same."
@@ -1236,12 +705,16 @@ def differences(a:dict, b:dict) -> dict: # setting -> its two values
         old, new = (_flat(o["settings"].get(part), part) for o in (a, b))
         own = named.keys() - _COMMON if part == "schedule" else set()
         if own or named.keys() & set(_NAMED.get(part, ())): continue
-        diff |= {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
+        diff |= {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys())
+                 if old.get(k) != new.get(k)}
     return diff
+
+_OLD = ("an earlier version wrote it, which didn't record the settings of the loss, the optimizer, "
+        "the callbacks, the model and the data, so that they can't be compared")
 
 def _words(k, a, b):
     "One difference in words."
-    if k == "settings" and None in (a, b): return "an earlier version wrote it, which didn't record the settings of the loss, the optimizer, the callbacks, the model and the data, so that they can't be compared"
+    if k == "settings" and None in (a, b): return _OLD
     a, b = (o if len(o) <= _SHORT else o[:_SHORT - 1] + "…" for o in (str(a), str(b)))
     return f"{k} was {a} and is now {b}"
 
@@ -1251,7 +724,9 @@ def _same(self:Run, config, stored, path):
     if diff := differences(stored, json.loads(json.dumps(config))):
         shown = [_words(k, *pair) for k, pair in diff.items()]
         more = [f"and {len(shown) - 8} more"] if len(shown) > 8 else []
-        raise ValueError(f"{path.name} comes from another configuration: {'; '.join(shown[:8] + more)}. Choose another name or folder, or delete the file")
+        what = "; ".join(shown[:8] + more)
+        raise ValueError(f"{path.name} comes from another configuration: {what}. "
+                         "Choose another name or folder, or delete the file")
 
 # %% ../nbs/tools/runs.ipynb #2844af96
 def can_draw_bars() -> bool:
@@ -1275,13 +750,16 @@ def _new_learner(self:Run, seed):
     "The learner as it is before `seed` is trained. Raises `ValueError` where its model was trained before, so that it would only go on."
     set_seed(seed)
     learn = self.make_learner()
-    if learn.model in _trained: raise ValueError(f"make_learner gave {self.name} a model that was trained before: make a new model inside it, so that every seed starts from its own weights")
+    if learn.model in _trained:
+        raise ValueError(f"make_learner gave {self.name} a model that was trained before: make a "
+                         f"new model inside it, so that every seed starts from its own weights")
     return learn
 
 @patch
 def _config(self:Run, learn):
     own = getattr(self.fit_func, "config", dict(schedule=_name(self.fit_func))) if self.fit_func else {}
-    config = describe(learn) | dict(epochs=self.epochs, lr=as_settings(self.lr), schedule="one cycle") | as_settings(own)
+    config = describe(learn) | dict(epochs=self.epochs, lr=as_settings(self.lr),
+                                    schedule="one cycle") | as_settings(own)
     if self.fit_func: config["settings"]["schedule"] = _tried(as_settings, self.fit_func)
     return config
 
@@ -1289,8 +767,12 @@ def _config(self:Run, learn):
 def _may_store(self:Run, config, learn):
     "Raises `ValueError` for what couldn't be told apart from something else later, or couldn't be resumed."
     for k, v in _flat(config["settings"]).items():
-        if k.endswith("undescribed"): raise ValueError(f"{k.rpartition('.')[0]} of this run can't be recorded: {v}. Change it, or leave folder out")
-    if not hasattr(learn.opt, "state_dict"): raise ValueError(f"the optimizer {type(learn.opt).__name__} has no state_dict, so a run with it can't be resumed: leave folder out")
+        if k.endswith("undescribed"):
+            raise ValueError(f"{k.rpartition('.')[0]} of this run can't be recorded: {v}. Change "
+                             f"it, or leave folder out")
+    if not hasattr(learn.opt, "state_dict"):
+        raise ValueError(f"the optimizer {type(learn.opt).__name__} has no state_dict, so a run "
+                         f"with it can't be resumed: leave folder out")
     _callback_states(learn, self.cbs)
 
 # %% ../nbs/tools/runs.ipynb #d1a70015
@@ -1310,60 +792,15 @@ def fit(self:Run, seed:int) -> Result:
     if state: cbs.append(Resume(state, done, self.cbs))
     _trained.add(learn.model)
     with showing(learn, self.progress):
-        # Also where no epoch is left: callbacks have a word at the end, such as to load the best model.
-        (self.fit_func or Learner.fit_one_cycle)(learn, self.epochs, self.lr, start_epoch=done, cbs=cbs)
+        # Also where no epoch is left: callbacks may load the best model at the end.
+        (self.fit_func or Learner.fit_one_cycle)(learn, self.epochs, self.lr, start_epoch=done,
+                                                 cbs=cbs)
         start = time.perf_counter()
         self.logp, self.targets = predictions(learn)
-    return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets), command=self.command,
-                  train_seconds=sum(o["train_seconds"] for o in history.rows), predict_seconds=time.perf_counter() - start)
-
-# %% ../nbs/tools/runs.ipynb #d1a70015
-@patch
-def fit(self:Run, seed:int) -> Result:
-    "Train `seed` from its checkpoint if there is one, else from the start. The learner and its predictions stay in `learn`, `logp` and `targets`."
-    self.learn = learn = self._new_learner(seed)
-    config, history = self._config(learn), History()
-    cbs, state = [EpochSeeds(seed), history, *self.cbs], None
-    if self.folder:
-        self._may_store(config, learn)
-        path = self.file(seed, ".pt")
-        _sweep(path)
-        if path.exists(): state = self._resume(path, config, history)
-        cbs.append(Checkpoint(path, config, history, self.cbs))
-    done = len(history.rows)
-    if state: cbs.append(Resume(state, done, self.cbs))
-    _trained.add(learn.model)
-    with showing(learn, self.progress):
-        # Also where no epoch is left: callbacks have a word at the end, such as to load the best model.
-        (self.fit_func or Learner.fit_one_cycle)(learn, self.epochs, self.lr, start_epoch=done, cbs=cbs)
-        start = time.perf_counter()
-        self.logp, self.targets = predictions(learn)
-    return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets), command=self.command,
-                  train_seconds=sum(o["train_seconds"] for o in history.rows), predict_seconds=time.perf_counter() - start)
-
-# %% ../nbs/tools/runs.ipynb #d1a70015
-@patch
-def fit(self:Run, seed:int) -> Result:
-    "Train `seed` from its checkpoint if there is one, else from the start. The learner and its predictions stay in `learn`, `logp` and `targets`."
-    self.learn = learn = self._new_learner(seed)
-    config, history = self._config(learn), History()
-    cbs, state = [EpochSeeds(seed), history, *self.cbs], None
-    if self.folder:
-        self._may_store(config, learn)
-        path = self.file(seed, ".pt")
-        _sweep(path)
-        if path.exists(): state = self._resume(path, config, history)
-        cbs.append(Checkpoint(path, config, history, self.cbs))
-    done = len(history.rows)
-    if state: cbs.append(Resume(state, done, self.cbs))
-    _trained.add(learn.model)
-    with showing(learn, self.progress):
-        # Also where no epoch is left: callbacks have a word at the end, such as to load the best model.
-        (self.fit_func or Learner.fit_one_cycle)(learn, self.epochs, self.lr, start_epoch=done, cbs=cbs)
-        start = time.perf_counter()
-        self.logp, self.targets = predictions(learn)
-    return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets), command=self.command,
-                  train_seconds=sum(o["train_seconds"] for o in history.rows), predict_seconds=time.perf_counter() - start)
+    return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets),
+                  command=self.command,
+                  train_seconds=sum(o["train_seconds"] for o in history.rows),
+                  predict_seconds=time.perf_counter() - start)
 
 # %% ../nbs/tools/runs.ipynb #ef95eed0
 @patch
@@ -1420,7 +857,8 @@ class Stopped(KeyboardInterrupt):
 class Stopper(Callback):
     "Within `with`, turns SIGINT and SIGTERM into `Stopped`: after the batch if one is running, else at once. Outside the main thread, where Python gives no say over signals, only `stop` does."
     order = 95
-    def __init__(self, ending:bool=False): # the process ends once it was stopped: ignore further signals
+    # the process ends once it was stopped: ignore further signals
+    def __init__(self, ending:bool=False):
         self.ending = ending
         self.signum, self.running, self.inside, self.late, self.old = None, False, False, False, {}
     def before_fit(self): self.running = True
@@ -1453,7 +891,8 @@ def _note(self:Stopper, signum, frame):
     if again or not self.running: raise Stopped(signum)
     # The signal may have come in the middle of another print.
     with contextlib.suppress(RuntimeError, OSError):
-        print("\nStopping after this batch; a second time stops at once.", file=sys.stderr, flush=True)
+        print("\nStopping after this batch; a second time stops at once.", file=sys.stderr,
+              flush=True)
 
 @patch
 def _let_go(self:Stopper):
@@ -1461,7 +900,8 @@ def _let_go(self:Stopper):
     if not self.old: return
     signum, handler = self.old.popitem() # SIGINT last, since its handler does raise
     # A handler that wasn't installed from Python can't be put back by it.
-    new = signal.SIG_IGN if self.ending and self.signum else signal.SIG_DFL if handler is None else handler
+    new = signal.SIG_DFL if handler is None else handler
+    if self.ending and self.signum: new = signal.SIG_IGN
     try: signal.signal(signum, new)
     finally: self._let_go()
 
@@ -1471,7 +911,9 @@ def __exit__(self:Stopper, kind, error, trace):
     self._let_go()
     # A signal to the whole process group also kills fastai's data workers, and that error comes first.
     # One that was only noted while the last batches ran has nothing left to stop.
-    if self.signum and (self.late or isinstance(error, Exception)) and not isinstance(error, Stopped): raise Stopped(self.signum) from error
+    if self.signum and (self.late or isinstance(error, Exception)) and not isinstance(error,
+            Stopped):
+        raise Stopped(self.signum) from error
 
 # %% ../nbs/tools/runs.ipynb #9ec839b6
 def _places(folder):
