@@ -110,7 +110,8 @@ class Comparison:
     def differing(self) -> set: # names of settings
         "The settings in which any run differs from the first."
         first = self.groups[0][0].config
-        return {k for rs in self.groups for r in rs for k in differences(first, r.config)}
+        found = {k for rs in self.groups for r in rs for k in differences(first, r.config)}
+        return found - {"settings"} # where a result has none: see `note`
 
 # %% ../nbs/01_baseline.ipynb #41447b2e
 @patch(as_prop=True)
@@ -142,6 +143,10 @@ def note(self:Comparison) -> str: # one line, or none
     "What a reader must know before believing the table."
     notes = []
     if len(diff := sorted(self.differing())) > 1: notes.append(f"The runs differ in {len(diff)} settings: {', '.join(diff)}. Which one made the difference, this table can't say.")
+    recorded = {"settings" in r.config for rs in self.groups for r in rs}
+    if len(recorded) > 1:
+        notes.append("Some results are of an earlier version, so this table doesn't know all their "
+                     "settings.")
     if min(map(len, self.groups)) < 3: notes.append("Fewer than three seeds: the spread is a guess.")
     return " ".join(notes)
 
