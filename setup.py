@@ -3,7 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 import re
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
@@ -30,7 +30,7 @@ setup(
     install_requires=lines("requirements"),
     extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
     # The measured runs travel with the package: a chapter that is opened alone shows them too.
-    packages=[name, f"{name}.results"],
+    packages=[*find_packages(include=[name, f"{name}.*"]), f"{name}.results"],
     package_dir={f"{name}.results": "results"},
     package_data={f"{name}.results": ["*.json", "*/*.json"]},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{name}={name}._modidx:d"]},

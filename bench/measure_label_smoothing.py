@@ -13,7 +13,7 @@ from sota_course.baseline import baseline_learner
 from sota_course.data import get_data, get_dls
 from sota_course.label_smoothing import SmoothCrossEntropy, brier, fit_temperature, on_wrong
 from sota_course.mixup import MixUp
-from sota_course.runs import Run
+from sota_course.training.runs import Run
 
 LEVELS = 0, 10, 20, 40
 # Loss and callbacks of each way to train; new ones for each learner.

@@ -14,8 +14,8 @@ from sota_course.baseline import baseline_learner
 from sota_course.data import get_dls
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.mixup import CutMix, ManifoldMixup, MixUp
-from sota_course.mixup_variants import RegMixup, ResizeMix
-from sota_course.runs import Run
+from sota_course.training.mixup_variants import RegMixup, ResizeMix
+from sota_course.training.runs import Run
 
 BUDGETS = dict(short=5, long=12) # epochs
 SIZE, LR, BS = 32, 8e-3, 64

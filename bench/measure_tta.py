@@ -19,8 +19,8 @@ from fastai.torch_core import set_seed
 
 from sota_course.baseline import baseline_learner
 from sota_course.data import get_dls
-from sota_course.images import image_files
-from sota_course.runs import Run
+from sota_course.images.decode import image_files
+from sota_course.training.runs import Run
 from sota_course.tta import flips, scored
 
 SIZE, BS, LR = 64, 64, 8e-3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sota_course.images import image_files
+from sota_course.images.decode import image_files
 
 N, NAME = 1200, "imagenette2-160sq"
 

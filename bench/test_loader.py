@@ -18,8 +18,8 @@ from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, Im
 from PIL import Image
 
 from shared import alternate, files, rates  # noqa: F401 (a fixture)
-from sota_course.images import open_image
-from sota_course.loader import build_cache, cached_dls
+from sota_course.images.decode import open_image
+from sota_course.images.loader import build_cache, cached_dls
 
 BS = 64
 torch.set_num_threads(min(2, os.cpu_count()))

@@ -17,7 +17,7 @@ from torchvision.transforms import functional as TF
 from measure_resize import BS, SIZE, STAGES
 from shared import alternate, files, medians, rates  # noqa: F401 (a fixture)
 from sota_course.baseline import baseline_learner
-from sota_course.loader import cached_dls
+from sota_course.images.loader import cached_dls
 from sota_course.resize import resize
 
 REQUIRED = 0.7 # of the time, at equal epochs

@@ -20,7 +20,7 @@ from torchvision import transforms as T
 
 from shared import alternate, files, medians, rates  # noqa: F401 (a fixture)
 from sota_course.baseline import xresnet10
-from sota_course.loader import cached_dls
+from sota_course.images.loader import cached_dls
 from sota_course.tta import dense_five_crop, five_crop, tta_predict
 
 ttach = pytest.importorskip("ttach")

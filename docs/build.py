@@ -42,7 +42,7 @@ PACKAGE = "sota_course"
 @dataclass
 class Symbol:
     "A function, class or method of the package."
-    module: str      # sota_course.plots
+    module: str      # sota_course.course.figures
     name: str        # figure_html, or Class.method
     node: ast.AST
     kind: str        # function, class, method or property
@@ -173,7 +173,7 @@ def module_doc(path: Path) -> str:
 @dataclass
 class Page:
     "A page of the site."
-    name: str        # tools/plots: its address without .html
+    name: str        # course/figures: its address without .html
     title: str
     summary: str
     group: str       # where the navigation lists it

@@ -13,8 +13,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .arguments import check_whole
-from .exercises import Wrong, call, exercise, expect
+from .core import check_whole
+from .course.exercises import Wrong, call, exercise, expect
 
 # %% ../nbs/06_label_smoothing.ipynb #543d4d4b
 def _plain(x, name):
@@ -140,7 +140,7 @@ class SmoothCrossEntropy(nn.Module):
     def extra_repr(self):
         weight = None if self.weight is None else self.weight.tolist()
         return f"eps={self.eps}, weight={weight}, reduction={self.reduction!r}, ignore_index={self.ignore_index}"
-    # What the record of a run calls it: `sota_course.runs.describe` asks for the name.
+    # What the record of a run calls it: `sota_course.training.runs.describe` asks for the name.
     @property
     def __name__(self): return f"{type(self).__name__}({self.extra_repr()})"
 
@@ -300,8 +300,8 @@ def fit_temperature(logits:torch.Tensor, # `(n, classes)`, for images that the m
 def on_wrong(learn, # a learner whose data are the drawn set, with wrong labels
             ) -> dict: # shares of the wrongly labelled training pictures: given the wrong `label`, given the right `class`
     "What a model says to the training pictures that were labelled wrongly. Nothing where there are none."
-    from sota_course.drawn import CLASSES
-    from sota_course.runs import predictions
+    from sota_course.images.drawn import CLASSES
+    from sota_course.training.runs import predictions
     dl = learn.dls.train.new(shuffle=False, drop_last=False, after_batch=learn.dls.valid.after_batch)
     with learn.no_bar(): logp, label = predictions(learn, dl)
     classes = [learn.dls.vocab.o2i[o] for o in CLASSES.values()]

@@ -20,9 +20,9 @@ from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from torch import nn
 from torch.distributions import Gamma
-from .arguments import as_numbers, check_tensor, check_whole, class_numbers, whole_numbers
-from .exercises import Wrong, call, exercise, expect
-from .larger import evaluating
+from .core import as_numbers, check_tensor, check_whole, class_numbers, whole_numbers
+from .course.exercises import Wrong, call, exercise, expect
+from .training.views import evaluating
 
 # %% ../nbs/05_mixup.ipynb #86f3fef5
 def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
@@ -356,7 +356,7 @@ class Mixing(Callback):
         for k, v in self.settings.items(): setattr(self, k, v)
         self.mixed, self.compared = None, []
 
-    # What the record of a run calls it: `sota_course.runs.describe` asks for the name.
+    # What the record of a run calls it: `sota_course.training.runs.describe` asks for the name.
     @property
     def __name__(self): return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.settings.items())})"
 

@@ -18,8 +18,8 @@ from fastai.torch_core import TensorImage
 from fastcore.basics import chunked, patch
 from fastprogress import progress_bar
 from PIL import Image
-from .exercises import Wrong, call, exercise, expect
-from .images import ImageError, image_files, open_image
+from .course.exercises import Wrong, call, exercise, expect
+from .images.decode import ImageError, image_files, open_image
 
 # %% ../nbs/02_normalize.ipynb #19825023
 def _images(x):
@@ -91,7 +91,7 @@ def update(self:ChannelStats, batch, # tensor `(n, channels, height, width)` or 
           ) -> ChannelStats: # itself
     "Take in a batch. Raises `ValueError` for another number of channels, no pixels, or undefined ones."
     pil = isinstance(batch, Image.Image)
-    if pil and batch.mode not in ("L", "RGB"): raise ValueError(f"a PIL image must be L or RGB, not {batch.mode}: open it with sota_course.images.open_image")
+    if pil and batch.mode not in ("L", "RGB"): raise ValueError(f"a PIL image must be L or RGB, not {batch.mode}: open it with sota_course.images.decode.open_image")
     x = np.array(batch.histogram()).reshape(-1, 256) if pil else _images(batch)
     c = x.shape[0 if pil else 1]
     if c != self.channels: raise ValueError(f"these are statistics of {self.channels} channels, and the image has {c}: ChannelStats(channels={c}) is for those")
@@ -157,7 +157,7 @@ def dataset_stats(source, # a folder of images, searched with its sub-folders (w
                   progress:bool=True, # show a bar
                  ) -> ChannelStats:
     "Statistics of the pixels of all images, as their files have them. Raises `BadImages` naming all that can't be read."
-    from sota_course.loader import BadImages, _n_workers
+    from sota_course.images.loader import BadImages, _n_workers
     folder = isinstance(source, (str, Path)) and Path(source)
     files = list(source) if not folder else image_files(folder/"train" if (folder/"train").is_dir() else folder)
     if not files: raise ValueError(f"there are no images to take statistics of: {source if folder else 'the list of files'} is empty")

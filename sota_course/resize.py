@@ -28,9 +28,9 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 # %% ../nbs/03_resize.ipynb #4c4aded4
-from .exercises import Wrong, call, exercise, expect
-from .larger import evaluating
-from .runs import predictions, score
+from .course.exercises import Wrong, call, exercise, expect
+from .training.views import evaluating
+from .training.runs import predictions, score
 
 # %% ../nbs/03_resize.ipynb #c3426b39
 def box(x): return ((x >= -0.5) & (x < 0.5)).to(x.dtype)

@@ -22,13 +22,13 @@ from fastai.losses import BaseLoss, FocalLoss
 from fastcore.basics import patch
 from fastprogress import progress_bar
 from torch import nn
-from .exercises import call, exercise, expect
+from .course.exercises import call, exercise, expect
 from .label_smoothing import smooth_cross_entropy
-from .larger import (check_targets, checked_pictures, evaluating, first_targets,
+from .training.views import (check_targets, checked_pictures, evaluating, first_targets,
                                 input_size, loaded_batches, order_of, picture_sources,
                                 plain_batches, targets_of, tensor_batches)
 from .resize import _mirrored, _pair
-from .runs import can_draw_bars, score
+from .training.runs import can_draw_bars, score
 
 # %% ../nbs/04_tta.ipynb #0e3d2d46
 def crop_places(h:int, # height of the picture, in pixels

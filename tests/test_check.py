@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image, ImageFile
 
-from sota_course import check as checking
-from sota_course.check import BadImagesError, FATAL, HARMLESS, ImageRecord, ImageReport, check_images, quarantine
-from sota_course.fetch import DataError
+from sota_course.images import check as checking
+from sota_course.images.check import BadImagesError, FATAL, HARMLESS, ImageRecord, ImageReport, check_images, quarantine
+from sota_course.images.fetch import DataError
 
 root = Path(__file__).resolve().parent.parent
 
@@ -403,7 +403,7 @@ def test_progress_bar(tmp_path, capsys):
 
 
 def test_import_is_light():
-    code = "import sys, sota_course.check; sys.exit(bool({'torch', 'fastai', 'fastprogress', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, sota_course.images.check; sys.exit(bool({'torch', 'fastai', 'fastprogress', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}).returncode == 0
 
 

@@ -265,7 +265,7 @@ def test_dark_mode_can_be_switched_on_and_stays(page, served):
     page.get_by_role("button", name="Dark").click()
     dark = look()
     assert light[0] == "light" and dark[0] == "dark" and light[1] != dark[1]
-    page.goto(served + "tools/plots.html")
+    page.goto(served + "course/figures.html")
     assert look() == dark
 
 
@@ -282,10 +282,10 @@ def test_the_colab_button_opens_the_right_notebook(page, served):
 @pytest.mark.browser
 def test_the_reference_shows_docments(page, served):
     from fastcore.docments import docments
-    from sota_course import plots
+    from sota_course.course import figures as plots
     page.goto(served + "api/plots.html")
     for f in plots.__all__:
-        entry = page.locator(f"dl.py:has([id='sota_course.plots.{f}'])")
+        entry = page.locator(f"dl.py:has([id='sota_course.course.figures.{f}'])")
         shown = [o.replace("’", "'") for o in entry.locator("tr").all_inner_texts()]
         for name, words in docments(getattr(plots, f)).items():
             if words: assert any(o.startswith(name) and words.replace("`", "") in o for o in shown), f"{f}: {name}"

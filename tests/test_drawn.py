@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sota_course import drawn
-from sota_course.drawn import CARD, CLASSES, draw_dataset, draw_image
+from sota_course.images import drawn
+from sota_course.images.drawn import CARD, CLASSES, draw_dataset, draw_image
 
 
 def digest(path):
@@ -51,7 +51,7 @@ def pictures(folder): return list(folder.rglob("*.JPEG"))
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and their children with them.
 DRAW = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from sota_course.drawn import draw_dataset; draw_dataset(sys.argv[1], {args}, progress=False)")
+        "from sota_course.images.drawn import draw_dataset; draw_dataset(sys.argv[1], {args}, progress=False)")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_two_at_once_draw_once(tmp_path):
 def test_the_second_one_waits_for_the_first(tmp_path):
     first = python(DRAW.format(args="150, 0, n_workers=2"), tmp_path/"set")
     until(lambda: pictures(tmp_path))
-    code = ("import sys; from sota_course import drawn; drawn._build = None; "
+    code = ("import sys; from sota_course.images import drawn; drawn._build = None; "
             "drawn.draw_dataset(sys.argv[1], 150, 0, progress=False)")
     second = python(code, tmp_path/"set")
     assert first.communicate()[1] == second.communicate()[1] == ""
@@ -292,7 +292,7 @@ def test_a_worker_that_crashes_is_an_error(tmp_path):
 
 def run_script(script, cwd):
     "Run a script of the plainest kind, with two workers, from the folder `cwd`."
-    script.write_text("from sota_course.drawn import draw_dataset\n"
+    script.write_text("from sota_course.images.drawn import draw_dataset\n"
                       f"print(draw_dataset({str(cwd/'set')!r}, 20, 10, n_workers=2, progress=False))\n")
     return subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=cwd)
 
@@ -317,7 +317,7 @@ def test_progress_is_shown_or_not(tmp_path, capsys):
 
 def test_the_module_is_light():
     heavy = "'torch', 'fastai', 'fastprogress', 'matplotlib'"
-    p = python(f"import sys, sota_course.drawn; print([o for o in ({heavy}) if o in sys.modules])")
+    p = python(f"import sys, sota_course.images.drawn; print([o for o in ({heavy}) if o in sys.modules])")
     assert p.communicate() == ("[]\n", "")
 
 

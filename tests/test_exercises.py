@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sota_course.exercises import Wrong, call, check, exercises, questions
+from sota_course.course.exercises import Wrong, call, check, exercises, questions
 from sota_course.label_smoothing import smooth_targets
 
 

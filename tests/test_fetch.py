@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sota_course import fetch as fetching
-from sota_course.fetch import (ArchiveError, DataError, DiskFullError, DownloadError, SETS, UnknownDataError,
+from sota_course.images import fetch as fetching
+from sota_course.images.fetch import (ArchiveError, DataError, DiskFullError, DownloadError, SETS, UnknownDataError,
                                UnsafeArchiveError, extract, fetch, fetch_source, is_whole, named_source, unsafe, url_source)
 
 root = Path(__file__).resolve().parent.parent
@@ -184,7 +184,7 @@ def test_progress_bar(src, site, capsys, monkeypatch):
 
 
 def test_import_is_light():
-    code = "import sys, sota_course.fetch; sys.exit(bool({'torch', 'fastai', 'fastprogress', 'PIL'} & set(sys.modules)))"
+    code = "import sys, sota_course.images.fetch; sys.exit(bool({'torch', 'fastai', 'fastprogress', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}).returncode == 0
 
 
@@ -469,7 +469,7 @@ REALLY_FULL = """
 import shutil, sys
 from collections import namedtuple
 from pathlib import Path
-from sota_course import fetch as f
+from sota_course.images import fetch as f
 src = f.Source(sys.argv[1], Path("archive/a.tgz"), Path("data/a"))
 Path("archive").mkdir()
 shutil.disk_usage = lambda path: namedtuple("Usage", "total used free")(0, 0, 10**12) # another process takes the room meanwhile
@@ -498,7 +498,7 @@ def test_a_disk_that_is_really_full(site, tmp_path):
 def python(code, src):
     "Starts `code` in another process, with `f`, the module, and `src`; fastai isn't needed for that, which saves seconds."
     env = {**os.environ, "PYTHONPATH": str(root), "no_proxy": "*"}
-    code = "import os, signal, sys\nfrom pathlib import Path\nfrom sota_course import fetch as f\n" \
+    code = "import os, signal, sys\nfrom pathlib import Path\nfrom sota_course.images import fetch as f\n" \
            "src = f.Source(sys.argv[1], *map(Path, sys.argv[2:]))\n" + code
     return subprocess.Popen([sys.executable, "-c", code, src.url, src.archive, src.folder], env=env, stdout=subprocess.PIPE, text=True)
 
@@ -666,7 +666,7 @@ def test_the_rest_of_another_set_goes_at_the_next_call(src, site):
 def test_the_rest_of_a_living_process_stays(src, site):
     tmp = rest(src, "imagewoof2")
     with fetching.FileLock(src.archive.with_name("imagewoof2.tgz.lock")):
-        code = f"from sota_course.fetch import url_source, sweep; sweep(url_source({src.url!r}))"
+        code = f"from sota_course.images.fetch import url_source, sweep; sweep(url_source({src.url!r}))"
         assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0 and tmp.exists()
     fetching.sweep(src)
     assert not tmp.exists()

@@ -93,7 +93,7 @@ def serving(home, folder, command):
 def lab(tmp_path_factory):
     "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    whole = {o: read(root/"nbs"/o) for o in (*WHOLE, "tools/plots.ipynb")}
+    whole = {o: read(root/"nbs"/o) for o in (*WHOLE, "course/figures.ipynb")}
     for name, nb in (whole | {f"cut_{o}": nb for o, nb in CHAPTERS.items()}).items():
         for o in nb.cells:
             if o.cell_type == "code": o.outputs = []

@@ -18,10 +18,10 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from sota_course import label_smoothing as ls
-from sota_course.exercises import check
+from sota_course.course.exercises import check
 from sota_course.label_smoothing import (SmoothCrossEntropy, best_gap, brier, ece, fit_temperature, least_loss, nll, reliability,
                                          reliability_diagram, smooth_cross_entropy, smooth_targets)
-from sota_course.runs import score
+from sota_course.training.runs import score
 
 seeds = st.integers(0, 2**32 - 1)
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6, equal_nan=True)
@@ -293,7 +293,7 @@ def test_weights_move_with_the_module_and_it_survives_pickling():
 
 
 def test_the_record_of_a_run_has_its_settings():
-    from sota_course.runs import differences
+    from sota_course.training.runs import differences
     a, b = (dict(loss=SmoothCrossEntropy(o).__name__) for o in (.1, .2))
     assert differences(a, b) == {"loss": (a["loss"], b["loss"])} and "eps=0.2" in b["loss"]
 
@@ -518,7 +518,7 @@ class Known(nn.Module):
 @pytest.mark.parametrize("give, label, cls", [("label", 1, 0), ("class", 0, 1), ("other", 0, 0), ("half", .5, .5)])
 def test_what_a_model_says_to_wrong_labels(give, label, cls):
     from sota_course.data import get_data, get_dls
-    from sota_course.drawn import CLASSES, plan
+    from sota_course.images.drawn import CLASSES, plan
     dls = get_dls(7, 16, get_data("drawn", n_train=40, n_val=20, noise=.5, progress=False), progress=False)
     rows = {o["path"].rpartition("/")[2]: o for o in plan(40, 20, 42, .5)}
     number = {o: dls.vocab.o2i[v] for o, v in CLASSES.items()}

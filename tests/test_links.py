@@ -65,7 +65,7 @@ def test_a_new_address_changes_every_link_and_nothing_else(copy):
 
 
 def test_a_notebook_that_moved_gets_its_own_badges(copy):
-    shutil.move(copy/"nbs/tools/plots.ipynb", copy/"nbs/pictures.ipynb")
+    shutil.move(copy/"nbs/course/figures.ipynb", copy/"nbs/pictures.ipynb")
     ran = run(copy, "--check")
     assert ran.returncode and "nbs/pictures.ipynb" in ran.stderr
     run(copy)
@@ -93,7 +93,7 @@ def test_only_a_notebook_that_runs_alone_has_badges(code, alone):
     assert links.with_badges(made, "x.ipynb", NEW) == made
 
 
-@pytest.mark.parametrize("name", ["00_data.ipynb", "index.ipynb", "tools/plots.ipynb", "a/10b_Name.ipynb", "tools/2_x_y.ipynb"])
+@pytest.mark.parametrize("name", ["00_data.ipynb", "index.ipynb", "course/figures.ipynb", "a/10b_Name.ipynb", "course/2_x_y.ipynb"])
 def test_pages_are_named_as_nbdev_names_them(name):
     from nbdev.config import nbpath2html
     assert links.page_name(name) + ".html" == nbpath2html(name).as_posix()

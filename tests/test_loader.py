@@ -24,9 +24,9 @@ from fastai.vision.all import (BBoxBlock, CategoryBlock, ClassificationInterpret
                                TransformBlock, accuracy, aug_transforms, imagenet_stats, load_learner, nn, parent_label, set_seed)
 from hypothesis import given, strategies as st
 
-from sota_course import loader
-from sota_course.images import ImageError, image_files, open_image
-from sota_course.loader import (BadImages, BookAug, CachedDL, CacheError, build_cache, cache_info, cached_dls, clear_cache,
+from sota_course.images import loader
+from sota_course.images.decode import ImageError, image_files, open_image
+from sota_course.images.loader import (BadImages, BookAug, CachedDL, CacheError, build_cache, cache_info, cached_dls, clear_cache,
                                 image_sources, load_presized, presize_image, warp_batch)
 
 matplotlib.use("agg")
@@ -56,7 +56,7 @@ def caches(): return sorted(o for o in loader.cache_home().rglob("*") if o.suffi
 
 def run(code, photos):
     "`code` in another process, started but not waited for."
-    head = f"from pathlib import Path; from sota_course import loader; files = loader.image_files(Path({str(photos)!r}))\n"
+    head = f"from pathlib import Path; from sota_course.images import loader; files = loader.image_files(Path({str(photos)!r}))\n"
     return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
 
 

@@ -22,12 +22,12 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
 
-from sota_course import models
+from sota_course.training import models
 from sota_course.baseline import baseline_learner
 from sota_course.data import data_block, get_dls
-from sota_course.exercises import check, exercises
-from sota_course.loader import BadImages, cached_dls
-from sota_course.models import load_model, read_card, save_model
+from sota_course.course.exercises import check, exercises
+from sota_course.images.loader import BadImages, cached_dls
+from sota_course.training.models import load_model, read_card, save_model
 from sota_course.normalize import (ChannelStats, Normalize, channel_stats, check_stats,
                                    check_unit_stats, dataset_stats, denormalize, normalize)
 

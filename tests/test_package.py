@@ -13,7 +13,7 @@ import pytest
 
 from notebooks import execute, files, root
 
-MODULES = sorted(f"sota_course.{o.stem}" for o in (root/"sota_course").glob("*.py") if not o.stem.startswith("_"))
+MODULES = sorted(".".join(o.relative_to(root).with_suffix("").parts) for o in (root/"sota_course").rglob("*.py") if not o.stem.startswith("_"))
 # What pip and commands must not see of the environment that the tests run in
 OURS = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")
 
@@ -112,5 +112,5 @@ def test_a_notebook_alone(clean, tmp_path):
 
 
 def test_the_measured_runs_come_along(clean, tmp_path):
-    code = "from sota_course.runs import load_results; print(*load_results('imagenette-64'))"
+    code = "from sota_course.training.runs import load_results; print(*load_results('imagenette-64'))"
     assert "cached" in run(clean, "-c", code, cwd=tmp_path).split()

@@ -19,12 +19,12 @@ from scipy.stats import ks_2samp
 from torch import nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional as TF
 
-from sota_course.exercises import check, exercises
+from sota_course.course.exercises import check, exercises
 from sota_course.resize import (_learns_from_one, _one_picture, KERNELS, Progressive, Stage,
                                 StageSwitch, activation_stats, center_crop, crop_box,
                                 fit_progressive, phases,
                                 presize, random_resized_crop, relative_cost, reset_batchnorm, resize, resize_weights, rotated_crop, scores_by_size, to_square)
-from sota_course.runs import EpochSeeds, Run
+from sota_course.training.runs import EpochSeeds, Run
 
 few_sides = st.integers(1, 12)
 sides, few = st.integers(1, 40), partial(settings, deadline=None, max_examples=40)

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-import sota_course.runs
-import sota_course.train
-import sota_course.training
-from sota_course.train import RULES, Signals, main
+import sota_course.training.runs
+import sota_course.training.command
+import sota_course.training.session
+from sota_course.training.command import RULES, Signals, main
 
-SOTA_TRAIN = [sys.executable, "-c", "from sota_course.train import main; main()"]
+SOTA_TRAIN = [sys.executable, "-c", "from sota_course.training.command import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_it_says_how_to_use_the_model_and_that_works(whole, small):
 def accuracy(folder, data):
     "The share of the validation pictures that a saved model names rightly."
     from sota_course.data import class_name
-    from sota_course.models import load_model
+    from sota_course.training.models import load_model
     model, files = load_model(folder), sorted((data/"val").rglob("*.JPEG"))
     best = model.probabilities(files).argmax(1).tolist()
     return sum(model.classes[i] == class_name(o) for i, o in zip(best, files))/len(files)
@@ -129,7 +129,7 @@ def test_the_fastai_pipeline_leaves_a_model_too(small, tmp_path, command):
 
 def test_a_model_that_cannot_be_described_is_a_sentence(small, tmp_path, command, monkeypatch):
     def refuse(learn, folder): raise ValueError("a card can't describe it")
-    monkeypatch.setattr("sota_course.training.save_model", refuse)
+    monkeypatch.setattr("sota_course.training.session.save_model", refuse)
     code, out, _ = command(*options(small, tmp_path, 1))
     assert code == 0 and "No model was saved: a card can't describe it." in out and "load_model" not in out
 
@@ -187,7 +187,7 @@ WRONG = dict(
 
 @pytest.mark.parametrize("option", sorted(WRONG))
 def test_a_wrong_value_is_refused_before_anything_is_imported_or_made(option, tmp_path, monkeypatch, refused):
-    monkeypatch.setitem(sys.modules, "sota_course.training", None) # an import would fail
+    monkeypatch.setitem(sys.modules, "sota_course.training.session", None) # an import would fail
     monkeypatch.chdir(tmp_path)
     flag = f"--{option.replace('_', '-')}"
     for value in WRONG[option]:
@@ -218,9 +218,9 @@ def test_property_whatever_is_typed_is_refused_in_a_sentence_or_legal(value):
         seen, said = [], []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["sota-train", f"--{option.replace('_', '-')}={value}"])
-            patch.setattr(sota_course.train, "train", seen_by(seen))
+            patch.setattr(sota_course.training.command, "train", seen_by(seen))
             patch.setattr("builtins.print", lambda *o, file=None: said.append(str(o[0])))
-            code = sota_course.train._code(Signals())
+            code = sota_course.training.command._code(Signals())
         if code: assert code == 2 and not seen and len(said) == 1
         else: assert len(seen) == 1 and LEGAL.get(option, bool)(str(value)), option
 
@@ -229,8 +229,8 @@ def seen_by(calls):
     "`train`, which notes its arguments in place of training."
     import inspect
     def train(**kwargs): calls.append(kwargs)
-    train.__signature__, train.__doc__, train.__module__ = inspect.signature(sota_course.train.train), "", "sota_course.train"
-    train.__annotations__ = sota_course.train.train.__annotations__
+    train.__signature__, train.__doc__, train.__module__ = inspect.signature(sota_course.training.command.train), "", "sota_course.training.command"
+    train.__annotations__ = sota_course.training.command.train.__annotations__
     return train
 
 
@@ -281,7 +281,7 @@ def bad_outs(folder):
 
 
 def test_an_out_that_takes_no_files_is_named(tmp_path, monkeypatch, refused):
-    monkeypatch.setitem(sys.modules, "sota_course.training", None)
+    monkeypatch.setitem(sys.modules, "sota_course.training.session", None)
     for out in bad_outs(tmp_path):
         said = refused("--out", out)
         assert f"--out {out}" in said
@@ -332,7 +332,7 @@ def contents(folder): return {o.relative_to(folder).as_posix(): o.read_bytes() f
 
 def test_too_little_memory_is_a_sentence(small, tmp_path, refused, monkeypatch):
     def out_of_memory(*args): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-    monkeypatch.setattr("sota_course.training.baseline_learner", out_of_memory)
+    monkeypatch.setattr("sota_course.training.session.baseline_learner", out_of_memory)
     assert "lower one of them" in refused(*options(small, tmp_path))
 
 
@@ -361,13 +361,13 @@ def numbers(folder): return scores(folder), json.loads((folder/"try-seed0.json")
 def undisturbed(small, tmp_path_factory):
     "The numbers of the same run when nobody kills it."
     out = tmp_path_factory.mktemp("undisturbed")
-    sota_course.train.train(data=small, size=32, arch="xresnet10", epochs=1, bs=20, out=out, name="try", tta=True)
+    sota_course.training.command.train(data=small, size=32, arch="xresnet10", epochs=1, bs=20, out=out, name="try", tta=True)
     return numbers(out)
 
 
 def killed_at(patch, step, when, args):
     "Run the command, and kill it before the step or after it."
-    owner = {"save": sota_course.runs.Result, "unlink": Path}.get(step, sota_course.training)
+    owner = {"save": sota_course.training.runs.Result, "unlink": Path}.get(step, sota_course.training.session)
     real = getattr(owner, step)
     def wrapped(*args, **kwargs):
         if step == "unlink" and args[0].suffix != ".pt": return real(*args, **kwargs)
@@ -463,7 +463,7 @@ def test_a_signal_at_any_moment_ends_it_with_a_sentence(small, trained, tmp_path
     out = shutil.copytree(trained, tmp_path/"out")
     def stop(*args, **kwargs): signal.raise_signal(signum)
     with monkeypatch.context() as patch:
-        patch.setattr(f"sota_course.training.{where}", stop)
+        patch.setattr(f"sota_course.training.session.{where}", stop)
         found, _, said = command(*options(small, out, 1), "--tta", "--resume")
     assert found == code and said.strip().startswith("Stopped.") and "--resume" in said and len(said.strip().splitlines()) == 2
     again = shlex.split(said.strip().splitlines()[-1])
@@ -471,7 +471,7 @@ def test_a_signal_at_any_moment_ends_it_with_a_sentence(small, trained, tmp_path
 
 
 def test_a_signal_before_there_is_anything_says_that_too(small, tmp_path, monkeypatch, command):
-    monkeypatch.setattr("sota_course.training.get_data", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("sota_course.training.session.get_data", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT))
     code, _, said = command(*options(small, tmp_path))
     assert code == 130 and "nothing was lost" in said and len(said.strip().splitlines()) == 1
 
@@ -482,13 +482,13 @@ def with_training(body):
 import signal, sys
 class Finder:
     def find_spec(name, path, target=None):
-        if name == "sota_course.training":
+        if name == "sota_course.training.session":
             import importlib.util
             return importlib.util.spec_from_loader(name, Finder)
     def create_module(spec): return None
     def exec_module(module): exec({body!r}, module.__dict__)
 sys.meta_path.insert(0, Finder)
-from sota_course.train import main
+from sota_course.training.command import main
 main()
 """
     done = subprocess.run([sys.executable, "-c", finder], capture_output=True, text=True, timeout=60)
@@ -548,7 +548,7 @@ def no_room():
 
 def half(small, out, command, monkeypatch):
     "A run that was stopped after the first of two epochs."
-    from sota_course.runs import Checkpoint
+    from sota_course.training.runs import Checkpoint
     real = Checkpoint.write
     def write(self):
         real(self)
@@ -600,7 +600,7 @@ HEAVY = ("torch", "fastai", "matplotlib", "numpy", "pandas", "torchvision")
 
 @pytest.mark.parametrize("args, code", [(["--help"], 0), (["--epochs", "two"], 2), (["--nosuch"], 2), (["--lr", "nan"], 2), (["--out", "/proc/no"], 2)])
 def test_what_needs_no_training_imports_nothing_heavy(args, code):
-    script = f"import sys; sys.argv[1:] = {args}; from sota_course.train import main\ntry: main()\nfinally: print('loaded:', *set({HEAVY}) & set(sys.modules))"
+    script = f"import sys; sys.argv[1:] = {args}; from sota_course.training.command import main\ntry: main()\nfinally: print('loaded:', *set({HEAVY}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == code and done.stdout.splitlines()[-1].strip() == "loaded:", done.stdout + done.stderr
 

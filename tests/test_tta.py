@@ -25,12 +25,12 @@ from torchvision.models import resnet18
 from torchvision.transforms import FiveCrop
 
 from sota_course.baseline import xresnet10
-from sota_course.exercises import check, exercises
-from sota_course.images import image_files
+from sota_course.course.exercises import check, exercises
+from sota_course.images.decode import image_files
 from sota_course.label_smoothing import SmoothCrossEntropy, smooth_cross_entropy
-from sota_course.loader import cached_dls, load_presized
-from sota_course.models import ACTIVATIONS, _activation
-from sota_course.runs import Result
+from sota_course.images.loader import cached_dls, load_presized
+from sota_course.training.models import ACTIVATIONS, _activation
+from sota_course.training.runs import Result
 from sota_course.tta import (PADS, RATIO, activation_of, crop_places, dense_five_crop, five_crop, flips, merge_views, pool_regions,
                              region_weights, scored, split_model, ten_crop, tta_predict)
 from sota_course.baseline import compare
@@ -448,7 +448,7 @@ def test_on_a_gpu(photos):
 
 
 def test_never_more_than_a_batch_ahead(photos, monkeypatch):
-    from sota_course import larger
+    from sota_course.training import views as larger
     loaded, most = [], []
     gen = larger._ahead(lambda i: loaded.append(i) or i, 40, 4)
     for k, items in enumerate(gen): most.append(len(loaded) - 4*k)

@@ -35,10 +35,10 @@ def test_what_was_asked_for_is_installed(capsys):
 
 
 def test_every_module_imports():
-    names = [o.stem for o in Path(sota_course.__file__).parent.glob("*.py")]
-    for o in names:
-        if not o.startswith("_"): import_module(f"sota_course.{o}")
-    assert "tta" in names
+    package = Path(sota_course.__file__).parent
+    paths = [o.relative_to(package).with_suffix("") for o in package.rglob("*.py") if not o.name.startswith("_")]
+    for o in paths: import_module(".".join(("sota_course", *o.parts)))
+    assert Path("training/runs") in paths
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +69,14 @@ def test_views(learn):
 
 
 def test_a_saved_model_predicts_the_same(learn, tmp_path):
-    from sota_course.models import load_model, save_model
+    from sota_course.training.models import load_model, save_model
     probs, _ = learn.get_preds()
     saved = load_model(save_model(learn, tmp_path/"model"))
     assert (saved.probabilities(learn.dls.valid_ds.items[:4]) - probs[:4]).abs().max() < 1e-3
 
 
 def test_a_run_is_kept_and_read_again(learn, tmp_path):
-    from sota_course.runs import Result, Run
+    from sota_course.training.runs import Result, Run
     def make(): return learn
     run = Run("try", make, epochs=1, seeds=[0], folder=tmp_path, progress=False).train()
     assert Result.load(tmp_path/"try-seed0.json").accuracy == run.results[0].accuracy
@@ -85,7 +85,7 @@ def test_a_run_is_kept_and_read_again(learn, tmp_path):
 def test_a_slider_moves_its_picture(monkeypatch):
     import ipywidgets
     import matplotlib.pyplot as plt
-    from sota_course import plots
+    from sota_course.course import figures as plots
     shown, sliders = [], []
     class Handle:
         def update(self, picture): shown.append(picture.data)
