@@ -19,11 +19,12 @@ from fastai.data.transforms import GrandparentSplitter, Normalize, RandomSplitte
 from fastai.vision.augment import Resize, ResizeMethod, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
+from .core import course_home
 from .images.check import check_images
 from .images.drawn import CLASSES, DRAWING, check_drawing, draw_dataset
 from .images.fetch import SETS, DataError, fetch
 from .images.decode import image_files
-from .images.loader import build_cache, cached_dls, check_whole, course_home, presize_for
+from .images.loader import build_cache, cached_dls, check_whole, presize_for
 
 # %% ../nbs/00_data.ipynb #bf3c4d6e
 def _folder(path):

@@ -20,9 +20,10 @@ from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from torch import nn
 from torch.distributions import Gamma
-from .core import as_numbers, check_tensor, check_whole, class_numbers, whole_numbers
+from .core import (as_numbers, check_tensor, check_whole, class_numbers, eval_mode,
+                              whole_numbers)
 from .course.exercises import Wrong, call, exercise, expect
-from .training.views import evaluating
+
 
 # %% ../nbs/05_mixup.ipynb #86f3fef5
 def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
@@ -435,7 +436,7 @@ def _compare(self:Mixing, x, y):
     if (self.iter + 1) % self.compare_every and self.iter + 1 < self.n_iter: return
     weight = _setting(self.loss_func, "weight")
     model = getattr(self.model, "module", self.model) # without what wraps it for several GPUs
-    with evaluating(model):
+    with eval_mode(model):
         pred = model(x.to(next(model.parameters()).dtype) if x.is_floating_point() else x)
         # PyTorch's losses ask for the type of their weights; otherwise at least float32.
         pred = pred.to(weight.dtype) if isinstance(weight, torch.Tensor) else _wide(pred)

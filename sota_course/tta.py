@@ -24,10 +24,11 @@ from fastprogress import progress_bar
 from torch import nn
 from .course.exercises import call, exercise, expect
 from .label_smoothing import smooth_cross_entropy
-from .training.views import (check_targets, checked_pictures, evaluating, first_targets,
+from .training.views import (check_targets, checked_pictures, first_targets,
                                 input_size, loaded_batches, order_of, picture_sources,
                                 plain_batches, targets_of, tensor_batches)
-from .resize import _mirrored, _pair
+from .core import eval_mode, size_pair
+from .resize import mirror_index
 from .training.runs import can_draw_bars, score
 
 # %% ../nbs/04_tta.ipynb #0e3d2d46
@@ -36,7 +37,7 @@ def crop_places(h:int, # height of the picture, in pixels
                 size, # side of the crops, or (height, width)
                ) -> list: # (top, left) of five crops
     "Where the crops at the four corners and in the centre begin, in torchvision's order and with its rounding."
-    th, tw = _pair(size)
+    th, tw = size_pair(size)
     return [(0, 0), (0, w - tw), (h - th, 0), (h - th, w - tw), (round((h - th)/2), round((w - tw)/2))]
 
 # %% ../nbs/04_tta.ipynb #f982ca7c
@@ -47,7 +48,7 @@ PADDED = "pad it: five_crop has pad=, and tta_predict takes views=partial(five_c
 def _columns(n, size, pad):
     "Which of `n` rows or columns each of `size` takes, and whether it lies inside."
     at = torch.arange(size) - (size - n)//2
-    return _mirrored(n, size) if pad == "reflection" else at.clamp(0, n - 1), (at >= 0) & (at < n)
+    return mirror_index(n, size) if pad == "reflection" else at.clamp(0, n - 1), (at >= 0) & (at < n)
 
 # %% ../nbs/04_tta.ipynb #8eaca3f8
 def _widened(x, dim, size, pad):
@@ -64,7 +65,7 @@ def _room(x, size, pad):
     if not isinstance(x, torch.Tensor) or x.ndim < 2:
         raise TypeError(f"crops are cut from a tensor (…, height, width), not from {type(x).__name__}: torchvision's to_tensor makes one of a picture")
     if pad is not None and pad not in PADS: raise ValueError(f"pad must be None, {' or '.join(PADS)}, not {pad!r}")
-    (h, w), (th, tw) = x.shape[-2:], _pair(size)
+    (h, w), (th, tw) = x.shape[-2:], size_pair(size)
     if th <= h and tw <= w: return x
     hint = " (are its channels last? They must come before height and width)"*(x.ndim > 2 and w in (1, 3, 4))
     if pad is None or not h*w:
@@ -74,7 +75,7 @@ def _room(x, size, pad):
 # %% ../nbs/04_tta.ipynb #4a274eed
 def _five(x, size):
     "The five crops as slices of `x`, without a copy."
-    th, tw = _pair(size)
+    th, tw = size_pair(size)
     return [x[..., t:t+th, l:l+tw] for t, l in crop_places(*x.shape[-2:], size)]
 
 # %% ../nbs/04_tta.ipynb #a9407c40
@@ -211,7 +212,7 @@ def _cutter(views):
 # %% ../nbs/04_tta.ipynb #c868cb7f
 def _whole(x, size):
     "One view (1, n, …): the middle of the pictures, as large as it can be, at `size`."
-    (h, w), (th, tw) = x.shape[-2:], _pair(size)
+    (h, w), (th, tw) = x.shape[-2:], size_pair(size)
     scale = min(h/th, w/tw)
     ch, cw = round(th*scale), round(tw*scale)
     t, l = crop_places(h, w, (ch, cw))[-1]
@@ -290,14 +291,14 @@ RATIO = 256/224 # as in ImageNet's ten-crop: with the book's training crops, obj
 def _plan(dl, size, ratio, bs, beta):
     "Batches, how many, the size of views, and batches of plain pictures where these come from elsewhere."
     if (sources := picture_sources(dl)) is not None:
-        size, n, bs = _pair(input_size(dl) if size is None else size), len(sources), bs or dl.bs
+        size, n, bs = size_pair(input_size(dl) if size is None else size), len(sources), bs or dl.bs
         return loaded_batches(dl, sources, round(max(size)*(ratio or RATIO)), bs), math.ceil(n/bs), size, plain_batches(dl) if beta != 0 else None
     if size is None: raise ValueError("how large are the views? These pictures come as they are, so pass size=, smaller than they are")
     if ratio is not None: raise ValueError("ratio is for loaders of files, which are opened larger; resize these pictures yourself")
     if isinstance(dl, (torch.Tensor, list, tuple)):
         pieces = tensor_batches(dl, bs or 64)
-        return pieces, len(pieces), _pair(size), None
-    return plain_batches(dl), len(dl) if hasattr(dl, "__len__") else None, _pair(size), None
+        return pieces, len(pieces), size_pair(size), None
+    return plain_batches(dl), len(dl) if hasattr(dl, "__len__") else None, size_pair(size), None
 
 # %% ../nbs/04_tta.ipynb #d4fe20c0
 def _bar(batches, n, learn, progress):
@@ -342,7 +343,7 @@ def tta_predict(learn, # a fastai `Learner`, or any model
     cut = views if views == "dense" else _cutter(views)
     check_targets(first_targets(dl), each=True)
     batches, n, size, plain = _plan(dl, size, ratio, bs, beta)
-    with evaluating(model, learn):
+    with eval_mode(model, learn):
         cuts = [cut] if plain is not None or beta == 0 else [cut, _whole]
         *probs, targets = _run(model, _bar(batches, n, learn, progress), cuts, size, act, reduce)
         if plain is not None: probs += _run(model, plain, [_as_is], size, act, reduce)[:1]
@@ -426,7 +427,7 @@ def dense_five_crop(model:nn.Module, # see `split_model`; in evaluation mode
                    ) -> torch.Tensor: # outputs (5, n, …), in the order of `five_crop`
     "Close to five crops, in one pass over a larger picture: the body once, five regions of its features, the head on each."
     body, kinds, head = split_model(model)
-    x, (th, tw) = _room(x, size, None), _pair(size)
+    x, (th, tw) = _room(x, size, None), size_pair(size)
     f = body(x)
     if f.ndim != 4: raise ValueError(f"the body gives {tuple(f.shape)}, which is no feature map (n, channels, rows, columns): use views=\"five\"")
     tops, lefts = zip(*crop_places(*x.shape[-2:], size))

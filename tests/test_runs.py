@@ -668,7 +668,7 @@ def forked(f):
 
 def killed(folder, at):
     "A run in another process, which is killed in the middle of its write number `at`; at 0, between result and end."
-    write, n = runs._write, [0]
+    write, n = runs.write_whole, [0]
     def die(*args): os.kill(os.getpid(), signal.SIGKILL)
     def half(part):
         part.write_bytes(b"half a file")
@@ -677,7 +677,7 @@ def killed(folder, at):
         n[0] += 1
         write(path, half if n[0] == at else fill)
     def child():
-        runs._write = counting
+        runs.write_whole = counting
         if not at: Run._tidy = die
         run(learner, folder, 2).train()
     code, said = forked(child)

@@ -6,9 +6,9 @@ Docs: https://sota-course.github.io/sota_course/images/loader.html.md"""
 
 # %% auto #0
 __all__ = ['PRESIZE', 'MAX_ASPECT', 'METHODS', 'FILTER', 'VERSION', 'CACHE_NAME', 'check_whole', 'presize_for', 'presize_image',
-           'load_presized', 'ImageCache', 'BadImages', 'CacheError', 'course_home', 'cache_home', 'build_cache',
-           'cache_info', 'clear_cache', 'warp_matrix', 'AugDraw', 'aug_matrix', 'warp_batch', 'light_batch',
-           'resize_batch', 'reduce_batch', 'BookAug', 'image_sources', 'CachedDL', 'cached_dls']
+           'load_presized', 'ImageCache', 'BadImages', 'CacheError', 'cache_home', 'build_cache', 'cache_info',
+           'clear_cache', 'warp_matrix', 'AugDraw', 'aug_matrix', 'warp_batch', 'light_batch', 'resize_batch',
+           'reduce_batch', 'BookAug', 'image_sources', 'CachedDL', 'cached_dls']
 
 # %% ../../nbs/images/loader.ipynb #2a30dbf2
 import errno, hashlib, json, math, operator, os, re, shutil, warnings
@@ -26,6 +26,7 @@ from fastprogress import progress_bar
 from filelock import FileLock
 from PIL import Image
 
+from ..core import course_home, default_workers
 from .decode import ImageError, image_files, open_image
 
 # %% ../../nbs/images/loader.ipynb #8a5f29b2
@@ -192,17 +193,6 @@ class CacheError(OSError):
     def __reduce__(self): return type(self),(self.folder,self.cause,self.what)
 
 # %% ../../nbs/images/loader.ipynb #16c9262c
-def course_home() -> Path: # may not exist yet
-    "Where the course keeps what it makes: SOTA_COURSE_HOME, else ~/.cache/sota_course."
-    home = os.environ.get("SOTA_COURSE_HOME") or "~/.cache/sota_course"
-    return _full_path("SOTA_COURSE_HOME", home)
-
-def _full_path(name, path):
-    "The folder that the setting `name` says, absolute"
-    if not isinstance(path, (str,os.PathLike)) or not os.fspath(path): raise ValueError(f"{name} must name a folder, not {path!r}")
-    try: return Path(path).expanduser().absolute()
-    except RuntimeError as e: raise ValueError(f"{name} is {str(path)!r}, and there is no such home folder: name a folder in full") from e
-
 def cache_home(
     cache_dir:str|Path|None=None, # a folder of your choice; default: `pixels` in `course_home()`
 ) -> Path: # may not exist yet
@@ -359,8 +349,6 @@ def _sweep(home):
         except (OSError,NotImplementedError): pass   # in use (`Timeout`), or on a disk that may only be read
 
 # %% ../../nbs/images/loader.ipynb #5c0ef37f
-def _n_workers(): return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
 def build_cache(
     files, # paths of pictures
     size:int, # presize: side of the square that will be cut from each, in pixels
@@ -373,7 +361,7 @@ def build_cache(
 
     Raises `BadImages` naming all that can't be used, `CacheError`, `ValueError` or `TypeError` for bad arguments."""
     _check_presize(size, method)
-    n_workers = _n_workers() if n_workers is None else check_whole("n_workers", n_workers)
+    n_workers = default_workers() if n_workers is None else check_whole("n_workers", n_workers)
     names,root,stats = _source(files)
     home = cache_home(cache_dir)
     folder = _folder(home, root, size, method)

@@ -24,6 +24,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
 import sota_course
 from ..baseline import ARCHS
+from ..core import write_whole
 from ..images.loader import METHODS, BookAug, CachedDL, load_presized, resize_batch
 from ..normalize import check_stats, normalize
 from ..tta import _made_up, _tried, activation_of
@@ -120,14 +121,6 @@ def _name(learn):
 # %% ../../nbs/training/models.ipynb #aad28d8c
 FORMAT, CARD, WEIGHTS = 1, "card.json", "model.safetensors"
 
-def _replace(path, data):
-    "Write `data` to `path`, whole or not at all."
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 # %% ../../nbs/training/models.ipynb #cf971d33
 def save_model(learn:Learner, # a trained learner, with loaders from `get_dls` or `cached_dls`
                folder, # where to; it is made if it isn't there, and a model in it is replaced
@@ -148,8 +141,9 @@ def save_model(learn:Learner, # a trained learner, with loaders from `get_dls` o
     _check_transforms(learn.dls)
     check_card(card)
     (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-    _replace(folder/WEIGHTS, data)
-    _replace(folder/CARD, (json.dumps(card, indent=1) + "\n").encode())
+    write_whole(folder/WEIGHTS, lambda o: o.write_bytes(data))
+    text = json.dumps(card, indent=1) + "\n"
+    write_whole(folder/CARD, lambda o: o.write_bytes(text.encode()))
     return folder
 
 # %% ../../nbs/training/models.ipynb #6e24ed29

@@ -35,6 +35,7 @@ from fastcore.imports import IN_NOTEBOOK
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 import sota_course
+from ..core import write_whole
 from ..label_smoothing import ece
 
 # %% ../../nbs/training/runs.ipynb #32dd1f09
@@ -402,7 +403,7 @@ class Result:
         values = _without(asdict(self), (), found)
         text = json.dumps(values | (dict(not_finite=found) if found else {}), indent=1,
                           allow_nan=False)
-        _write(path, lambda o: o.write_text(text + "\n", encoding="utf-8"))
+        write_whole(path, lambda o: o.write_text(text + "\n", encoding="utf-8"))
         return path
 
     @classmethod
@@ -415,16 +416,6 @@ class Result:
             raise ValueError(f"{Path(path).name} is not a result file: {e}") from e
 
 # %% ../../nbs/training/runs.ipynb #474c1fd7
-def _write(path, write):
-    "Let `write` fill a file beside `path`, and move it there when it is complete."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 def _alive(pid):
     "Whether a process has this number."
     try: os.kill(pid, 0)
@@ -572,7 +563,7 @@ class Checkpoint(Callback):
     def write(self):
         record = json.dumps(dict(config=self.config, history=self.history.rows))
         state = _training_state(self.learn, self.watching) | dict(record=record)
-        _write(self.path, lambda o: torch.save(state, o))
+        write_whole(self.path, lambda o: torch.save(state, o))
 
 # %% ../../nbs/training/runs.ipynb #d1a70013
 class Resume(Callback):

@@ -14,10 +14,11 @@ import matplotlib.pyplot as plt
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from ..baseline import baseline_learner, compare
+from ..core import write_whole
 from ..data import get_data, get_dls
 from ..images.fetch import DataError
 from ..images.decode import open_image
-from .models import CARD, WEIGHTS, _replace, load_model, save_model
+from .models import CARD, WEIGHTS, load_model, save_model
 from .runs import (Result, Run, Stopper, can_draw_bars, predictions, score,
                               showing)
 from .command import (Diverged, command_line, data_name, go_on, options, run_name,
@@ -173,7 +174,7 @@ def _draw(run, result, path):
     fig, data = run_figure(run, result), io.BytesIO()
     fig.savefig(data, dpi=100, format="png")
     plt.close(fig)
-    _replace(path, data.getvalue())
+    write_whole(path, lambda o: o.write_bytes(data.getvalue()))
 
 # %% ../../nbs/training/session.ipynb #01339c04
 def _reload(run, result, folder):

@@ -6,17 +6,16 @@ Docs: https://sota-course.github.io/sota_course/training/views.html.md"""
 
 # %% auto #0
 __all__ = ['input_size', 'picture_sources', 'loaded_batches', 'tensor_batches', 'plain_batches', 'checked_pictures',
-           'first_targets', 'check_targets', 'order_of', 'targets_of', 'evaluating']
+           'first_targets', 'check_targets', 'order_of', 'targets_of']
 
 # %% ../../nbs/training/views.ipynb #f8b7e748
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 import torch
-from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import Datasets, TfmdDL
 from fastai.data.load import fa_collate
 from fastai.data.transforms import IntToFloatTensor, ToTensor
@@ -179,21 +178,3 @@ def targets_of(groups, # of one batch
               ) -> list: # a tensor for each kind of target
     "The targets of a batch, in its order."
     return [torch.cat(ys)[order_of(groups).to(ys[0].device)].cpu() for ys in zip(*(o[2] for o in groups))]
-
-# %% ../../nbs/training/views.ipynb #95e47f54
-@contextmanager
-def evaluating(model:torch.nn.Module,
-               learn=None, # its learner, for mixed precision; None: a model alone
-              ):
-    "Within: evaluation mode, no gradients, and the mixed precision of `learn`."
-    modes = [(o, o.training) for o in model.modules()]
-    cb = next((o for o in getattr(learn, "cbs", ()) if isinstance(o, MixedPrecision)), None)
-    dtype = torch.bfloat16 if cb is not None and cb.amp_mode.value == "bf16" else torch.float16
-    try:
-        model.eval()
-        with torch.no_grad():
-            if cb is None: yield
-            else:
-                with torch.autocast("cuda", dtype=dtype, enabled=torch.cuda.is_available()): yield
-    finally:
-        for o, mode in modes: o.training = mode
