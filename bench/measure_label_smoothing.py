@@ -12,7 +12,7 @@ from pathlib import Path
 from sota_course.baseline import baseline_learner
 from sota_course.data import get_data, get_dls
 from sota_course.label_smoothing import SmoothCrossEntropy, brier, fit_temperature, on_wrong
-from sota_course.mixup import MixUp
+from sota_course.training.mixing import MixUp
 from sota_course.training.runs import Run
 
 LEVELS = 0, 10, 20, 40

@@ -274,7 +274,7 @@ def test_in_a_learner(weight):
     assert learn.loss_func.reduction == "mean"
 
 
-@pytest.mark.parametrize("module", ["fastai.callback.mixup", "sota_course.mixup"])
+@pytest.mark.parametrize("module", ["fastai.callback.mixup", "sota_course.training.mixing"])
 @pytest.mark.parametrize("weight", [None, [1., 2., 3., 4.]])
 def test_with_mixup(module, weight):
     "The callback asks for losses one by one, and leaves the reduction as it was."

@@ -28,8 +28,9 @@ from torch import nn
 
 from sota_course.course.exercises import check
 from sota_course.label_smoothing import SmoothCrossEntropy
-from sota_course.mixup import (CutMix, ManifoldMixup, MixUp, blend, box_weights, cut_boxes, cutmix, mix_weights, mixable_layers, mixed_loss,
-                               mixup, mixup_targets, one_hot, paste)
+from sota_course.mixup import (blend, box_weights, cut_boxes, cutmix, mix_weights, mixed_loss, mixup,
+                               mixup_targets, one_hot, paste)
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp, mixable_layers
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
 from sota_course.training.runs import describe
 
@@ -786,7 +787,7 @@ import fastai.callback.progress, sys, torch, torch.distributed as dist
 from torch import nn
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from sota_course.mixup import CutMix, ManifoldMixup, MixUp
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 
 def main(store, rank):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

@@ -41,7 +41,7 @@ from torch import nn
 from sota_course.training import runs
 from sota_course.baseline import compare
 from sota_course.label_smoothing import SmoothCrossEntropy
-from sota_course.mixup import CutMix, ManifoldMixup, MixUp
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix
 from sota_course.training.runs import (Checkpoint, EpochSeeds, History, Result, Run, Stopped, Stopper,
                               as_settings, describe, differences,
