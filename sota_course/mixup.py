@@ -138,7 +138,7 @@ def _gamma(shape):
 
 def mix_weights(n:int, # images in the batch
                 alpha:float, # both parameters of the Beta distribution; 0: no mixing
-                per:str="image", # a weight for each "image", or one for the "batch"
+                per:str="elem", # a weight for each image ("elem"), or one for the "batch"
                 fold:bool=False, # take the larger of t and 1 - t
                ) -> torch.Tensor: # `(n,)` or `(1,)`, on the CPU
     "Weights from Beta(`alpha`, `alpha`). Raises `ValueError` or `TypeError` for other settings."
@@ -146,9 +146,9 @@ def mix_weights(n:int, # images in the batch
     if not isinstance(alpha, Real): raise TypeError(f"alpha must be a number, not {alpha!r}")
     if not (alpha >= 0 and math.isfinite(alpha)):
         raise ValueError(f"alpha must be a number from 0 up, not {alpha}")
-    if per not in ("image", "batch"):
-        raise ValueError(f'per must be "image" or "batch", not {per!r}')
-    size = n if per == "image" else 1
+    if per not in ("elem", "batch"):
+        raise ValueError(f'per must be "elem" or "batch", not {per!r}')
+    size = n if per == "elem" else 1
     if not alpha: return torch.ones(size)
     gamma = _gamma(float(alpha) + 1).sample((2, size)).log_()
     uniform = (1 - torch.rand(2, size, dtype=torch.float64)).log_()

@@ -177,7 +177,7 @@ def test_nan_stays_in_its_pair():
     (ValueError, "lam needs one weight, or one for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam[:4], perm, 4)),
     (ValueError, "perm needs one position for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam, perm[:4], 4)),
     (ValueError, "from 0 up", lambda *_: mix_weights(3, float("nan"))),
-    (ValueError, '"image" or "batch"', lambda *_: mix_weights(3, 1., per="pixel")),
+    (ValueError, '"elem" or "batch"', lambda *_: mix_weights(3, 1., per="pixel")),
 ])
 def test_bad_input_is_named(error, words, f):
     with pytest.raises(error, match=words): f(*batch())
@@ -863,7 +863,7 @@ losses_of_any_type = given(
     label=st.sampled_from(WHOLE),
     dtype=st.sampled_from(FLOATS), kind=st.sampled_from(list(CRITERIA)), weighted=st.booleans(),
     smoothing=st.sampled_from([0., 0.1]), reduction=st.sampled_from(["mean", "sum", "none"]),
-    per=st.sampled_from(["image", "batch"]))
+    per=st.sampled_from(["elem", "batch"]))
 
 
 @losses_of_any_type
@@ -875,7 +875,7 @@ def test_property_labels_of_every_type(seed, n, classes, label, dtype, kind, wei
     logits = (3*torch.randn(n, classes, generator=g)).to(dtype)
     y, perm = torch.randint(classes, (n,), generator=g), torch.randperm(n, generator=g)
     y[0] = classes - 1
-    lam = torch.rand(n if per == "image" else 1, generator=g)
+    lam = torch.rand(n if per == "elem" else 1, generator=g)
     weight = (torch.rand(classes, generator=g) + 0.1).to(dtype) if weighted else None
     loss = criterion(kind, weight, smoothing, reduction)
     for positions in (perm, perm.to(torch.uint8), perm.to(torch.int16)):
@@ -932,7 +932,7 @@ class Both(nn.Module):
        dtype=st.sampled_from(FLOATS),
        mixer=st.sampled_from(list(MIXERS)), kind=st.sampled_from(list(CRITERIA)),
        weighted=st.booleans(),
-       smoothing=st.sampled_from([0., 0.1]), per=st.sampled_from(["image", "batch"]))
+       smoothing=st.sampled_from([0., 0.1]), per=st.sampled_from(["elem", "batch"]))
 def test_property_every_type_through_every_callback(seed, n, label, dtype, mixer, kind, weighted,
                                                     smoothing, per):
     "The learner steps on the brute-force loss of its predictions, in float64 with int64 labels."

@@ -350,7 +350,7 @@ TORCH = [o for o in classes(torch.optim, torch.optim.Optimizer)
 # Values that a class accepts for an argument where its default doesn't show them
 SPECIAL = dict(reduction=["mean", "sum"], amp_mode=["fp16", "bf16"],
                monitor=["valid_loss", "train_loss"], comp=[np.less, np.greater], p=[1, 2],
-               size_average=None, reduce=None, fname=["model", "best"], per=["image", "batch"],
+               size_average=None, reduce=None, fname=["model", "best"], per=["elem", "batch"],
                draw=["batch", "image"], layers=[["0"], ["1"]], loss_scale=[256, 512],
                device=["cpu", "cuda"], weight_decouple=[True, False], lr=None, params=None,
                line_search_fn=None, thresh=[0.3, 0.6], margin=[0.5, 1.5], axis=[-1, 1],

@@ -27,7 +27,7 @@ class MixHandler(Callback):
     # Whether a pixel comes from one image or the other, so that a target for each can't be mixed.
     pastes = False
     def __init__(self, alpha:float, # of Beta(`alpha`, `alpha`)
-                 per:str="image", # a weight for each "image", or one for the "batch"
+                 per:str="elem", # a weight for each image ("elem"), or one for the "batch"
                  fold:bool=False, # take the larger of t and 1 - t
                  p:float=1., # share of the batches (or images) that are mixed
                  draw:str="batch", # of several callbacks one is drawn for each "batch" or "image"

@@ -85,7 +85,7 @@ class ResizeMix(MixHandler):
         self.settings.update(smallest=smallest, largest=largest)
 
     def weights(self, n):
-        sides = torch.empty(n if self.per == "image" else 1).uniform_(self.smallest, self.largest)
+        sides = torch.empty(n if self.per == "elem" else 1).uniform_(self.smallest, self.largest)
         return torch.where(torch.rand(sides.shape) < self.p, 1 - sides**2, 1.)
 
     def mix(self, x, lam, perm):
