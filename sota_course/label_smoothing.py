@@ -204,7 +204,7 @@ def best_gap(n:int, # number of classes
 def least_loss(n:int, # number of classes
                eps:float=0.1, # share of the target that is spread over all classes
               ) -> float: # in nats; 0 for hard targets
-    "The loss at `best_gap`, which is the entropy of the smoothed target: no model can get below it."
+    "The loss at `best_gap`, the entropy of the smoothed target: no model can get below it."
     q = smooth_targets(0, n, eps).double()
     return torch.special.entr(q).sum().item()
 

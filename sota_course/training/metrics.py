@@ -1,4 +1,4 @@
-"""Calibration error and reliability diagram, negative log-likelihood and Brier score, the best temperature, and what a model says to wrong labels.
+"""Calibration, proper scores, the best temperature, and what a model says to wrong labels.
 
 Docs: https://sota-course.github.io/sota_course/training/metrics.html.md"""
 

@@ -1,4 +1,4 @@
-"""Callbacks that mix the images of a fastai learner, with any loss, alone or several together: mixup, CutMix, and mixing inside the network.
+"""Callbacks that mix a learner's images, with any loss, alone or several together.
 
 Docs: https://sota-course.github.io/sota_course/training/mixing.html.md"""
 
