@@ -88,6 +88,13 @@ def _keep_whole(mixed, x, lam, perm):
         mixed.index_copy_(0, rows.to(x.device), kept)
     return mixed
 
+# %% ../nbs/05_mixup.ipynb #2c1b810c
+def _check_floats(x):
+    check_tensor(x, "x")
+    if x.is_floating_point(): return
+    raise TypeError(f"blending needs floats, and these are {x.dtype}: "
+                    "convert them first, images of bytes with x.float()/255")
+
 # %% ../nbs/05_mixup.ipynb #74f2bd50
 def blend(x:torch.Tensor, # floats `(n, …)`: images, activations or targets; not changed
           lam, # share that each keeps, from 0 to 1: a number, or a tensor `(n,)`
@@ -95,10 +102,7 @@ def blend(x:torch.Tensor, # floats `(n, …)`: images, activations or targets; n
          ) -> torch.Tensor: # as `x`
     """`lam*x + (1 - lam)*x[perm]`, made in one new tensor.
     Raises `TypeError` for whole numbers, `ValueError` for weights that don't fit."""
-    check_tensor(x, "x")
-    if not x.is_floating_point():
-        raise TypeError(f"blending needs floats, and these are {x.dtype}: "
-                        "convert them first, images of bytes with x.float()/255")
+    _check_floats(x)
     perm, lam = as_positions(perm, len(x)), as_weights(lam, len(x))
     weights = lam.to(x.device, x.dtype).reshape(-1, *[1]*(x.ndim - 1))
     return _keep_whole(partners(x, perm).lerp_(x, weights), x, lam, perm)
@@ -130,12 +134,13 @@ def mixup(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not c
     if len(x) != len(y): raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
     return blend(x, lam, perm), mixup_targets(y, lam, perm, n_classes)
 
-# %% ../nbs/05_mixup.ipynb #8ce71eaf
+# %% ../nbs/05_mixup.ipynb #482a1da4
 # Making one takes longer than drawing from it.
 @lru_cache
 def _gamma(shape):
     return Gamma(torch.tensor(shape, dtype=torch.float64), 1., validate_args=False)
 
+# %% ../nbs/05_mixup.ipynb #8ce71eaf
 def mix_weights(n:int, # images in the batch
                 alpha:float, # both parameters of the Beta distribution; 0: no mixing
                 per:str="elem", # a weight for each image ("elem"), or one for the "batch"
@@ -191,8 +196,7 @@ def box_weights(boxes:torch.Tensor, # as `cut_boxes` gives them
     boxes = whole_numbers(boxes, (len(boxes), 4), "boxes", "a rectangle for each image")
     limit = torch.tensor([h, h, w, w], device=boxes.device)
     top, bottom, left, right = boxes.clamp(min=0).minimum(limit).unbind(1)
-    area = (bottom - top).clamp(min=0)*(right - left).clamp(min=0)
-    return 1 - area/(h*w)
+    return 1 - (bottom - top).clamp(min=0)*(right - left).clamp(min=0)/(h*w)
 
 # %% ../nbs/05_mixup.ipynb #9533e1fa
 def _inside(boxes, h, w):
@@ -325,11 +329,12 @@ def _check_mean(loss_func, pred, y, ours):
     raise ValueError(f"how {_name(loss_func)} averages over images can't be known: "
                      'use per="batch" and draw="batch"')
 
-# %% ../nbs/05_mixup.ipynb #da081b36
+# %% ../nbs/05_mixup.ipynb #d5d92f64
 def _losses(loss_func, pred, y):
     "The loss of each image for the labels `y`, an image a row."
     with _unreduced(loss_func) as f: return _rows(f(pred, y), len(y))
 
+# %% ../nbs/05_mixup.ipynb #da081b36
 def _per_image(loss_func, pred, y, perm, lam):
     "The mixed loss for class numbers, with a weight for each image."
     own, partner = _pair_labels(y, lam, perm)
