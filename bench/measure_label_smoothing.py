@@ -11,8 +11,10 @@ from pathlib import Path
 
 from sota_course.baseline import baseline_learner
 from sota_course.data import get_data, get_dls
-from sota_course.label_smoothing import SmoothCrossEntropy, brier, fit_temperature, on_wrong
-from sota_course.mixup import MixUp
+from sota_course.images.drawn import CLASSES
+from sota_course.label_smoothing import SmoothCrossEntropy
+from sota_course.training.metrics import brier, fit_temperature, on_wrong
+from sota_course.training.mixing import MixUp
 from sota_course.training.runs import Run
 
 LEVELS = 0, 10, 20, 40
@@ -25,8 +27,15 @@ class Measured(Run):
     "A run that also keeps the Brier score, the temperature that the model would need, and what it says to wrongly labelled pictures."
     def fit(self, seed):
         result = super().fit(seed)
-        result.extra = dict(brier=brier(self.logp.exp(), self.targets), temperature=temperature(self.logp, self.targets), on_wrong=on_wrong(self.learn))
+        result.extra = dict(brier=brier(self.logp.exp(), self.targets),
+                            temperature=temperature(self.logp, self.targets),
+                            on_wrong=on_wrong(self.learn, right_class))
         return result
+
+
+def right_class(path):
+    "Image i of the drawn set has class i % 10."
+    return list(CLASSES.values())[int(path.stem.rpartition("_")[2]) % 10]
 
 
 def temperature(logp, targets):

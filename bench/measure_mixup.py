@@ -13,7 +13,7 @@ from pathlib import Path
 from sota_course.baseline import baseline_learner
 from sota_course.data import get_dls
 from sota_course.label_smoothing import SmoothCrossEntropy
-from sota_course.mixup import CutMix, ManifoldMixup, MixUp
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix
 from sota_course.training.runs import Run
 

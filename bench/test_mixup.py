@@ -16,7 +16,8 @@ from timm.data.mixup import Mixup as TimmMixup
 from torchvision.transforms import v2
 
 from shared import medians
-from sota_course.mixup import CutMix, blend, cut_boxes, cutmix, mix_weights, mixup, one_hot
+from sota_course.mixup import blend, cut_boxes, cutmix, mix_weights, mixup, one_hot
+from sota_course.training.mixing import CutMix
 
 N, CLASSES = 64, 10
 torch.set_num_threads(min(2, os.cpu_count()))

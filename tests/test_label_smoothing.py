@@ -17,10 +17,11 @@ from fastai.losses import LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropy
 from hypothesis import given, strategies as st
 from torch import nn
 
-from sota_course import label_smoothing as ls
 from sota_course.course.exercises import check
-from sota_course.label_smoothing import (SmoothCrossEntropy, best_gap, brier, ece, fit_temperature, least_loss, nll, reliability,
-                                         reliability_diagram, smooth_cross_entropy, smooth_targets)
+from sota_course.label_smoothing import (SmoothCrossEntropy, best_gap, least_loss,
+                                         smooth_cross_entropy, smooth_targets)
+from sota_course.training.metrics import (brier, ece, fit_temperature, nll, on_wrong, reliability,
+                                          reliability_diagram)
 from sota_course.training.runs import score
 
 seeds = st.integers(0, 2**32 - 1)
@@ -274,7 +275,7 @@ def test_in_a_learner(weight):
     assert learn.loss_func.reduction == "mean"
 
 
-@pytest.mark.parametrize("module", ["fastai.callback.mixup", "sota_course.mixup"])
+@pytest.mark.parametrize("module", ["fastai.callback.mixup", "sota_course.training.mixing"])
 @pytest.mark.parametrize("weight", [None, [1., 2., 3., 4.]])
 def test_with_mixup(module, weight):
     "The callback asks for losses one by one, and leaves the reduction as it was."
@@ -528,15 +529,19 @@ def test_what_a_model_says_to_wrong_labels(give, label, cls):
     other = torch.tensor([next(k for k in range(10) if k not in (a, b)) for a, b in zip(given.tolist(), true.tolist())])
     alternate = torch.where(wrong.cumsum(0) % 2 == 0, given, true)
     answers = dict(label=given, other=other, half=alternate) | {"class": true}
-    got = ls.on_wrong(Learner(dls, Known(answers[give]), loss_func=F.cross_entropy))
+    got = on_wrong(Learner(dls, Known(answers[give]), loss_func=F.cross_entropy),
+                   lambda o: CLASSES[rows[o.name]["clean_label"]])
     slack = .51/wrong.sum().item() if give == "half" else 1e-9
     assert got["label"] == pytest.approx(label, abs=slack) and got["class"] == pytest.approx(cls, abs=slack)
 
 
 def test_without_wrong_labels_there_is_nothing_to_say():
     from sota_course.data import get_data, get_dls
+    from sota_course.images.drawn import CLASSES, plan
     dls = get_dls(7, 16, get_data("drawn", n_train=40, n_val=20, progress=False), progress=False)
-    assert ls.on_wrong(Learner(dls, Known(torch.zeros(40, dtype=torch.long)), loss_func=F.cross_entropy)) == {}
+    learn = Learner(dls, Known(torch.zeros(40, dtype=torch.long)), loss_func=F.cross_entropy)
+    right = {o["path"].rpartition("/")[2]: CLASSES[o["clean_label"]] for o in plan(40, 20, 42, 0.)}
+    assert on_wrong(learn, lambda o: right[o.name]) == {}
 
 
 def test_the_diagram():

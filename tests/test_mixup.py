@@ -28,8 +28,9 @@ from torch import nn
 
 from sota_course.course.exercises import check
 from sota_course.label_smoothing import SmoothCrossEntropy
-from sota_course.mixup import (CutMix, ManifoldMixup, MixUp, blend, box_weights, cut_boxes, cutmix, mix_weights, mixable_layers, mixed_loss,
-                               mixup, mixup_targets, one_hot, paste)
+from sota_course.mixup import (blend, box_weights, cut_boxes, cutmix, mix_weights, mixed_loss, mixup,
+                               mixup_targets, one_hot, paste)
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp, mixable_layers
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
 from sota_course.training.runs import describe
 
@@ -176,7 +177,7 @@ def test_nan_stays_in_its_pair():
     (ValueError, "lam needs one weight, or one for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam[:4], perm, 4)),
     (ValueError, "perm needs one position for each of 6", lambda x, y, lam, perm: cutmix(x, y, lam, perm[:4], 4)),
     (ValueError, "from 0 up", lambda *_: mix_weights(3, float("nan"))),
-    (ValueError, '"image" or "batch"', lambda *_: mix_weights(3, 1., per="pixel")),
+    (ValueError, '"elem" or "batch"', lambda *_: mix_weights(3, 1., per="pixel")),
 ])
 def test_bad_input_is_named(error, words, f):
     with pytest.raises(error, match=words): f(*batch())
@@ -786,7 +787,7 @@ import fastai.callback.progress, sys, torch, torch.distributed as dist
 from torch import nn
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from sota_course.mixup import CutMix, ManifoldMixup, MixUp
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 
 def main(store, rank):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -862,7 +863,7 @@ losses_of_any_type = given(
     label=st.sampled_from(WHOLE),
     dtype=st.sampled_from(FLOATS), kind=st.sampled_from(list(CRITERIA)), weighted=st.booleans(),
     smoothing=st.sampled_from([0., 0.1]), reduction=st.sampled_from(["mean", "sum", "none"]),
-    per=st.sampled_from(["image", "batch"]))
+    per=st.sampled_from(["elem", "batch"]))
 
 
 @losses_of_any_type
@@ -874,7 +875,7 @@ def test_property_labels_of_every_type(seed, n, classes, label, dtype, kind, wei
     logits = (3*torch.randn(n, classes, generator=g)).to(dtype)
     y, perm = torch.randint(classes, (n,), generator=g), torch.randperm(n, generator=g)
     y[0] = classes - 1
-    lam = torch.rand(n if per == "image" else 1, generator=g)
+    lam = torch.rand(n if per == "elem" else 1, generator=g)
     weight = (torch.rand(classes, generator=g) + 0.1).to(dtype) if weighted else None
     loss = criterion(kind, weight, smoothing, reduction)
     for positions in (perm, perm.to(torch.uint8), perm.to(torch.int16)):
@@ -931,7 +932,7 @@ class Both(nn.Module):
        dtype=st.sampled_from(FLOATS),
        mixer=st.sampled_from(list(MIXERS)), kind=st.sampled_from(list(CRITERIA)),
        weighted=st.booleans(),
-       smoothing=st.sampled_from([0., 0.1]), per=st.sampled_from(["image", "batch"]))
+       smoothing=st.sampled_from([0., 0.1]), per=st.sampled_from(["elem", "batch"]))
 def test_property_every_type_through_every_callback(seed, n, label, dtype, mixer, kind, weighted,
                                                     smoothing, per):
     "The learner steps on the brute-force loss of its predictions, in float64 with int64 labels."

@@ -7,7 +7,8 @@ from fastai.losses import FocalLoss
 from hypothesis import given, strategies as st
 from torch import nn
 
-from sota_course.mixup import MixUp, box_weights, mixed_loss
+from sota_course.mixup import box_weights, mixed_loss
+from sota_course.training.mixing import MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
 from test_mixup import FLOATS, LOSSES, W, IndexOnly, batch, fit, layouts, learner, preview
 
@@ -93,7 +94,7 @@ def test_one_weight_for_the_batch_is_one(make, loss):
 @pytest.mark.parametrize("kwargs", [dict(fold=True), dict(alpha=0.3)])
 def test_what_means_nothing_to_resizemix_is_refused(kwargs):
     with pytest.raises(TypeError, match=f"no use for {next(iter(kwargs))}"): ResizeMix(**kwargs)
-    assert not {"alpha", "fold"} & ResizeMix().settings.keys() and ResizeMix().__name__.startswith("ResizeMix(per=image")
+    assert not {"alpha", "fold"} & ResizeMix().settings.keys() and ResizeMix().__name__.startswith("ResizeMix(per=elem")
 
 
 def test_wrong_use_is_named():

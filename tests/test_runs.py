@@ -41,7 +41,7 @@ from torch import nn
 from sota_course.training import runs
 from sota_course.baseline import compare
 from sota_course.label_smoothing import SmoothCrossEntropy
-from sota_course.mixup import CutMix, ManifoldMixup, MixUp
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix
 from sota_course.training.runs import (Checkpoint, EpochSeeds, History, Result, Run, Stopped, Stopper,
                               as_settings, describe, differences,
@@ -350,7 +350,7 @@ TORCH = [o for o in classes(torch.optim, torch.optim.Optimizer)
 # Values that a class accepts for an argument where its default doesn't show them
 SPECIAL = dict(reduction=["mean", "sum"], amp_mode=["fp16", "bf16"],
                monitor=["valid_loss", "train_loss"], comp=[np.less, np.greater], p=[1, 2],
-               size_average=None, reduce=None, fname=["model", "best"], per=["image", "batch"],
+               size_average=None, reduce=None, fname=["model", "best"], per=["elem", "batch"],
                draw=["batch", "image"], layers=[["0"], ["1"]], loss_scale=[256, 512],
                device=["cpu", "cuda"], weight_decouple=[True, False], lr=None, params=None,
                line_search_fn=None, thresh=[0.3, 0.6], margin=[0.5, 1.5], axis=[-1, 1],

@@ -46,7 +46,7 @@ def learn(tmp_path_factory):
     "A learner that was trained with mixup on a small drawn set."
     from sota_course.baseline import baseline_learner
     from sota_course.data import get_data, get_dls
-    from sota_course.mixup import CutMix, MixUp
+    from sota_course.training.mixing import CutMix, MixUp
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOTA_COURSE_HOME", str(tmp_path_factory.mktemp("home")))
         path = get_data("drawn", n_train=200, n_val=50, progress=False)

@@ -13,22 +13,24 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import check_tensor, check_whole, whole_numbers
-from ..mixup import Mixing, _check_lam, _check_perm, blend, box_weights, mixed_loss
+from ..mixup import as_positions, as_weights, blend, box_weights, mixed_loss
+from .mixing import MixHandler
 
 # %% ../../nbs/training/mixup_variants.ipynb #763daeb6
 def patch_boxes(sides:torch.Tensor, # share of the sides that each patch gets `(n,)`, from 0 to 1
                 h:int, # height of the images
                 w:int, # and width
-               ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, first column, column after the last
+               ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, and columns alike
     """A rectangle for each patch, somewhere inside the image.
     Raises `ValueError` or `TypeError` for shares or sides that aren't."""
     check_tensor(sides, "sides")
-    sides = _check_lam(sides, len(sides)).cpu()
+    sides = as_weights(sides, len(sides)).cpu()
     for o in (h, w): check_whole(o, "a side of the images", 1)
     limit = torch.tensor([h, w])
     size = (sides[:, None]*limit).round().long()
     start = (torch.rand(len(sides), 2)*(limit - size + 1)).long()
-    return torch.stack([start[:, 0], start[:, 0] + size[:, 0], start[:, 1], start[:, 1] + size[:, 1]], 1)
+    end = start + size
+    return torch.stack([start[:, 0], end[:, 0], start[:, 1], end[:, 1]], 1)
 
 # %% ../../nbs/training/mixup_variants.ipynb #417f82ad
 def _check_inside(boxes, x):
@@ -49,31 +51,41 @@ def resizemix(x:torch.Tensor, # images `(n, channels, height, width)`, floats; n
     """Each image with the whole of its partner pasted over it, shrunk to its rectangle.
     Qin et al., arXiv:2012.11101. Raises `ValueError` or `TypeError` for what doesn't fit."""
     check_tensor(x, "x")
-    if x.ndim != 4 or not x.is_floating_point(): raise ValueError(f"ResizeMix needs floats (n, channels, height, width), and these are {x.dtype} of shape {tuple(x.shape)}")
-    perm, boxes = _check_perm(perm, len(x)), _check_inside(boxes, x)
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError("ResizeMix needs floats (n, channels, height, width), "
+                         f"and these are {x.dtype} of shape {tuple(x.shape)}")
+    perm, boxes = as_positions(perm, len(x)), _check_inside(boxes, x)
     out = x.clone()
-    for i, (j, (top, bottom, left, right)) in enumerate(zip(perm.tolist(), boxes.tolist(), strict=True)):
+    for i, (j, box) in enumerate(zip(perm.tolist(), boxes.tolist(), strict=True)):
+        top, bottom, left, right = box
         if top == bottom or left == right: continue
-        small = F.interpolate(x[j:j + 1].float(), (bottom - top, right - left), mode="bilinear", antialias=True)
+        small = F.interpolate(x[j:j + 1].float(), (bottom - top, right - left), mode="bilinear",
+                              antialias=True)
         out[i, :, top:bottom, left:right] = small[0].to(x.dtype)
     return out
 
 # %% ../../nbs/training/mixup_variants.ipynb #853f5782
-class ResizeMix(Mixing):
+class ResizeMix(MixHandler):
     "Train with whole other images pasted in, shrunk. Qin et al., arXiv:2012.11101."
     pastes = True
     def __init__(self, smallest:float=0.1, # least share of the sides that a patch gets
                  largest:float=0.8, # and the most
-                 **kwargs, # as `Mixing` takes them, but alpha and fold
+                 **kwargs, # as `MixHandler` takes them, but alpha and fold
                 ):
-        if not 0 <= smallest <= largest <= 1: raise ValueError(f"the shares of the sides must satisfy 0 <= smallest <= largest <= 1, not {smallest} and {largest}")
-        if unused := [o for o in ("alpha", "fold") if o in kwargs]: raise TypeError(f"ResizeMix draws the sizes of patches, not weights, and has no use for {unused[0]}")
+        if not 0 <= smallest <= largest <= 1:
+            raise ValueError("the shares of the sides must satisfy 0 <= smallest <= largest <= 1, "
+                             f"not {smallest} and {largest}")
+        for unused in ("alpha", "fold"):
+            if unused not in kwargs: continue
+            raise TypeError("ResizeMix draws the sizes of patches, not weights, "
+                            f"and has no use for {unused}")
         super().__init__(1., **kwargs)
         self.smallest, self.largest = smallest, largest
-        self.settings = {k: v for k, v in self.settings.items() if k not in ("alpha", "fold")} | dict(smallest=smallest, largest=largest)
+        for unused in ("alpha", "fold"): del self.settings[unused]
+        self.settings.update(smallest=smallest, largest=largest)
 
     def weights(self, n):
-        sides = torch.empty(n if self.per == "image" else 1).uniform_(self.smallest, self.largest)
+        sides = torch.empty(n if self.per == "elem" else 1).uniform_(self.smallest, self.largest)
         return torch.where(torch.rand(sides.shape) < self.p, 1 - sides**2, 1.)
 
     def mix(self, x, lam, perm):
@@ -81,20 +93,23 @@ class ResizeMix(Mixing):
         return resizemix(x, perm, boxes.expand(len(x), 4)), box_weights(boxes, *x.shape[2:])
 
 # %% ../../nbs/training/mixup_variants.ipynb #b3c99a94
-class RegMixup(Mixing):
-    "Train on clean images and on blended ones at once, with the sum of their losses. Pinto et al., arXiv:2206.14502."
+class RegMixup(MixHandler):
+    """Train on clean images and on blended ones at once, with the sum of their losses.
+    Pinto et al., arXiv:2206.14502."""
     def __init__(self, alpha:float=10., # of Beta(`alpha`, `alpha`)
                  eta:float=1., # weight of the mixed loss
-                 **kwargs, # as `Mixing` takes them
+                 **kwargs, # as `MixHandler` takes them
                 ):
         if not (eta >= 0 and math.isfinite(eta)):
             raise ValueError(f"eta must be a number from 0 up, not {eta}")
         super().__init__(alpha, **kwargs)
         self.eta = eta
-        self.settings |= dict(eta=eta)
+        self.settings["eta"] = eta
 
     def before_fit(self):
-        if len(self.group) > 1: raise ValueError("RegMixup needs the clean batch beside its own: don't combine it with other callbacks that mix")
+        if len(self.group) > 1:
+            raise ValueError("RegMixup needs the clean batch beside its own: "
+                             "don't combine it with other callbacks that mix")
         super().before_fit()
 
     def mix(self, x, lam, perm): return torch.cat([blend(x, lam, perm), x]), lam
@@ -107,8 +122,10 @@ class RegMixup(Mixing):
 @patch
 def after_loss(self:RegMixup):
     if self.mixed is None: return
-    (mixed, clean), y = self.pred.chunk(2), self.yb[0][:len(self.pred)//2]
+    mixed, clean = self.pred.chunk(2)
+    y = self.yb[0][:len(clean)]
     self.learn.pred, self.learn.yb = clean, (y,)
-    loss_func = self.learn.loss_func
-    self.learn.loss_grad = loss_func(clean, y) + self.eta*mixed_loss(loss_func, mixed, y, *self.mixed)
-    self.learn.loss = self.learn.loss_grad.clone()
+    perm, lam = self.mixed
+    mixed = mixed_loss(self.learn.loss_func, mixed, y, perm, lam)
+    loss = self.learn.loss_func(clean, y) + self.eta*mixed
+    self.learn.loss_grad, self.learn.loss = loss, loss.clone()

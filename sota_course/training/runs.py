@@ -36,7 +36,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 import sota_course
 from ..core import write_whole
-from ..label_smoothing import ece
+from .metrics import ece
 
 # %% ../../nbs/training/runs.ipynb #32dd1f09
 def predictions(learn:Learner, # a trained learner
