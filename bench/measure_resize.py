@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sota_course.baseline import baseline_learner, compare
 from sota_course.data import get_dls
-from sota_course.resize import Progressive, Stage, scores_by_size
+from sota_course.training.progressive import Progressive, Stage, scores_by_size
 from sota_course.training.runs import Run
 
 SIZE, BS, EPOCHS, LR = 64, 64, 6, 8e-3

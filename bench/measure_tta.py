@@ -21,7 +21,8 @@ from sota_course.baseline import baseline_learner
 from sota_course.data import get_dls
 from sota_course.images.decode import image_files
 from sota_course.training.runs import Run
-from sota_course.tta import flips, scored
+from sota_course.training.views import rescore
+from sota_course.tta import changed_predictions
 
 SIZE, BS, LR = 64, 64, 8e-3
 SETS = dict(imagenette=dict(folder="imagenette2-160sq", epochs=5), flowers=dict(folder="flowers5", epochs=10))
@@ -65,8 +66,8 @@ def measure(run, seed, say):
             def predict():
                 kept.append(WAYS[name](learn))
                 return kept[0]
-            o = scored(result, name, predict)
-            right, wrong = flips(plain, kept[0][0], run.targets)
+            o = rescore(result, name, predict)
+            right, wrong = changed_predictions(plain, kept[0][0], run.targets)
             o.extra = dict(became_right=len(right), became_wrong=len(wrong))
             o.save(file(name))
             say(f"{name} seed {seed}: accuracy {o.accuracy:.4f}, NLL {o.nll:.3f}, ECE {o.ece:.3f}, {o.predict_seconds:.1f} s, +{len(right)} -{len(wrong)}")

@@ -21,7 +21,9 @@ from torchvision import transforms as T
 from shared import alternate, files, medians, rates  # noqa: F401 (a fixture)
 from sota_course.baseline import xresnet10
 from sota_course.images.loader import cached_dls
-from sota_course.tta import dense_five_crop, five_crop, tta_predict
+from sota_course.training.dense import dense_five_crop
+from sota_course.training.views import tta_predict
+from sota_course.tta import five_crop
 
 ttach = pytest.importorskip("ttach")
 N, BS, SIZE, PRESIZE = 128, 64, 64, 80

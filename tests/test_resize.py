@@ -20,10 +20,11 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional as TF
 
 from sota_course.course.exercises import check, exercises
-from sota_course.resize import (_learns_from_one, _one_picture, KERNELS, Progressive, Stage,
-                                StageSwitch, activation_stats, center_crop, crop_box,
-                                fit_progressive, phases,
-                                presize, random_resized_crop, relative_cost, reset_batchnorm, resize, resize_weights, rotated_crop, scores_by_size, to_square)
+from sota_course.resize import (KERNELS, center_crop, crop_box, presize, random_resized_crop, resize,
+                                resize_weights, rotated_crop, to_square)
+from sota_course.training.progressive import (Progressive, Stage, StageSwitch, _learns_from_one,
+                                              _one_image, activation_stats, fit_progressive, phases,
+                                              relative_cost, reset_batchnorm, scores_by_size)
 from sota_course.training.runs import EpochSeeds, Run
 
 few_sides = st.integers(1, 12)
@@ -651,7 +652,7 @@ def test_the_trial_of_a_batch_of_one_leaves_no_trace():
         return (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
                 random.getstate(), dls.train.rng.getstate())
     before, kept = states(), {k: v.clone() for k, v in model.state_dict().items()}
-    xs = _one_picture(dls)
+    xs = _one_image(dls)
     assert len(xs) == 1 and xs[0].shape == (1, 3, 8, 8) and _learns_from_one(model, xs)
     assert not _learns_from_one(deep, xs)
     assert states() == before and model.training and not model[0][1].training

@@ -231,7 +231,7 @@ def test_the_way_of_training_is_compared(tmp_path):
 
 def test_a_name_that_differs_stands_for_its_details():
     "Or a table would say that two runs differ in many settings where it's one."
-    from sota_course.resize import Progressive, Stage
+    from sota_course.training.progressive import Progressive, Stage
     def config(cbs=None, fit_func=None, loss=None):
         return run(None, fit_func=fit_func)._config(learner(loss, cbs=cbs))
     assert list(differences(config(), config(cbs=MixUp(.4)))) == ["callbacks"]

@@ -31,8 +31,9 @@ from sota_course.label_smoothing import SmoothCrossEntropy, smooth_cross_entropy
 from sota_course.images.loader import cached_dls, load_presized
 from sota_course.training.models import ACTIVATIONS, _activation
 from sota_course.training.runs import Result
-from sota_course.tta import (PADS, RATIO, activation_of, crop_places, dense_five_crop, five_crop, flips, merge_views, pool_regions,
-                             region_weights, scored, split_model, ten_crop, tta_predict)
+from sota_course.training.dense import (dense_five_crop, pool_regions, region_weights, split_model)
+from sota_course.training.views import RATIO, activation_of, rescore, tta_predict
+from sota_course.tta import (PADS, changed_predictions, crop_places, five_crop, merge_views, ten_crop)
 from sota_course.baseline import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
@@ -448,9 +449,9 @@ def test_on_a_gpu(photos):
 
 
 def test_never_more_than_a_batch_ahead(photos, monkeypatch):
-    from sota_course.training import views as larger
+    from sota_course.training import views
     loaded, most = [], []
-    gen = larger._ahead(lambda i: loaded.append(i) or i, 40, 4)
+    gen = views._ahead(lambda i: loaded.append(i) or i, 40, 4)
     for k, items in enumerate(gen): most.append(len(loaded) - 4*k)
     assert max(most) <= 8 and sorted(loaded) == list(range(40))
 
@@ -840,7 +841,7 @@ def test_masks_in_any_loader_are_refused():
     with pytest.raises(TypeError, match="must be tensors"): predict(small_net(), texts, size=6)
 
 
-# ---- scores and flips of what is no prediction -------------------------------------------------
+# ---- scores and changes of what is no prediction -------------------------------------------------
 
 def plain_result(): return Result("plain", 0, {}, [], .5, 1., .1, 10., 1.)
 
@@ -854,24 +855,24 @@ def plain_result(): return Result("plain", 0, {}, [], .5, 1., .1, 10., 1.)
     (torch.rand(4), torch.zeros(4).long(), r"\(n, classes\)"),
     (torch.rand(4, 3), torch.full((4,), 3), "0 to 2"),
     (torch.rand(4, 3), torch.full((4,), -1), "0 to 2")])
-def test_flips_and_scores_want_predictions_and_their_classes(p, y, words):
+def test_changes_and_scores_want_predictions_and_their_classes(p, y, words):
     good, p = torch.rand(4, 3).softmax(-1), p.softmax(-1)
-    with pytest.raises(ValueError, match=words): flips(p, good, y)
-    with pytest.raises(ValueError, match=words): flips(good, p, y)
-    with pytest.raises(ValueError, match=words): scored(plain_result(), "x", lambda: (p, y))
+    with pytest.raises(ValueError, match=words): changed_predictions(p, good, y)
+    with pytest.raises(ValueError, match=words): changed_predictions(good, p, y)
+    with pytest.raises(ValueError, match=words): rescore(plain_result(), "x", lambda: (p, y))
 
 
-def test_flips_of_undefined_numbers_are_refused():
+def test_changes_of_undefined_numbers_are_refused():
     p, nan, y = torch.rand(4, 3), torch.full((4, 3), float("nan")), torch.zeros(4).long()
     for before, after in ((p, nan), (nan, p)):
-        with pytest.raises(ValueError, match="NaN"): flips(before, after, y)
+        with pytest.raises(ValueError, match="NaN"): changed_predictions(before, after, y)
 
 
 @pytest.mark.parametrize("p", [[[3., -1.], [.2, 4.]], [[.9, .8], [.1, .3]], [[0., 0.], [0., 0.]]])
 def test_scores_want_distributions(p):
     "The likelihood of anything else is a number that means nothing."
     def predicted(): return torch.tensor(p), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="sum of 1"): scored(plain_result(), "x", predicted)
+    with pytest.raises(ValueError, match="sum of 1"): rescore(plain_result(), "x", predicted)
 
 
 # ---- dense -----------------------------------------------------------------------------------------------------------
@@ -940,21 +941,21 @@ def test_split_models():
 
 # ---- lessons' functions and exercises --------------------------------------------------------------------------------
 
-def test_flips_are_the_gain():
+def test_changes_are_the_gain():
     p, q, y = torch.rand(50, 4).softmax(1), torch.rand(50, 4).softmax(1), torch.randint(4, (50,))
-    better, worse = flips(p, q, y)
+    better, worse = changed_predictions(p, q, y)
     gain = (q.argmax(1) == y).float().mean() - (p.argmax(1) == y).float().mean()
     assert abs(gain - (len(better) - len(worse))/50) < 1e-6 and not set(better.tolist()) & set(worse.tolist())
 
 
-def test_scored():
+def test_rescore():
     def result(seed): return Result("plain", seed, dict(lr=1), [], .5, 1., .1, 10., 1.)
     p, y = torch.tensor([[.9, .1], [0., 1.], [.2, .8], [.7, .3]]), torch.tensor([0, 1, 1, 1])
     runs = [result(i) for i in range(3)]
-    better = [scored(o, "five", lambda: (p, y)) for o in runs]
+    better = [rescore(o, "five", lambda: (p, y)) for o in runs]
     assert better[0].accuracy == .75 and better[0].train_seconds == 10. and better[0].config == dict(lr=1, views="five") and runs[0].accuracy == .5
     assert compare(runs, better).says("five").startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
-    same = [scored(o, "same", lambda: (p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0]))) for o in runs]
+    same = [rescore(o, "same", lambda: (p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0]))) for o in runs]
     assert "can't be told apart" in compare(runs, same).says("same")
     assert "from a single seed" in compare(runs[:1], better[:1]).says("five")
 
@@ -969,7 +970,7 @@ ANSWERS = {
     "tta.3": (lambda p: p.amax(0)/p.amax(0).sum(-1, keepdim=True), [(lambda p: p.amax(0), "don't sum to 1"), (lambda p: softmax(p.amax(0)), "softmax was taken of probabilities"),
                                                                     (lambda p: p.amax(0)/p.amax(0).sum(0, keepdim=True), "columns"), (lambda p: p.mean(0), "this is the mean")]),
     "tta.4": (2.25, [(1.5, "sides were compared"), (.444, "upside down"), (5, "five separate crops")]),
-    "tta.5": (lambda b, a, y: tuple(map(len, flips(b, a, y))), [(lambda b, a, y: tuple(map(len, flips(b, a, y)))[::-1], "other order"),
+    "tta.5": (lambda b, a, y: tuple(map(len, changed_predictions(b, a, y))), [(lambda b, a, y: tuple(map(len, changed_predictions(b, a, y)))[::-1], "other order"),
               (lambda b, a, y: (4, int((b.argmax(1) != a.argmax(1)).sum()) - 4), "had been wrong|wrong before"), (lambda b, a, y: ((b.argmax(1) != a.argmax(1)).sum(),)*2, "all changed")]),
 }
 

@@ -62,7 +62,7 @@ def test_training_with_mixed_images(learn):
 
 
 def test_views(learn):
-    from sota_course.tta import tta_predict
+    from sota_course.training.views import tta_predict
     probs, targets = tta_predict(learn, progress=False)
     assert probs.shape == (50, 10) and targets.shape == (50,)
     assert (probs.sum(1) - 1).abs().max() < 1e-5

@@ -27,7 +27,7 @@ from ..baseline import ARCHS
 from ..core import write_whole
 from ..images.loader import METHODS, BookAug, CachedDL, load_presized, resize_batch
 from ..normalize import check_stats, normalize
-from ..tta import _made_up, _tried, activation_of
+from .views import activation_of, made_up_outputs, try_activation
 
 # %% ../../nbs/training/models.ipynb #33a59a25
 def _statistics(dls):
@@ -62,7 +62,7 @@ ACTIVATIONS = dict(softmax=lambda x: x.softmax(-1), sigmoid=torch.sigmoid)
 
 def _known(loss, n):
     "An activation, and outputs to try it on; None where there is none to be found."
-    try: act, x = activation_of(loss), _made_up(n, "cpu")
+    try: act, x = activation_of(loss), made_up_outputs(n, "cpu")
     except ValueError: return None, None
     # Logs of probabilities are all that exp is for. Any other must agree elsewhere, too.
     return act, x if act is torch.exp else torch.cat([x, 1 - 2*x])
@@ -71,7 +71,7 @@ def _activation(loss, n=3):
     "The name in `ACTIVATIONS` of what makes probabilities of `n` outputs that `loss` takes."
     act, x = _known(loss, n)
     for name, f in ACTIVATIONS.items():
-        p = None if act is None else _tried(act, x)
+        p = None if act is None else try_activation(act, x)
         if p is not None and p.shape == x.shape and torch.allclose(p, f(x)): return name
     name = getattr(loss, "__name__", type(loss).__name__)
     raise ValueError(f"{name} doesn't say how outputs become probabilities: name it, as "
