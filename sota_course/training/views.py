@@ -24,7 +24,8 @@ from fastai.vision.augment import CropPad, RandTransform, Resize
 from fastai.vision.core import PILImage, TensorImage, TensorPoint
 from fastcore.basics import num_cpus
 from PIL import Image
-from ..images.loader import image_sources, load_presized
+from ..images.cache import load_presized
+from ..images.loader import image_sources
 
 # %% ../../nbs/training/views.ipynb #1daa84c7
 def input_size(dl, # a fastai loader
