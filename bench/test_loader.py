@@ -19,7 +19,8 @@ from PIL import Image
 
 from shared import alternate, files, rates  # noqa: F401 (a fixture)
 from sota_course.images.decode import open_image
-from sota_course.images.loader import build_cache, cached_dls
+from sota_course.images.cache import build_cache
+from sota_course.images.loader import cached_dls
 
 BS = 64
 torch.set_num_threads(min(2, os.cpu_count()))

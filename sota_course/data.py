@@ -19,12 +19,14 @@ from fastai.data.transforms import GrandparentSplitter, Normalize, RandomSplitte
 from fastai.vision.augment import Resize, ResizeMethod, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
-from .core import course_home
+from .core import DataError, check_whole, course_home
 from .images.check import check_images
 from .images.drawn import CLASSES, DRAWING, check_drawing, draw_dataset
-from .images.fetch import SETS, DataError, fetch
+from .images.fetch import SETS, fetch
 from .images.decode import image_files
-from .images.loader import build_cache, cached_dls, check_whole, presize_for
+from .images.cache import build_cache, presize_for
+from .images.loader import cached_dls
+from .normalize import check_unit_stats
 
 # %% ../nbs/00_data.ipynb #450896ba
 def _folder(path):
@@ -95,7 +97,6 @@ def _stats(stats):
     if stats is None: return None
     if isinstance(stats, str) and stats == "imagenet": return imagenet_stats
     if not isinstance(stats, (str, bytes, dict)) and hasattr(stats, "__len__") and len(stats) == 2:
-        from sota_course.normalize import check_unit_stats
         check_unit_stats(*stats)
         return tuple(stats)
     raise ValueError(f"stats must be \"imagenet\", None, or (means, standard deviations) of the channels on the 0 to 1 scale, not {stats!r}")
@@ -110,7 +111,7 @@ def _splitter(path, valid_pct, seed):
     "The official split, or a random one over all images for a share `valid_pct`."
     if valid_pct is None: return GrandparentSplitter(valid_name="val")
     _share("valid_pct", valid_pct, math.nextafter(1, 0))
-    return RandomSplitter(valid_pct, seed=None if seed is None else check_whole("seed", seed, 0))
+    return RandomSplitter(valid_pct, seed=None if seed is None else check_whole(seed, "seed"))
 
 # %% ../nbs/00_data.ipynb #fcedce5d
 def _check_split(path, files, splitter):
@@ -145,7 +146,7 @@ METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMet
 
 def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
     "The book's pipeline. The images are checked first, since it would meet a bad one only in the middle of an epoch."
-    check_whole("size", size, 2) # fastai divides by the distance of the outermost pixels
+    check_whole(size, "size", 2) # fastai divides by the distance of the outermost pixels
     check_images(path, progress=progress).raise_if_fatal()
     tfms = aug_transforms(size=size, min_scale=min_scale) + ([Normalize.from_stats(*stats)] if stats else [])
     return data_block(path, Resize(460 if presize is None else presize, method=METHODS[method]), tfms, **split).dataloaders(path, bs=bs, **kwargs)
@@ -173,8 +174,8 @@ def get_dls(bs:int=64, # images in a batch
            ) -> DataLoaders: # with the arguments in `args`, and `remake(**changes)`, which makes them anew with some changed
     "Training and validation batches with the book's augmentation. Raises `DataError` for bad data, `ValueError` for bad arguments."
     given = {k: v for k, v in locals().items() if k != "kwargs"} | kwargs
-    check_whole("bs", bs), check_whole("size", size), _share("min_scale", min_scale)
-    if presize is not None and check_whole("presize", presize) < size:
+    check_whole(bs, "bs", 1), check_whole(size, "size", 1), _share("min_scale", min_scale)
+    if presize is not None and check_whole(presize, "presize", 1) < size:
         raise ValueError(f"presize={presize} is less than size={size}: images would be shrunk and then enlarged")
     for name, value, known in (("method", method, METHODS), ("pipeline", pipeline, PIPELINES)):
         if not isinstance(value, str) or value not in known: raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")

@@ -18,9 +18,9 @@ from fastai.torch_core import TensorImage
 from fastcore.basics import chunked, patch
 from fastprogress import progress_bar
 from PIL import Image
-from .core import default_workers
+from .core import BadImages, ImageError, default_workers
 from .course.exercises import Wrong, call, exercise, expect
-from .images.decode import ImageError, image_files, open_image
+from .images.decode import image_files, open_image
 
 # %% ../nbs/02_normalize.ipynb #19825023
 def _images(x):
@@ -158,7 +158,6 @@ def dataset_stats(source, # a folder of images, searched with its sub-folders (w
                   progress:bool=True, # show a bar
                  ) -> ChannelStats:
     "Statistics of the pixels of all images, as their files have them. Raises `BadImages` naming all that can't be read."
-    from sota_course.images.loader import BadImages
     folder = isinstance(source, (str, Path)) and Path(source)
     files = list(source) if not folder else image_files(folder/"train" if (folder/"train").is_dir() else folder)
     if not files: raise ValueError(f"there are no images to take statistics of: {source if folder else 'the list of files'} is empty")

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from sota_course.data import PIPELINES, check_layout, class_name, data_block, get_data, get_dls
-from sota_course.images.fetch import DataError
+from sota_course.core import DataError
 from sota_course.images.decode import image_files
 
 matplotlib.use("agg")

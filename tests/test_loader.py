@@ -24,10 +24,12 @@ from fastai.vision.all import (BBoxBlock, CategoryBlock, ClassificationInterpret
                                TransformBlock, accuracy, aug_transforms, imagenet_stats, load_learner, nn, parent_label, set_seed)
 from hypothesis import given, strategies as st
 
-from sota_course.images import loader
-from sota_course.images.decode import ImageError, image_files, open_image
-from sota_course.images.loader import (BadImages, BookAug, CachedDL, CacheError, build_cache, cache_info, cached_dls, clear_cache,
-                                image_sources, load_presized, presize_image, warp_batch)
+from sota_course.core import BadImages, CacheError, ImageError
+from sota_course.images import augment, cache as store
+from sota_course.images.augment import BookAug, reduce_batch, resize_batch, warp_batch
+from sota_course.images.cache import build_cache, cache_info, clear_cache, load_presized, presize_image
+from sota_course.images.decode import image_files, open_image
+from sota_course.images.loader import CachedDL, cached_dls, image_sources
 
 matplotlib.use("agg")
 
@@ -51,12 +53,12 @@ def photos(tmp_path, monkeypatch):
 
 def build(files, size=40, **kwargs): return build_cache(files, size, progress=False, **kwargs)
 def dls_of(source, **kwargs): return cached_dls(source, **{**dict(bs=8, size=32, progress=False), **kwargs})
-def caches(): return sorted(o for o in loader.cache_home().rglob("*") if o.suffix in (".u8", ".json", ".part"))
+def caches(): return sorted(o for o in store.cache_home().rglob("*") if o.suffix in (".u8", ".json", ".part"))
 
 
 def run(code, photos):
     "`code` in another process, started but not waited for."
-    head = f"from pathlib import Path; from sota_course.images import loader; files = loader.image_files(Path({str(photos)!r}))\n"
+    head = f"from pathlib import Path; from sota_course.images import cache as store; from sota_course.images.decode import image_files; files = image_files(Path({str(photos)!r}))\n"
     return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
 
 
@@ -69,19 +71,19 @@ def test_pixels_are_those_of_the_files(photos):
 
 
 def test_two_builders_at_once(photos):
-    slow = ("import time; load = loader.load_presized\n"
+    slow = ("import time; load = store.load_presized\n"
             "def slowly(*args): time.sleep(.05); print('decoded', flush=True); return load(*args)\n"
-            "loader.load_presized = slowly\n"
-            "print(loader.build_cache(files, 40, progress=False).intact(None))")
+            "store.load_presized = slowly\n"
+            "print(store.build_cache(files, 40, progress=False).intact(None))")
     # Threads print at once, so that words may stand without a space between: count them in the text.
     outs = [p.communicate(timeout=600)[0] for p in [run(slow, photos) for _ in range(2)]]
     assert sorted(o.count("decoded") for o in outs) == [0, 32] and [o.split()[-1] for o in outs] == ["True"]*2
 
 
 def test_a_kill_leaves_no_cache(photos):
-    hang = ("import time; load = loader.load_presized\n"
+    hang = ("import time; load = store.load_presized\n"
             "def hanging(f, *args): time.sleep(1000*(f.endswith('31.jpg'))); return load(f, *args)\n"
-            "loader.load_presized = hanging; loader.build_cache(files, 40, n_workers=2, progress=False)")
+            "store.load_presized = hanging; store.build_cache(files, 40, n_workers=2, progress=False)")
     p = run(hang, photos)
     until = time.time() + 600   # importing alone can take minutes on a busy machine
     while not any(o.stat().st_size for o in caches()) and time.time() < until: time.sleep(.05)
@@ -94,7 +96,7 @@ def test_a_kill_leaves_no_cache(photos):
 
 def test_an_interrupted_build_cleans_up(photos, monkeypatch):
     def interrupt(*args): raise KeyboardInterrupt
-    monkeypatch.setattr(loader, "load_presized", interrupt)
+    monkeypatch.setattr(store, "load_presized", interrupt)
     with pytest.raises(KeyboardInterrupt): build(image_files(photos))
     assert caches() == []
 
@@ -119,15 +121,15 @@ def test_a_damaged_cache_is_built_again(photos, suffix, damage):
 
 def test_another_version_is_not_read(photos, monkeypatch):
     old = build(image_files(photos))
-    monkeypatch.setattr(loader, "VERSION", loader.VERSION+1)
+    monkeypatch.setattr(store, "VERSION", store.VERSION+1)
     new = build(image_files(photos))
-    assert new.pixels is not old.pixels and len(caches()) == 2 and loader._read_index(new.path.with_suffix(".json"))["version"] == loader.VERSION
+    assert new.pixels is not old.pixels and len(caches()) == 2 and store._read_index(new.path.with_suffix(".json"))["version"] == store.VERSION
 
 
 def decodes(monkeypatch):
     "A list that fills with the files that are decoded."
-    seen, load = [], loader.load_presized
-    monkeypatch.setattr(loader, "load_presized", lambda f, *args: seen.append(f) or load(f, *args))
+    seen, load = [], store.load_presized
+    monkeypatch.setattr(store, "load_presized", lambda f, *args: seen.append(f) or load(f, *args))
     return seen
 
 
@@ -192,11 +194,11 @@ def test_bad_files_stop_dls_before_fastai_opens_one(photos):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(photos, monkeypatch):
     files = image_files(photos)
-    names, root, stats = loader._source(files)
-    folder = loader._folder(loader.cache_home(), root, 40, "crop")
+    names, root, stats = store._source(files)
+    folder = store._folder(store.cache_home(), root, 40, "crop")
     folder.mkdir(parents=True)
-    (folder/f"{loader._digest(stats)}.part").symlink_to("/dev/full")
-    monkeypatch.setattr(loader, "_sweep", lambda home: None)   # or it would be taken for the rest of a killed build
+    (folder/f"{store._digest(stats)}.part").symlink_to("/dev/full")
+    monkeypatch.setattr(store, "_sweep", lambda home: None)   # or it would be taken for the rest of a killed build
     with pytest.raises(CacheError, match="No space left on device.*SOTA_COURSE_HOME") as e: build(files)
     assert caches() == [] and pickle.loads(pickle.dumps(e.value)).folder == e.value.folder
     assert build(files).intact(None)
@@ -211,7 +213,7 @@ def test_an_unwritable_place_is_a_clear_error_with_the_way_out(photos, tmp_path)
 def test_a_cache_that_may_only_be_read_is_used(photos, monkeypatch):
     build(image_files(photos))
     def refuse(path): raise PermissionError(13, "Permission denied", str(path))
-    monkeypatch.setattr(loader, "FileLock", refuse)
+    monkeypatch.setattr(store, "FileLock", refuse)
     assert len(build(image_files(photos))) == 32
     with pytest.raises(CacheError, match="Permission denied"): build(image_files(photos), 20)
 
@@ -232,7 +234,7 @@ def read_only():
         for where, name in CHANGES: m.setattr(where, name, refuse)
         m.setattr("builtins.open", reading(open))
         m.setattr("io.open", reading(io.open))
-        m.setattr(loader, "FileLock", no_lock)
+        m.setattr(store, "FileLock", no_lock)
         yield
 
 
@@ -270,14 +272,14 @@ def test_each_step_of_a_build_that_fails_is_a_clear_error(photos, monkeypatch, s
         calls.append(args)
         return refuse() if len(calls) == (1 if step == "pixels" else 2) else replace(*args)
     if step == "mkdir": monkeypatch.setattr(Path, "mkdir", refuse)
-    if step == "lock": monkeypatch.setattr(loader, "FileLock", refuse)
+    if step == "lock": monkeypatch.setattr(store, "FileLock", refuse)
     if step == "open": monkeypatch.setattr("builtins.open", refuse)
-    if step == "write": monkeypatch.setattr(loader, "_write_all", refuse)
+    if step == "write": monkeypatch.setattr(store, "_write_all", refuse)
     if step in ("pixels", "index"): monkeypatch.setattr(os, "replace", nth)
-    monkeypatch.setattr(loader, "load_presized", lambda f, size, *args: np.zeros((size, size, 3), np.uint8))   # opens no file
+    monkeypatch.setattr(store, "load_presized", lambda f, size, *args: np.zeros((size, size, 3), np.uint8))   # opens no file
     with pytest.raises(CacheError, match="Read-only file system.*cache_dir="): build(image_files(photos))
     monkeypatch.undo()
-    assert not [o for o in loader.cache_home().rglob("*.part")]
+    assert not [o for o in store.cache_home().rglob("*.part")]
 
 
 def test_errors_in_tidying_up_hide_nothing(photos, monkeypatch):
@@ -295,20 +297,20 @@ def test_errors_in_tidying_up_hide_nothing(photos, monkeypatch):
 
 def test_a_disk_without_locks_is_a_clear_error(photos, monkeypatch):
     def refuse(*args, **kwargs): raise NotImplementedError("FileSystem does not appear to support flock")
-    monkeypatch.setattr(loader, "FileLock", refuse)
+    monkeypatch.setattr(store, "FileLock", refuse)
     with pytest.raises(CacheError, match="flock.*cache_dir="): build(image_files(photos))
 
 
 def test_a_cache_that_can_not_be_read_back_is_an_error(photos, monkeypatch):
-    monkeypatch.setattr(loader.ImageCache, "intact", lambda *args: False)
+    monkeypatch.setattr(store.ImageCache, "intact", lambda *args: False)
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(CacheError, match="can't be read back"): build(image_files(photos))
 
 
 def test_the_rest_of_a_killed_build_goes_at_the_next_start_of_another(photos, tmp_path):
-    dead = loader.cache_home()/f"photos-224-crop-{'0'*16}"
+    dead = store.cache_home()/f"photos-224-crop-{'0'*16}"
     dead.mkdir(parents=True)
     for o in ("a.part", "b.u8", ".lock"): (dead/o).write_bytes(b"rest")
-    other = loader.cache_home()/"my-holiday-photos-2020"
+    other = store.cache_home()/"my-holiday-photos-2020"
     other.mkdir()
     (other/"a.part").write_bytes(b"not ours")
     whole = build(image_files(photos))
@@ -319,7 +321,7 @@ def test_the_rest_of_a_killed_build_goes_at_the_next_start_of_another(photos, tm
 
 
 def test_what_a_living_process_writes_is_left_alone(photos):
-    busy = loader.cache_home()/f"photos-224-crop-{'0'*16}"
+    busy = store.cache_home()/f"photos-224-crop-{'0'*16}"
     busy.mkdir(parents=True)
     (busy/"a.part").write_bytes(b"half")
     code = (f"from filelock import FileLock; import sys\nwith FileLock({str(busy/'.lock')!r}):\n    print('locked', flush=True); sys.stdin.read()")
@@ -336,10 +338,10 @@ def test_what_a_living_process_writes_is_left_alone(photos):
 def test_clearing_leaves_what_is_not_a_cache(photos):
     build(image_files(photos))
     for name in ("my-holiday-photos-2020", "a-40-crop-notahash", "photos-40-stretch-0123456789abcdef"):
-        (loader.cache_home()/name).mkdir()
-        (loader.cache_home()/name/"photo.jpg").write_bytes(b"mine")
+        (store.cache_home()/name).mkdir()
+        (store.cache_home()/name/"photo.jpg").write_bytes(b"mine")
     assert len(cache_info()) == 1 and clear_cache() > 0
-    assert len(list(loader.cache_home().glob("*/photo.jpg"))) == 3
+    assert len(list(store.cache_home().glob("*/photo.jpg"))) == 3
 
 
 def test_home_and_clearing(photos, tmp_path, monkeypatch):
@@ -348,7 +350,7 @@ def test_home_and_clearing(photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="there are photos-20-crop"): clear_cache("other")
     assert clear_cache(next(iter(cache_info()))) > 0 and clear_cache() > 0 and cache_info() == {}
     monkeypatch.delenv("SOTA_COURSE_HOME"); monkeypatch.setenv("HOME", str(tmp_path/"me"))
-    assert loader.cache_home() == tmp_path/"me"/".cache"/"sota_course"/"pixels"
+    assert store.cache_home() == tmp_path/"me"/".cache"/"sota_course"/"pixels"
 
 
 def test_a_cache_travels_to_another_process_without_its_pixels(photos):
@@ -357,11 +359,11 @@ def test_a_cache_travels_to_another_process_without_its_pixels(photos):
     assert len(data) < 20000 and (pickle.loads(data)[5] == cache[5]).all()
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.sampled_from(loader.METHODS))
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.sampled_from(store.METHODS))
 def test_any_shape_gives_squares_to_cut(w, h, size, method):
     a = presize_image(PIL.Image.new("RGB", (w, h)), size, method)
     assert a.dtype == np.uint8 and min(a.shape[:2]) == size and a.shape[2] == 3
-    assert max(a.shape[:2]) <= size*(loader.MAX_ASPECT if method == "crop" else 2) + 1
+    assert max(a.shape[:2]) <= size*(store.MAX_ASPECT if method == "crop" else 2) + 1
 
 
 def test_odd_files_in_the_cache(photos):
@@ -391,7 +393,7 @@ def test_opening_leaves_the_callers_picture_alone(photos):
 
 @pytest.mark.parametrize("side", [0, -1, 1.5, True, "8", [], float("nan")])
 def test_a_side_that_is_none_is_not_blamed_on_the_picture(photos, side):
-    with pytest.raises(ValueError, match="min_side must be a whole number") as e: open_image(image_files(photos)[0], side)
+    with pytest.raises(ValueError, match="min_side must be (a whole number|1 or more)") as e: open_image(image_files(photos)[0], side)
     assert not isinstance(e.value, ImageError)
 
 
@@ -560,7 +562,7 @@ def test_batches_of_any_number(n):
 def test_a_batch_in_pieces_is_the_batch(monkeypatch):
     aug, x = BookAug(32), torch.randint(0, 256, (9, 3, 40, 40), dtype=torch.uint8)
     whole = aug.apply(x, 3)
-    monkeypatch.setattr(loader, "_pieces", lambda n, *args: [slice(i, i+2) for i in range(0, n, 2)])
+    monkeypatch.setattr(augment, "_pieces", lambda n, *args: [slice(i, i+2) for i in range(0, n, 2)])
     assert torch.allclose(aug.apply(x, 3), whole, atol=1e-6)
 
 
@@ -572,7 +574,7 @@ def test_crops_of_other_ratios_fit_and_vary():
 
 
 @pytest.mark.parametrize("change,error", [
-    (dict(bs=64), "64 can't be made of 24"), (dict(method="stretch"), "crop, squish, pad"), (dict(size=0, presize=None), "at least 1"),
+    (dict(bs=64), "64 can't be made of 24"), (dict(method="stretch"), "crop, squish, pad"), (dict(size=0, presize=None), "1 or more"),
     (dict(aug=dict(min_scale=0)), "min_scale"), (dict(aug=dict(max_lighting=1)), "max_lighting"), (dict(presize=40.5), "whole number")])
 def test_bad_arguments_are_named(photos, change, error):
     with pytest.raises(ValueError, match=error): dls_of(photos, **change)
@@ -612,7 +614,7 @@ def test_masks_points_and_boxes_are_refused(photos, block, get_y, kind):
     assert caches() == []
 
 
-@pytest.mark.parametrize("f", [lambda x, size: BookAug(size).apply(x), loader.resize_batch, loader.reduce_batch,
+@pytest.mark.parametrize("f", [lambda x, size: BookAug(size).apply(x), resize_batch, reduce_batch,
                                lambda x, size: warp_batch(x, torch.eye(3).expand(2, 3, 3), size)])
 def test_what_is_no_batch_of_pictures_is_refused(f):
     x = torch.rand(2, 3, 8, 8)
@@ -686,7 +688,7 @@ def test_other_bad_arguments_are_named(photos, change, error):
 
 def test_a_cache_of_another_presize_is_not_silently_preferred(photos):
     cache = build(image_files(photos), 40)
-    with pytest.raises(ValueError, match="presize=48, but the cache has its pictures at 40"): dls_of(photos, cache=cache, presize=48)
+    with pytest.raises(ValueError, match="presize=48, but the cache has its images at 40"): dls_of(photos, cache=cache, presize=48)
     assert dls_of(photos, cache=cache).train.presize == dls_of(photos, cache=cache, presize=40).train.presize == 40
 
 

@@ -26,7 +26,8 @@ from sota_course.training import models
 from sota_course.baseline import baseline_learner
 from sota_course.data import data_block, get_dls
 from sota_course.course.exercises import check, exercises
-from sota_course.images.loader import BadImages, cached_dls
+from sota_course.core import BadImages
+from sota_course.images.loader import cached_dls
 from sota_course.training.models import load_model, read_card, save_model
 from sota_course.normalize import (ChannelStats, Normalize, channel_stats, check_stats,
                                    check_unit_stats, dataset_stats, denormalize, normalize)

@@ -28,7 +28,8 @@ from sota_course.baseline import xresnet10
 from sota_course.course.exercises import check, exercises
 from sota_course.images.decode import image_files
 from sota_course.label_smoothing import SmoothCrossEntropy, smooth_cross_entropy
-from sota_course.images.loader import cached_dls, load_presized
+from sota_course.images.cache import load_presized
+from sota_course.images.loader import cached_dls
 from sota_course.training.models import ACTIVATIONS, _activation
 from sota_course.training.runs import Result
 from sota_course.training.dense import (dense_five_crop, pool_regions, region_weights, split_model)

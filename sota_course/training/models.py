@@ -25,7 +25,9 @@ from torch import nn
 import sota_course
 from ..baseline import ARCHS
 from ..core import write_whole
-from ..images.loader import METHODS, BookAug, CachedDL, load_presized, resize_batch
+from ..images.augment import BookAug, resize_batch
+from ..images.cache import METHODS, load_presized
+from ..images.loader import CachedDL
 from ..normalize import check_stats, normalize
 from .views import activation_of, made_up_outputs, try_activation
 

@@ -35,7 +35,8 @@ from torch import nn
 
 # %% ../../nbs/training/views.ipynb #2fd9b690
 from ..core import default_workers, eval_mode, size_pair
-from ..images.loader import image_sources, load_presized
+from ..images.cache import load_presized
+from ..images.loader import image_sources
 from ..label_smoothing import smooth_cross_entropy
 from .dense import dense_five_crop
 from .runs import can_draw_bars, score
