@@ -24,7 +24,8 @@ from fastai.optimizer import Adam
 from fastai.vision.models import xresnet as fastai_xresnet
 from fastcore.basics import patch
 from scipy import stats as scipy_stats
-from .training.runs import Result, Run, differences
+from .training.runs import Result, Run
+from .training.settings import differences
 
 # %% ../nbs/01_baseline.ipynb #57efd8c0
 def xresnet10(n_out:int, # number of outputs: one for each class

@@ -31,7 +31,7 @@ from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.mixup import (CutMix, ManifoldMixup, MixUp, blend, box_weights, cut_boxes, cutmix, mix_weights, mixable_layers, mixed_loss,
                                mixup, mixup_targets, one_hot, paste)
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
-from sota_course.training.runs import describe
+from sota_course.training.settings import describe
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 peer = lambda name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} isn't installed")

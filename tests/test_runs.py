@@ -43,9 +43,9 @@ from sota_course.baseline import compare
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.mixup import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix
-from sota_course.training.runs import (Checkpoint, EpochSeeds, History, Result, Run, Stopped, Stopper,
-                              as_settings, describe, differences,
-                              load_results, score)
+from sota_course.training.runs import (Checkpoint, EpochSeeds, History, Result, Run, Stopped,
+                                       Stopper, load_results, score)
+from sota_course.training.settings import as_settings, describe, differences
 
 ITEMS = [(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.tensor(i % 4))
          for i in range(40)]
