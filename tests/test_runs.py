@@ -39,7 +39,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sota_course.training import runs
-from sota_course.baseline import compare
+from sota_course.training.compare import compare
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.mixup import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix
@@ -315,7 +315,7 @@ def test_old_and_new_results_side_by_side():
     old, new = (Result(n, 0, c, [], .5, 1., .1, 1., 1.) for n,
                 c in (("old", dict(loss="A")), ("new", config)))
     both = compare([old], [new])
-    assert not both.differing() and "doesn't know" in both.note()
+    assert not both.differing() and "doesn't know" in both.caveats()
     assert compare([new], [Result("other", 0, dict(loss="A", settings=dict(loss=dict(eps=.2))), [],
                                   .5, 1., .1, 1., 1.)]).differing() == {"loss.eps"}
 

@@ -33,7 +33,7 @@ from sota_course.training.models import ACTIVATIONS, _activation
 from sota_course.training.runs import Result
 from sota_course.tta import (PADS, RATIO, activation_of, crop_places, dense_five_crop, five_crop, flips, merge_views, pool_regions,
                              region_weights, scored, split_model, ten_crop, tta_predict)
-from sota_course.baseline import compare
+from sota_course.training.compare import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
 mean, std = (torch.tensor(o).view(3, 1, 1) for o in imagenet_stats)
@@ -953,10 +953,10 @@ def test_scored():
     runs = [result(i) for i in range(3)]
     better = [scored(o, "five", lambda: (p, y)) for o in runs]
     assert better[0].accuracy == .75 and better[0].train_seconds == 10. and better[0].config == dict(lr=1, views="five") and runs[0].accuracy == .5
-    assert compare(runs, better).says("five").startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
+    assert compare(runs, better).verdict("five").startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
     same = [scored(o, "same", lambda: (p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0]))) for o in runs]
-    assert "can't be told apart" in compare(runs, same).says("same")
-    assert "from a single seed" in compare(runs[:1], better[:1]).says("five")
+    assert "can't be told apart" in compare(runs, same).verdict("same")
+    assert "from a single seed" in compare(runs[:1], better[:1]).verdict("five")
 
 
 def softmax(x): return x.softmax(-1)

@@ -13,7 +13,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
-from ..baseline import baseline_learner, compare
+from ..baseline import baseline_learner
+from .compare import compare
 from ..core import write_whole
 from ..data import get_data, get_dls
 from ..images.fetch import DataError
