@@ -22,7 +22,8 @@ from sota_course.baseline import baseline_learner
 from sota_course.data import get_dls
 from sota_course.images.decode import image_files, open_image
 from sota_course.normalize import ChannelStats, dataset_stats, normalize
-from sota_course.training.runs import Result, Run, environment, score
+from sota_course.training.runs import Result, Run, score
+from sota_course.training.settings import environment
 
 NAME = "imagenette2-160sq"
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

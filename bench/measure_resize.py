@@ -12,7 +12,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from sota_course.baseline import baseline_learner, compare
+from sota_course.baseline import baseline_learner
+from sota_course.training.compare import compare
 from sota_course.data import get_dls
 from sota_course.training.progressive import Progressive, Stage, scores_by_size
 from sota_course.training.runs import Run

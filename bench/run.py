@@ -13,7 +13,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sota_course.training.runs import environment
+from sota_course.training.settings import environment
 
 here = Path(__file__).resolve().parent
 PEERS = "timm", "kornia", "ttach", "torchmetrics"

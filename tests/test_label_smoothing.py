@@ -294,7 +294,7 @@ def test_weights_move_with_the_module_and_it_survives_pickling():
 
 
 def test_the_record_of_a_run_has_its_settings():
-    from sota_course.training.runs import differences
+    from sota_course.training.settings import differences
     a, b = (dict(loss=SmoothCrossEntropy(o).__name__) for o in (.1, .2))
     assert differences(a, b) == {"loss": (a["loss"], b["loss"])} and "eps=0.2" in b["loss"]
 

@@ -32,7 +32,7 @@ from sota_course.mixup import (blend, box_weights, cut_boxes, cutmix, mix_weight
                                mixup_targets, one_hot, paste)
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp, mixable_layers
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
-from sota_course.training.runs import describe
+from sota_course.training.settings import describe
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 peer = lambda name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} isn't installed")

@@ -39,13 +39,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sota_course.training import runs
-from sota_course.baseline import compare
+from sota_course.training.compare import compare
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix
-from sota_course.training.runs import (Checkpoint, EpochSeeds, History, Result, Run, Stopped, Stopper,
-                              as_settings, describe, differences,
-                              load_results, score)
+from sota_course.training.runs import (Checkpoint, EpochSeeds, History, Result, Run, Stopped,
+                                       Stopper, load_results, score)
+from sota_course.training.settings import as_settings, describe, differences
 
 ITEMS = [(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.tensor(i % 4))
          for i in range(40)]
@@ -315,7 +315,7 @@ def test_old_and_new_results_side_by_side():
     old, new = (Result(n, 0, c, [], .5, 1., .1, 1., 1.) for n,
                 c in (("old", dict(loss="A")), ("new", config)))
     both = compare([old], [new])
-    assert not both.differing() and "doesn't know" in both.note()
+    assert not both.differing() and "doesn't know" in both.caveats()
     assert compare([new], [Result("other", 0, dict(loss="A", settings=dict(loss=dict(eps=.2))), [],
                                   .5, 1., .1, 1., 1.)]).differing() == {"loss.eps"}
 

@@ -35,7 +35,7 @@ from sota_course.training.runs import Result
 from sota_course.training.dense import (dense_five_crop, pool_regions, region_weights, split_model)
 from sota_course.training.views import RATIO, activation_of, rescore, tta_predict
 from sota_course.tta import (PADS, changed_predictions, crop_places, five_crop, merge_views, ten_crop)
-from sota_course.baseline import compare
+from sota_course.training.compare import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
 mean, std = (torch.tensor(o).view(3, 1, 1) for o in imagenet_stats)
@@ -955,10 +955,10 @@ def test_rescore():
     runs = [result(i) for i in range(3)]
     better = [rescore(o, "five", lambda: (p, y)) for o in runs]
     assert better[0].accuracy == .75 and better[0].train_seconds == 10. and better[0].config == dict(lr=1, views="five") and runs[0].accuracy == .5
-    assert compare(runs, better).says("five").startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
+    assert compare(runs, better).verdict("five").startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
     same = [rescore(o, "same", lambda: (p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0]))) for o in runs]
-    assert "can't be told apart" in compare(runs, same).says("same")
-    assert "from a single seed" in compare(runs[:1], better[:1]).says("five")
+    assert "can't be told apart" in compare(runs, same).verdict("same")
+    assert "from a single seed" in compare(runs[:1], better[:1]).verdict("five")
 
 
 def softmax(x): return x.softmax(-1)

@@ -11,17 +11,18 @@ __all__ = ['RULES', 'WHAT', 'WHERE', 'start_again', 'train', 'check_options', 'o
 # %% ../../nbs/training/command.ipynb #c565e3a2
 import contextlib, inspect, os, shlex, signal, sys, tempfile, threading
 from pathlib import Path
+from fastcore.script import anno_parser
 
 # %% ../../nbs/training/command.ipynb #2e5fd279
 def train(
-    data:str="drawn", # "drawn", "imagenette-160", ... or the path of a folder with train/<class>/ and val/<class>/
-    size:int=64, # side of the pictures that the model sees, in pixels
+    data:str="drawn", # "drawn", "imagenette-160", ... or a folder with train/<class>/ and val/<class>/
+    size:int=64, # side of the images that the model sees, in pixels
     arch:str="xresnet18", # xresnet10, xresnet18, xresnet34, xresnet50 or xresnet101
     epochs:int=5, # epochs of the one-cycle schedule
     seed:int=0, # of weights, order and augmentation
     bs:int=64, # images in a batch
     lr:float=3e-3, # highest learning rate
-    presize:int=None, # short side of the presized images; default: 5/4 of size (cached), 460 (fastai)
+    presize:int=None, # short side after presizing; default: 5/4 of size (cached), 460 (fastai)
     method:str="crop", # how a rectangle becomes a square: crop, squish or pad
     min_scale:float=0.75, # least share of the area that a random crop keeps
     stats:str="imagenet", # normalization: imagenet or none
@@ -37,20 +38,25 @@ def train(
     "Train an image classifier, keep the model (for load_model), and write down how it went."
     args = dict(locals())
     check_options(args)
-    from sota_course.training.session import run_training # takes seconds: after the checks
-    return run_training(args)
+    return _start()(args)
+
+def _start():
+    "The function that trains. Its import takes seconds, so it comes after the options are checked."
+    from sota_course.training.session import run_training
+    return run_training
 
 # %% ../../nbs/training/command.ipynb #b1f218dd
 def _whole(low, high, what):
     return f"{what} from {low} to {high}", lambda o: isinstance(o, int) and low <= o <= high
 
 def _one_of(*words): return f"one of {', '.join(words)}", lambda o: o in words
+def _is_text(o): return bool(str(o).strip())
 def _is_name(o):
     "Whether files can begin with `o`, wherever they are."
     return 0 < len(o) <= 100 and o.isprintable() and not set(o) & set("/\\") and o[0] != "."
 
 RULES = dict( # option -> what it must be, in words and as a function
-    data=("the name of a data set or the path of a folder", lambda o: bool(str(o).strip())),
+    data=("the name of a data set or the path of a folder", _is_text),
     size=_whole(8, 3276, "a number of pixels"), # presized by 5/4, that is 4096 at most
     arch=_one_of("xresnet10", "xresnet18", "xresnet34", "xresnet50", "xresnet101"),
     epochs=_whole(1, 100_000, "a number of epochs"),
@@ -65,7 +71,7 @@ RULES = dict( # option -> what it must be, in words and as a function
     valid_pct=("a share between 0 and 1", lambda o: 0 < o < 1),
     workers=_whole(0, 256, "a number of processes"),
     name=("1 to 100 printable characters, without slashes and without a dot in front", _is_name),
-    out=("the path of a folder", lambda o: bool(str(o).strip())),
+    out=("the path of a folder", _is_text),
 )
 
 # %% ../../nbs/training/command.ipynb #a057f263
@@ -111,7 +117,7 @@ def options(args:dict, # option -> value
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()}
     words = []
     for k, v in args.items():
-        if k in drop or k not in WHAT and v == default[k]: continue
+        if k in drop or (k not in WHAT and v == default[k]): continue
         words.append(f"--{k.replace('_', '-')}")
         if v is not True: words.append(str(v))
     return words
@@ -175,7 +181,6 @@ class Signals:
 # %% ../../nbs/training/command.ipynb #d03f249b
 def _parse():
     "The options that were typed. Raises `ValueError` for what isn't one, or no value for it."
-    from fastcore.script import anno_parser
     def refuse(message): raise ValueError(f"{message}. All options: sota-train --help")
     parser = anno_parser(train, "sota-train")
     parser.error = refuse
@@ -183,15 +188,15 @@ def _parse():
     return {k: v for k, v in args.items() if k not in ("pdb", "xtra")} # fastcore's own
 
 def _foreseen(error):
-    "Whether `error` is a sentence for people."
-    from sota_course.images.fetch import DataError
-    return isinstance(error, (DataError, ValueError, OSError))
+    "Whether `error` is a sentence for people, as all of this package's own are."
+    own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return own or isinstance(error, (ValueError, OSError))
 
 def _do(signals):
     "Do what was typed."
     args = _parse()
     check_options(args)
-    import sota_course.training.session # takes seconds, in which nothing is under way
+    _start() # nothing is under way yet, and a signal ends the command at once
     kept = "Epochs that were finished are kept; go on with:"
     signals.last_words = f"Stopped. {kept}\n  {go_on(args)}"
     signals.at_once = False
