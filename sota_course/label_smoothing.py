@@ -13,7 +13,6 @@ import math
 import torch
 from torch import nn
 from .core import check_whole
-from .course.exercises import Wrong, call, exercise, expect
 
 # %% ../nbs/06_label_smoothing.ipynb #543d4d4b
 def plain_tensor(x, # numbers in lists, an array or a tensor
@@ -207,68 +206,3 @@ def least_loss(n:int, # number of classes
     "The loss at `best_gap`, the entropy of the smoothed target: no model can get below it."
     q = smooth_targets(0, n, eps).double()
     return torch.special.entr(q).sum().item()
-
-# %% ../nbs/06_label_smoothing.ipynb #d2e85181
-@exercise("label_smoothing.1")
-def _exercise_1(answer):
-    others = "what is taken away was spread over the other classes only"
-    expect(answer, [.05, .05, .85, .05], hint="take eps of the one-hot target away, then add eps/n everywhere", mistakes=[
-        ([.2/3, .2/3, .8, .2/3], others, "the uniform part covers all classes, the labelled one too"),
-        ([.05, .05, .8, .05], "the four numbers don't sum to 1", "the label's class gets its part of the uniform share as well"),
-        *[(smooth_targets(o, 4, 0.2), "the large entry is at another class", "Python counts from 0: class 2 is the third") for o in (0, 1, 3)],
-        ([.02, .02, .82, .02], "the small entries are those of ten classes", "here eps is shared by four"),
-        ([.2, .2, .8, .2], "every class got all of eps", "eps is shared out, not copied"),
-        ([0, 0, 1, 0], "that is the hard target", "where is eps?")])
-
-# %% ../nbs/06_label_smoothing.ipynb #f21cb70f
-@exercise("label_smoothing.2")
-def _exercise_2(answer):
-    x, y, eps = torch.tensor([[2., 0., -1., .5], [0., 1., 3., -2.], [.5, .5, 0., 1.]]), torch.tensor([0, 2, 1]), 0.3
-    logp, q = x.log_softmax(1), smooth_targets(y, 4, eps)
-    hard, spread = smooth_targets(y, 4, 0), (1 - smooth_targets(y, 4, 0))*eps/3
-    def mean(q, logp=logp): return -(q*logp).sum(1).mean()
-    expect(call(answer, x, y, eps), mean(q), hint="compare your targets with smooth_targets, and your logarithms with log_softmax", mistakes=[
-        (-mean(q), "the sign is the wrong way round", "a loss is the negative of a log-likelihood"),
-        (mean(q)*3, "that is the sum over the images", "the mean was asked for"),
-        (mean(q)/4, "the mean was taken over classes and images", "over the classes it is a sum"),
-        (mean(hard), "nothing is smoothed", "where does eps come in?"),
-        (mean(hard*(1 - eps) + spread), "eps was spread over the other classes only", "the uniform part covers the label's class too"),
-        (mean(smooth_targets(y, 4, 1 - eps)), "eps and 1 - eps are swapped", "a small eps must change little"),
-        ((1 - eps)*mean(hard) + eps*-logp.sum(1).mean(), "the uniform part is a sum over the classes", "each class gets eps/n"),
-        (mean(q, x.softmax(1)), "there is no logarithm in it", "the target times the log of the prediction"),
-        (mean(q, x), "the logits were taken for log-probabilities", "what turns the ones into the others?")])
-
-# %% ../nbs/06_label_smoothing.ipynb #cac699e2
-@exercise("label_smoothing.3")
-def _exercise_3(answer):
-    x, y, eps = torch.tensor([[2., 0., -1., .5], [0., 1., 3., -2.], [.5, .5, 0., 1.]]), torch.tensor([0, 2, 1]), 0.3
-    p, q, hard = x.softmax(1), smooth_targets(y, 4, eps), smooth_targets(y, 4, 0)
-    expect(call(answer, x, y, eps), (p - q)/3, hint="the prediction minus the target; then think of the mean", mistakes=[
-        (p - q, "that is the gradient of the sum", "each image has a part of the mean"),
-        ((q - p)/3, "the sign is the wrong way round", "where the prediction is too high, the gradient must push it down"),
-        (q - p, "the sign is the wrong way round, and the mean is missing", "where the prediction is too high, the gradient must push it down"),
-        ((p - hard)/3, "the target is the hard one", "where does eps come in?"),
-        (p - hard, "the target is the hard one, and the mean is missing", "where does eps come in?"),
-        ((x - q)/3, "logits were compared with probabilities", "what is the prediction, as probabilities?")])
-
-# %% ../nbs/06_label_smoothing.ipynb #6b0ee00e
-@exercise("label_smoothing.4")
-def _exercise_4(answer):
-    expect(answer, .275, hint="which images share a bin? Then confidence minus accuracy, bin by bin", mistakes=[
-        (.075, "that is the gap over all images at once", "gaps of different sign mustn't cancel between bins"),
-        (.25, "the bins were averaged without their sizes", "a bin counts as much as it has images"),
-        (.35, "that is one image's distance, or the largest gap", "within a bin, confidence and accuracy are averaged first"),
-        (27.5, "that is in percent", "it runs from 0 to 1"),
-        (.525, "the bin of the third image was taken as wholly wrong", "two images share that bin, and one of them is right"),
-        (.175, "the bin of the third image was taken as wholly right", "two images share that bin, and one of them is wrong")])
-
-# %% ../nbs/06_label_smoothing.ipynb #8675d093
-@exercise("label_smoothing.5")
-def _exercise_5(answer):
-    g = math.exp(3)
-    expect(answer, 10/(g + 9), eps=1e-3, hint="set best_gap(10, eps) to 3 and solve for eps; check it by putting it in", mistakes=[
-        (10/(g + 10), "the label's own part of the uniform share is missing", "its target is 1 - eps + eps/n"),
-        (1/(g + 1), "that is for targets of 1 - eps and eps, without the number of classes", "each of the other classes gets eps/n"),
-        (10/(1000 + 9), "the logarithm was taken to base 10", "softmax has e in it"),
-        (best_gap(10, 3/10), "that is a gap, not an eps", "the gap is given; what is asked for is eps"),
-        (9/(g + 9), "that is what all nine other classes have together", "eps covers the label's class too")])

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.distributions import Gamma
 from .core import as_numbers, check_tensor, check_whole, class_numbers, whole_numbers
-from .course.exercises import Wrong, call, exercise, expect
 
 # %% ../nbs/05_mixup.ipynb #86f3fef5
 def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
@@ -394,68 +393,3 @@ def mixed_loss(loss_func, # of predictions and targets: of PyTorch, fastai or yo
     reduction = loss_setting(loss_func, "reduction", _unknown)
     if reduction is _unknown: return _per_target(loss_func, pred, y, perm, lam)
     return _per_image(loss_func, pred, y, perm, lam)
-
-# %% ../nbs/05_mixup.ipynb #4d52f3d2
-def _target(n, **at): return [at.get(f"c{k}", 0.) for k in range(n)]
-
-@exercise("mixup.1")
-def _exercise_1(answer):
-    wrong = [(_target(10, c4=0.7, c7=0.3), "the two weights are swapped", "the same weight goes to an image and to its target: which image is the weaker one?"),
-             (_target(9, c4=0.3, c7=0.7), "there are nine entries for ten classes", "count the classes again: what about the one that comes last?"),
-             (_target(10, c5=0.3, c8=0.7), "the classes are counted from one", "where is the entry of class 0?"),
-             (_target(10, c7=1.), "only the stronger image has a target", "a target that names one class says that the picture is that class and nothing else"),
-             (_target(10, c4=1., c7=1.), "the two targets are added without their weights", "what do the entries of a target have to sum to?")]
-    expect(answer, _target(10, c4=0.3, c7=0.7), wrong, hint="two entries aren't zero")
-
-# %% ../nbs/05_mixup.ipynb #249fd2b0
-@exercise("mixup.2")
-def _exercise_2(f):
-    g = torch.Generator().manual_seed(0)
-    x, lam, perm = torch.rand(4, 3, 4, 4, generator=g), torch.tensor([0.9, 0.2, 0.6, 1.]), torch.tensor([2, 0, 3, 1])
-    before, w = x.clone(), lam[:, None, None, None]
-    answer = call(f, x, lam, perm)
-    if not torch.equal(x, before): raise Wrong("the caller's images were changed", "which of your operations works in place, and on whose memory?")
-    wrong = [((1 - w)*x + w*x[perm], "the weights are swapped between an image and its partner", "with lam of 1, what should come out?"),
-             (lam*x + (1 - lam)*x[perm], "the weights went to the columns of pixels", "shapes are lined up from the right: which axis of x meets that of lam?"),
-             (lam[0]*x + (1 - lam[0])*x[perm], "all images got the weight of the first", "there is a weight for each image"),
-             (w*x + (1 - w)*x.flip(0), "each image was mixed with its mirror place in the batch", "perm names the partners"),
-             (w*x + (1 - w[perm])*x[perm], "the two weights of a pair don't sum to 1", "whose weight does the partner's share come from?")]
-    expect(answer, blend(x, lam, perm), wrong, hint="try it with lam of all ones, and of all zeros")
-
-# %% ../nbs/05_mixup.ipynb #e1360210
-@exercise("mixup.3")
-def _exercise_3(answer):
-    taken = "the weight was taken for the rectangle's area", "the weight is the share that stays: which share does the rectangle have?"
-    wrong = [(0.75, "that is the weight as drawn", "a part of the rectangle lies outside the image"),
-             (0.125, "that is the share of the partner", "which of the two targets was asked for?"),
-             (0.9375, "the rectangle was cut off on two sides", "is the middle of an edge a corner?"),
-             (0.625, *taken), (1 - 21*42/48**2, *taken), # without and with whole pixels
-             (0.96875, "the sides were multiplied by the share of the area, not by its square root", "what is the product of two sides that are a quarter each?"),
-             (0.5, "the share of a side was taken for that of the area", "what is the product of two sides that are a half each?")]
-    expect(answer, box_weights(cut_boxes(torch.tensor([0.75]), 48, 48, torch.tensor([[24, 0]])), 48, 48)[0], wrong, hint="how many pixels a side has the whole rectangle, and how many of its columns are inside?")
-
-# %% ../nbs/05_mixup.ipynb #94a46eb6
-@exercise("mixup.4")
-def _exercise_4(f):
-    g = torch.Generator().manual_seed(0)
-    logits, y, perm, lam = 2*torch.randn(5, 3, generator=g), torch.tensor([0, 1, 2, 1, 0]), torch.tensor([2, 0, 4, 1, 3]), torch.tensor([0.9, 0.2, 0.6, 1., 0.5])
-    ce, own = nn.functional.cross_entropy, nn.functional.cross_entropy(logits, y, reduction="none")
-    other, p = ce(logits, y[perm], reduction="none"), logits.softmax(1)
-    means = lam.mean()*own.mean() + (1 - lam.mean())*other.mean()
-    wrong = [(((1 - lam)*own + lam*other).mean(), "the weights are swapped between an image's own class and its partner's", "with lam of 1 it must be the plain loss"),
-             (means, "the means were mixed with the mean weight", "each image has a weight of its own: mix before you average"),
-             (ce(logits, torch.where(lam >= 0.5, y, y[perm])), "only the stronger class of each image counts", "the weaker one has its share of the loss"),
-             ((lam*own + (1 - lam)*other).sum(), "the losses are summed", "the mean was asked for"),
-             (ce(blend(logits, lam, perm), y), "the predictions were mixed, not the losses", "the images are mixed already: what do the predictions have to be compared with?"),
-             (ce(p, mixup_targets(y, lam, perm, 3)), "cross entropy was given probabilities", "it applies softmax by itself: what does it want to get?")]
-    expect(call(f, logits, y, perm, lam), mixed_loss(ce, logits, y, perm, lam), wrong, hint="two losses for each image, then the mean")
-
-# %% ../nbs/05_mixup.ipynb #b447e667
-@exercise("mixup.5")
-def _exercise_5(answer):
-    wrong = [((0., 0.5), "the two are the wrong way round", "look at the histograms again: where do the weights gather for 8, and where for 0.1?"),
-             ((0.5, 0.5), "that is the mean of the weight, which is one half for every a", "the weaker image has the smaller of t and 1 - t"),
-             ((1., 0.), "no image that has more than half is the weaker one", "what is the most that the smaller of two shares can be?"),
-             ((0.5, 1.), "no image that has more than half is the weaker one", "if t is close to 0, what is the smaller of t and 1 - t?"),
-             ((0.25, 0.), "a quarter is the mean for a of 1", "what becomes of the histogram when a grows on?")]
-    expect(answer, (0.5, 0.), wrong, eps=0.01, hint="both follow from where the weights gather")

@@ -19,7 +19,6 @@ from fastcore.basics import chunked, patch
 from fastprogress import progress_bar
 from PIL import Image
 from .core import BadImages, ImageError, default_workers
-from .course.exercises import Wrong, call, exercise, expect
 from .images.decode import image_files, open_image
 
 # %% ../nbs/02_normalize.ipynb #19825023
@@ -255,83 +254,3 @@ class Normalize(FastaiNormalize):
         return normalize(x, self.mean, self.std)
 
     def decodes(self, x:TensorImage): return denormalize(x, self.mean, self.std)
-
-# %% ../nbs/02_normalize.ipynb #f2340d10
-def _pixel_batch():
-    gen = torch.Generator().manual_seed(5)
-    return torch.rand(4, 3, 2, 3, generator=gen)*torch.tensor([.2, .6, 1.])[:, None, None] + torch.arange(4)[:, None, None, None]*.1
-
-# %% ../nbs/02_normalize.ipynb #26ea19e4
-@exercise("normalize.1")
-def _exercise_1(answer):
-    x = _pixel_batch()
-    got = call(answer, x.clone())
-    if not isinstance(got, (tuple, list)) or len(got) != 2: raise Wrong("the function must return two things", "first the means, then the standard deviations")
-    expect(got[0], x.mean((0, 2, 3)), [
-        (x.mean((2, 3)), "these are means of every single image", "the axis of the images has to go as well"),
-        (x.mean(0), "these are means over the images only", "a channel's mean is one number: height and width have to go as well"),
-        (x.mean((1, 2, 3)), "these are means of images, not of channels", "which axis is the channels'?"),
-        (x.mean(), "this is one mean for all channels", "each channel has its own: keep its axis")])
-    expect(got[1], x.std((0, 2, 3), correction=0), [
-        (x.std((0, 2, 3)), "this is the standard deviation of a sample", "PyTorch divides by one less than the number of pixels, unless it is told otherwise"),
-        (x.var((0, 2, 3), correction=0), "this is the variance", "one step is missing"),
-        (x.std((2, 3), correction=0).mean(0), "this is the mean of the images' standard deviations", "it doesn't see that images differ from each other: take all pixels at once"),
-        (x.std((0, 2, 3), correction=0).mean(), "this is one number for all channels", "keep the channels' axis")])
-
-# %% ../nbs/02_normalize.ipynb #6bd85851
-@exercise("normalize.2")
-def _exercise_2(answer):
-    n1, m1, s1, n2, m2, s2 = 300, .2, .1, 100, .8, .3
-    n, m = n1 + n2, (n1*m1 + n2*m2)/(n1 + n2)
-    within, between = (n1*s1**2 + n2*s2**2)/n, (n1*(m1 - m)**2 + n2*(m2 - m)**2)/n
-    half = (m1 + m2)/2
-    expect(call(answer, n1, m1, s1, n2, m2, s2), (within + between)**.5, [
-        ((s1 + s2)/2, "this is the average of the two standard deviations", "variances can be averaged, with weights; and one thing more is missing"),
-        ((n1*s1 + n2*s2)/n, "this is the weighted average of the two standard deviations", "variances can be averaged; and one thing more is missing"),
-        (within**.5, "the difference between the two means is missing", "what if both groups had no spread of their own, one all black and one all white?"),
-        (((s1**2 + s2**2)/2 + (m1 - m2)**2/4)**.5, "both groups count the same, though one has more pixels", "weight each by its number of pixels"),
-        (within + between, "this is the variance", "one step is missing"),
-        ((within + (n1*(m1 - half)**2 + n2*(m2 - half)**2)/n)**.5, "the common mean isn't the middle between the two means", "the larger group pulls it to its side")],
-        eps=1e-6, hint="the variance of all is the mean variance within the groups, plus the variance of their means")
-
-# %% ../nbs/02_normalize.ipynb #10412213
-def _folded(w, b, m, s):
-    "Mistakes of `fold` by name, with the weight and bias that each gives."
-    over, sums = w/s[:, None, None], lambda w: (w*m[:, None, None]).sum((1, 2, 3))
-    return {"right": (over, b - sums(over)),
-            "the bias has to change too": (over, b),
-            "the mean is added to the bias, and must be taken off": (over, b + sums(over)),
-            "the bias is computed with the weights from before the division": (over, b - sums(w)),
-            "the weights are multiplied by the standard deviation": (w*s[:, None, None], b - sums(w*s[:, None, None]))}
-
-# %% ../nbs/02_normalize.ipynb #48f3d0c4
-@exercise("normalize.3")
-def _exercise_3(answer):
-    gen = torch.Generator().manual_seed(6)
-    w, b = torch.randn(3, 3, 2, 2, generator=gen), torch.randn(3, generator=gen) # as many outputs as channels: a wrong axis fits, and shows
-    m, s = torch.tensor([.5, .4, .3]), torch.tensor([.3, .2, .25])
-    ways = _folded(w, b, m, s)
-    ways["the statistics are put on the axis of the outputs"] = (w/s[:, None, None, None], ways["right"][1])
-    got = call(answer, w.clone(), b.clone(), m, s)
-    if not isinstance(got, (tuple, list)) or len(got) != 2: raise Wrong("the function must return two things", "first the weight, then the bias")
-    hints = {"the bias has to change too": "what does the old convolution give for a picture that is the mean colour everywhere, and what does yours?"}
-    near = lambda a, b: isinstance(a, torch.Tensor) and a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
-    for name, (weight, bias) in ways.items():
-        if name != "right" and near(got[0], weight) and (near(got[1], bias) or "axis" in name):
-            raise Wrong(name, hints.get(name, "write out (x - mean)/std times the weight, for one pixel and one channel"))
-    for part, value in zip(got, ways["right"]): expect(part, value, hint="write out (x - mean)/std times the weight, for one pixel and one channel")
-
-# %% ../nbs/02_normalize.ipynb #2d9aa0e5
-_happened = dict(a="divided by 255 twice", b="right", c="not divided by 255", d="normalized twice")
-_clues = {"a": "all pixels are nearly one number: how could they have become that small before the mean was subtracted?",
-          "b": "is a standard deviation of 1.22 a mistake? See the section on it",
-          "c": "to get to 311 by a division by 0.229, the pixels must have had a spread of about 71",
-          "d": "take the values of b, subtract 0.485, and divide by 0.229 again"}
-
-# %% ../nbs/02_normalize.ipynb #59d074f2
-@exercise("normalize.4")
-def _exercise_4(answer):
-    if not isinstance(answer, dict) or set(answer) != set(_happened): raise Wrong("the answer must be a dictionary with the letters a, b, c and d", "such as {\"a\": \"right\", …}")
-    if unknown := set(answer.values()) - set(_happened.values()): raise Wrong(f"{', '.join(map(str, unknown))} is none of the four things that can have happened", "copy them from the exercise")
-    for k, v in _happened.items():
-        if answer[k] != v: raise Wrong(f"{k} was taken for {answer[k]!r}", _clues[k])

@@ -14,11 +14,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/03_resize.ipynb #4c4aded4
-from .course.exercises import Wrong, call, exercise, expect
 from .core import size_pair
-
-# %% ../nbs/03_resize.ipynb #9dfeff41
-from .training.progressive import check_stages as _stages, relative_cost # for exercise 5
 
 # %% ../nbs/03_resize.ipynb #c3426b39
 def box(x): return ((x >= -0.5) & (x < 0.5)).to(x.dtype)
@@ -223,66 +219,3 @@ def presize(x:torch.Tensor, # a picture (channels, height, width), floats
     x = to_square(x, _side_between(size, larger, angle))
     box = crop_box(*x.shape[-2:], scale, (1, 1), generator)
     return rotated_crop(x, box, _uniform(-angle, angle, generator).item(), size)
-
-# %% ../nbs/03_resize.ipynb #09106b36
-def _plain(n_in, n_out, shift=0.5, widen=1., normalize=True):
-    w = triangle(((torch.arange(n_out) + shift)*n_in/n_out)[:, None]/widen - (torch.arange(n_in) + shift)/widen)
-    return w/w.sum(1, keepdim=True) if normalize else w
-
-# %% ../nbs/03_resize.ipynb #04c92656
-@exercise("resize.1")
-def _exercise_1(answer):
-    for n_in, n_out in ((9, 3), (8, 3), (3, 7)):
-        widen, got = max(n_in/n_out, 1.), call(answer, n_in, n_out)
-        expect(got, resize_weights(n_in, n_out), [
-            (resize_weights(n_in, n_out).T, "the matrix is transposed", "a row for each new pixel, so that the matrix times a column of old pixels gives the new ones"),
-            (_plain(n_in, n_out), "there is no antialiasing", "which old pixels does each row look at when 9 become 3? The kernel's width depends on the step between new pixels"),
-            (_plain(n_in, n_out, widen=n_in/n_out), "the kernel is narrowed when enlarging", "when there are more new pixels than old ones, the distance between old ones is what the kernel spans"),
-            (_plain(n_in, n_out, widen=widen, normalize=False), "the rows don't sum to 1", "look at the sums, and at the edges"),
-            (_plain(n_in, n_out, 0., widen), "pixels are measured from their corners", "where is the centre of pixel 0?")], hint="compare your rows for 8 to 3 with those in the section on kernels")
-
-# %% ../nbs/03_resize.ipynb #e1fe214f
-@exercise("resize.2")
-def _exercise_2(answer):
-    expect(answer, 0.4, [
-        (0.6, "half a cycle per pixel is the most that pixels can draw", "0.6 of a turn forwards looks like some other turn"),
-        (0.3, "the frequency was taken to stay the same", "a new pixel is as long as two old ones"),
-        (0.15, "the frequency was divided", "how many cycles pass between two neighbouring new pixels?"),
-        (0., "nearest doesn't average", "that would be the answer with perfect antialiasing"),
-        (0.1, "it was folded at the wrong place", "frequencies repeat with every whole cycle per pixel, and a turn of f looks like one of 1 - f")], hint="draw the values at every second pixel")
-
-# %% ../nbs/03_resize.ipynb #d3feae93
-@exercise("resize.3")
-def _exercise_3(answer):
-    for h, w, area, ratio in ((100, 200, 0.5, 2.), (120, 80, 0.25, 1.3)):
-        a, got = h*w*area, call(answer, h, w, area, ratio)
-        def r(x, y): return round(x), round(y)
-        expect(got, r((a/ratio)**.5, (a*ratio)**.5), [
-            (r((a*ratio)**.5, (a/ratio)**.5), "height and width are swapped", "a ratio above 1 is a wide crop, and height comes first"),
-            (r(h*area, w*area), "the share was taken of each side", "half of both sides is a quarter of the area, and where is the ratio?"),
-            (r(h*area**.5, w*area**.5), "the ratio is not used", "the crop has a shape of its own, whatever the image's"),
-            (r(a/ratio, a*ratio), "the square root is missing", "height times width must be the area")], eps=0.5, hint="two equations: height times width, and width over height")
-
-# %% ../nbs/03_resize.ipynb #8aeb1507
-@exercise("resize.4")
-def _exercise_4(answer):
-    r = 128/224
-    expect(answer, (4*r**2 + 6)/10, [
-        ((4*r + 6)/10, "time was taken to go with the side", "an image of twice the side has how many pixels?"),
-        ((r**2 + 1)/2, "the epochs were not counted", "more of them are at one size than at the other"),
-        (10/(4*r**2 + 6), "the share is upside down", "it should be below 1"),
-        (1 - (4*r**2 + 6)/10, "this is what is saved", "what is left?"),
-        (4*r**2/10, "the epochs at 224 are missing", "they take time as well")], eps=2e-3, hint="count pixels, epoch by epoch")
-
-# %% ../nbs/03_resize.ipynb #1c0f2a5d
-@exercise("resize.5")
-def _exercise_5(answer):
-    plan = _stages(answer)
-    sizes, total = [o.size for o in plan], sum(o.epochs for o in plan)
-    if len(set(sizes)) == 1 and len({o.bs for o in plan}) > 1: raise Wrong("it is the batch that changes, not the image", "progressive resizing is about `size`")
-    if sizes[0] > sizes[-1]: raise Wrong("the images get smaller", "what should the model have seen last?")
-    if sizes[-1] != 64: raise Wrong("it doesn't end at 64 pixels", f"the last stage has {sizes[-1]}")
-    if sizes != sorted(sizes): raise Wrong("the images grow and shrink", "order the stages by size")
-    if total != 10: raise Wrong(f"these are {total} epochs", "the comparison is only fair with 10")
-    if sum(o.epochs for o in plan if o.size == 64) < 2: raise Wrong("there are fewer than two epochs at 64 pixels", "give the model some time at the final size")
-    if (cost := relative_cost(plan)) > 0.5: raise Wrong(f"it costs {cost:.2f} of the time", "more epochs at the small sizes, or smaller ones")

@@ -10,12 +10,8 @@ __all__ = ['PADS', 'REDUCTIONS', 'CLASS_INDICES', 'crop_places', 'make_room', 'c
 
 # %% ../nbs/04_tta.ipynb #00fae0ac
 import torch
-from .course.exercises import call, exercise, expect
 from .core import size_pair
 from .resize import mirror_index
-
-# %% ../nbs/04_tta.ipynb #c81f41a6
-import torch.nn.functional as F # for exercise 5
 
 # %% ../nbs/04_tta.ipynb #0e3d2d46
 def crop_places(h:int, # height of the image, in pixels
@@ -164,58 +160,3 @@ def changed_predictions(before:torch.Tensor, # probabilities (n, classes)
         if o.isnan().any(): raise ValueError("a prediction is NaN, so that it names no class")
     was, now = (o.argmax(1) == targets for o in (before, after))
     return (~was & now).nonzero()[:, 0], (was & ~now).nonzero()[:, 0]
-
-# %% ../nbs/04_tta.ipynb #9d8ed846
-@exercise("tta.1")
-def _exercise_1(answer):
-    expect(answer, (0, 2), hint="how many rows are left over, and where does round put the half of that?", mistakes=[
-        ((1, 2), "a half was rounded up", "Python's round takes 0.5 to the even neighbour, and so does torchvision"),
-        ((2, 0), "left comes before top", "height comes first, as in the tensor's shape"),
-        ((2, 4), "this is the middle of the picture", "where must a crop begin so that its own middle lies there?"),
-        ((1, 4), "this is what is left over, not half of it", "half of it goes above and to the left")])
-
-# %% ../nbs/04_tta.ipynb #7059d8d6
-def _logits(): return torch.tensor([[[4., 0., 1.], [0., 0., 2.]], [[0., 3., 1.], [1., 0., 0.]], [[0., 2., 0.], [5., 1., 0.]]])
-
-# %% ../nbs/04_tta.ipynb #499fb93f
-@exercise("tta.2")
-def _exercise_2(answer):
-    x = _logits()
-    expect(call(answer, x.clone()), x.softmax(-1).mean(0), hint="first probabilities for each view, then one vote for each view", mistakes=[
-        (x.mean(0).softmax(-1), "the logits were averaged", "what does each view say in probabilities, before it votes?"),
-        (x.mean(0), "these are logits still", "which function makes probabilities of logits?"),
-        (x.softmax(-1).sum(0), "this is the sum over the views", "each row must sum to 1"),
-        (x.softmax(0).mean(0), "softmax ran over the views", "over which axis should the numbers sum to 1?"),
-        (x.softmax(-1).mean(1), "the mean is over the pictures", "which axis holds the views?")])
-
-# %% ../nbs/04_tta.ipynb #e4117d03
-@exercise("tta.3")
-def _exercise_3(answer):
-    p = _logits().softmax(-1)
-    m = p.amax(0)
-    expect(call(answer, p.clone()), m/m.sum(-1, keepdim=True), hint="the highest probability that any view gave each class, then make the row sum to 1", mistakes=[
-        (m, "the rows don't sum to 1", "the highest of several distributions is no distribution: divide it by something"),
-        (m.softmax(-1), "softmax was taken of probabilities", "they aren't logits; there is a plainer way to make a row sum to 1"),
-        (m/m.sum(0, keepdim=True), "the columns were made to sum to 1", "a row belongs to one picture"),
-        (m/m.sum(), "the whole table was made to sum to 1", "each picture has its own sum"),
-        (p.mean(0), "this is the mean", "take the maximum over the views")])
-
-# %% ../nbs/04_tta.ipynb #053d18db
-@exercise("tta.4")
-def _exercise_4(answer):
-    expect(answer, 2.25, eps=0.005, hint="how many pixels have the two pictures?", mistakes=[
-        (1.5, "the sides were compared, not the areas", "a picture with twice the side has four times the pixels"),
-        ((64/96)**2, "the fraction is upside down", "the larger picture is more work"),
-        (5., "this is the cost of five separate crops", "here the network runs once"),
-        (5*2.25, "the larger picture was counted five times", "the body runs over it once")])
-
-# %% ../nbs/04_tta.ipynb #fa76c6f9
-@exercise("tta.5")
-def _exercise_5(answer):
-    was, now, y = torch.tensor([0, 0, 1, 2, 1, 0, 2, 1]), torch.tensor([1, 1, 1, 0, 2, 2, 2, 0]), torch.tensor([1, 1, 1, 1, 2, 0, 2, 0])
-    before, after = (F.one_hot(o, 3).float() for o in (was, now))
-    expect(call(answer, before, after, y), (4, 1), hint="compare the most probable class with the target, before and after", mistakes=[
-        ((1, 4), "the two are in the other order", "first those that became right"),
-        ((4, 2), "a prediction that was wrong before was counted as having become wrong", "which of the changed ones had been right?"),
-        ((6, 6), "all changed predictions were counted", "a change from one wrong class to another is neither"),
-        ((6, 3), "all right ones and all wrong ones were counted", "only those that changed matter")])

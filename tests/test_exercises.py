@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sota_course.course.exercises import Wrong, call, check, exercises, questions
+from sota_course.course.exercises import Wrong, call_answer, check, exercises, questions
 from sota_course.label_smoothing import smooth_targets
 
 
@@ -28,14 +28,14 @@ def by_a_helper(x): return helper(x)
 
 @pytest.mark.parametrize("f, error", [(by_torch, "RuntimeError|ValueError|IndexError"), (by_python, "StatisticsError"), (by_the_course, "ValueError: class 7"), (by_a_helper, "AttributeError")])
 def test_the_learners_own_line_is_shown(f, error):
-    with pytest.raises(Wrong, match=f"your code raised ({error})") as e: call(f, torch.zeros(2, 3))
+    with pytest.raises(Wrong, match=f"your code raised ({error})") as e: call_answer(f, torch.zeros(2, 3))
     assert "the learner's line" in e.value.hint and f"in {'helper' if f is by_a_helper else f.__name__}:" in e.value.hint
 
 
 def test_a_function_of_a_library_has_a_line_of_its_own():
-    with pytest.raises(Wrong) as e: call(F.cross_entropy, torch.zeros(2, 3), torch.zeros(5).long())
+    with pytest.raises(Wrong) as e: call_answer(F.cross_entropy, torch.zeros(2, 3), torch.zeros(5).long())
     assert "it happened in cross_entropy" in e.value.hint
-    with pytest.raises(Wrong) as e: call(len, 3)
+    with pytest.raises(Wrong) as e: call_answer(len, 3)
     assert e.value.hint == "" and "TypeError" in e.value.mistake
 
 

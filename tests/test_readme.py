@@ -37,8 +37,9 @@ def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
 
 
 def test_the_first_use_runs(tmp_path, monkeypatch):
-    "As it stands there, but for fewer pictures, smaller ones, and a single epoch."
+    "As it stands there, but for fewer images, smaller ones, and a single epoch."
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S))
+    assert len(code.splitlines()) <= 8
     for old, new in {'"drawn"': '"drawn", n_train=64, n_val=32', "dls(64, 64,": "dls(32, 32,", "cycle(5,": "cycle(1,"}.items():
         assert code.count(old) == 1
         code = code.replace(old, new)

@@ -44,9 +44,7 @@ def test_every_module_imports():
 @pytest.fixture(scope="module")
 def learn(tmp_path_factory):
     "A learner that was trained with mixup on a small drawn set."
-    from sota_course.baseline import baseline_learner
-    from sota_course.data import get_data, get_dls
-    from sota_course.training.mixing import CutMix, MixUp
+    from sota_course.all import CutMix, MixUp, baseline_learner, get_data, get_dls
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOTA_COURSE_HOME", str(tmp_path_factory.mktemp("home")))
         path = get_data("drawn", n_train=200, n_val=50, progress=False)
@@ -62,21 +60,21 @@ def test_training_with_mixed_images(learn):
 
 
 def test_views(learn):
-    from sota_course.training.views import tta_predict
+    from sota_course.all import tta_predict
     probs, targets = tta_predict(learn, progress=False)
     assert probs.shape == (50, 10) and targets.shape == (50,)
     assert (probs.sum(1) - 1).abs().max() < 1e-5
 
 
 def test_a_saved_model_predicts_the_same(learn, tmp_path):
-    from sota_course.training.models import load_model, save_model
+    from sota_course.all import load_model, save_model
     probs, _ = learn.get_preds()
     saved = load_model(save_model(learn, tmp_path/"model"))
     assert (saved.probabilities(learn.dls.valid_ds.items[:4]) - probs[:4]).abs().max() < 1e-3
 
 
 def test_a_run_is_kept_and_read_again(learn, tmp_path):
-    from sota_course.training.runs import Result, Run
+    from sota_course.all import Result, Run
     def make(): return learn
     run = Run("try", make, epochs=1, seeds=[0], folder=tmp_path, progress=False).train()
     assert Result.load(tmp_path/"try-seed0.json").accuracy == run.results[0].accuracy
@@ -85,7 +83,7 @@ def test_a_run_is_kept_and_read_again(learn, tmp_path):
 def test_a_slider_moves_its_picture(monkeypatch):
     import ipywidgets
     import matplotlib.pyplot as plt
-    from sota_course.course import figures as plots
+    from sota_course.course import figures
     shown, sliders = [], []
     class Handle:
         def update(self, picture): shown.append(picture.data)
@@ -93,9 +91,9 @@ def test_a_slider_moves_its_picture(monkeypatch):
         if not display_id: return sliders.extend(thing.children)
         shown.append(thing.data)
         return Handle()
-    monkeypatch.setattr(plots, "display", display)
+    monkeypatch.setattr(figures, "display", display)
     def draw(a): return plt.figure(figsize=(1 + a, 1))
-    plots.explore(draw, "{a} inches more", a=(0., 2., .5))
+    figures.explore(draw, "{a} inches more", a=(0., 2., .5))
     assert isinstance(sliders[0], ipywidgets.FloatSlider)
     sliders[0].value = 2.
     assert [o.count("<img") for o in shown] == [1, 1] and shown[0] != shown[1] and "2.0 inches" in shown[1]
