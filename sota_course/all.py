@@ -6,21 +6,22 @@ Docs: https://sota-course.github.io/sota_course/all.html.md"""
 
 # %% auto #0
 __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'quarantine', 'image_files', 'open_image',
-           'CLASSES', 'draw_image', 'build_cache', 'cached_dls', 'clear_cache', 'brier', 'ece', 'fit_temperature',
-           'nll', 'reliability', 'smooth_cross_entropy', 'smooth_targets', 'cutmix', 'mixup', 'ChannelStats',
-           'channel_stats', 'denormalize', 'normalize', 'center_crop', 'random_resized_crop', 'resize', 'five_crop',
-           'merge_views', 'ten_crop', 'baseline_learner', 'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram',
-           'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize', 'dataset_stats', 'Progressive', 'Stage', 'fit_progressive',
-           'RegMixup', 'ResizeMix', 'dense_five_crop', 'tta_predict', 'compare', 'CacheError', 'CheckpointError',
-           'DataError', 'DownloadError', 'ImageError', 'SotaCourseError', 'explore', 'show_figure', 'load_model',
-           'save_model', 'Result', 'Run', 'load_results', 'predictions', 'score']
+           'CLASSES', 'draw_image', 'build_cache', 'cached_dls', 'clear_cache', 'smooth_cross_entropy',
+           'smooth_targets', 'cutmix', 'mixup', 'ChannelStats', 'channel_stats', 'denormalize', 'normalize',
+           'center_crop', 'random_resized_crop', 'resize', 'five_crop', 'merge_views', 'ten_crop', 'baseline_learner',
+           'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
+           'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
+           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'reliability', 'compare', 'CacheError',
+           'CheckpointError', 'DataError', 'DownloadError', 'ImageError', 'SotaCourseError', 'explore', 'show_figure',
+           'load_model', 'save_model', 'Result', 'Run', 'load_results', 'predictions', 'score']
 
 # %% ../nbs/all.ipynb #51c3b005
 from .data import class_name, data_block, get_data, get_dls
 from .images.check import check_images, quarantine
 from .images.decode import image_files, open_image
 from .images.drawn import CLASSES, draw_image
-from .images.loader import build_cache, cached_dls, clear_cache
+from .images.cache import build_cache, clear_cache
+from .images.loader import cached_dls
 
 # %% ../nbs/all.ipynb #51c3b006
 _all_ = ["class_name", "data_block", "get_data", "get_dls", "check_images", "quarantine",
@@ -28,39 +29,40 @@ _all_ = ["class_name", "data_block", "get_data", "get_dls", "check_images", "qua
          "build_cache", "cached_dls", "clear_cache"]
 
 # %% ../nbs/all.ipynb #51c3b008
-from .label_smoothing import (
-    brier, ece, fit_temperature, nll, reliability, smooth_cross_entropy, smooth_targets)
+from .label_smoothing import smooth_cross_entropy, smooth_targets
 from .mixup import cutmix, mixup
 from .normalize import ChannelStats, channel_stats, denormalize, normalize
 from .resize import center_crop, random_resized_crop, resize
 from .tta import five_crop, merge_views, ten_crop
 
 # %% ../nbs/all.ipynb #51c3b009
-_all_ = ["brier", "ece", "fit_temperature", "nll", "reliability",
-         "smooth_cross_entropy", "smooth_targets", "cutmix", "mixup",
+_all_ = ["smooth_cross_entropy", "smooth_targets", "cutmix", "mixup",
          "ChannelStats", "channel_stats", "denormalize", "normalize",
          "center_crop", "random_resized_crop", "resize", "five_crop", "merge_views", "ten_crop"]
 
 # %% ../nbs/all.ipynb #51c3b00b
 from .baseline import baseline_learner, xresnet10
-from .label_smoothing import SmoothCrossEntropy, reliability_diagram
-from .mixup import CutMix, ManifoldMixup, MixUp
+from .label_smoothing import SmoothCrossEntropy
 from .normalize import Normalize, dataset_stats
-from .resize import Progressive, Stage, fit_progressive
+from .training.dense import dense_five_crop
+from .training.metrics import (
+    brier, ece, fit_temperature, nll, reliability, reliability_diagram)
+from .training.mixing import CutMix, ManifoldMixup, MixUp
 from .training.mixup_variants import RegMixup, ResizeMix
-from .tta import dense_five_crop, tta_predict
+from .training.progressive import Progressive, Stage, fit_progressive
+from .training.views import tta_predict
 
 # %% ../nbs/all.ipynb #51c3b00c
 _all_ = ["baseline_learner", "xresnet10", "SmoothCrossEntropy", "reliability_diagram",
          "CutMix", "ManifoldMixup", "MixUp", "Normalize", "dataset_stats",
          "Progressive", "Stage", "fit_progressive", "RegMixup", "ResizeMix",
-         "dense_five_crop", "tta_predict"]
+         "dense_five_crop", "tta_predict", "brier", "ece", "fit_temperature", "nll", "reliability"]
 
 # %% ../nbs/all.ipynb #51c3b00e
-from .baseline import compare
 from .core import (
     CacheError, CheckpointError, DataError, DownloadError, ImageError, SotaCourseError)
 from .course.figures import explore, show_figure
+from .training.compare import compare
 from .training.models import load_model, save_model
 from .training.runs import Result, Run, load_results, predictions, score
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from .exercises import Wrong, call_answer, check_value, exercise
 from ..label_smoothing import best_gap, smooth_targets
 from ..mixup import blend, box_weights, cut_boxes, mixed_loss, mixup_targets
-from ..resize import relative_cost, resize_weights, triangle
+from ..resize import resize_weights, triangle
+from ..training.progressive import relative_cost
 
 # %% ../../nbs/course/answers.ipynb #f2340d10
 def _pixel_batch():
