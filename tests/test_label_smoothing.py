@@ -305,9 +305,13 @@ def test_fastai_types_go_in_and_plain_tensors_come_out():
     assert type(smooth_cross_entropy(TensorBase(x), TensorCategory(y))) is torch.Tensor
 
 
-def test_importing_needs_no_fastai_and_no_plots():
-    code = "import sys; import sota_course.label_smoothing; sys.exit(bool({'fastai', 'matplotlib.pyplot'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+@pytest.mark.parametrize("module", ["mixup", "label_smoothing", "training.metrics"])
+def test_importing_needs_no_fastai_and_no_plots(module):
+    code = f"""import sys, sota_course.{module}
+heavy = {{"fastai", "fastcore", "pandas", "matplotlib", "PIL", "scipy"}} & sys.modules.keys()
+sys.exit(", ".join(heavy) or 0)"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 # ---- calibration -----------------------------------------------------------------------------------------------------
