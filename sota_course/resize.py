@@ -27,16 +27,23 @@ KERNELS = dict(nearest=box, bilinear=triangle, lanczos=lanczos)
 def resize_weights(n_in:int, # old pixels along one axis
                    n_out:int, # new pixels
                    method:str="bilinear", # a name in `KERNELS`
-                   antialias:bool=True, # widen the kernel when shrinking; without effect on "nearest"
+                   antialias:bool=True, # widen the kernel when shrinking; not for "nearest"
                    first:int=0, # the first new pixel that is wanted
                    count:int=None, # how many are wanted; default: all
                   ) -> torch.Tensor: # `(count, n_in)`, float64; rows sum to 1
-    "The weight of each old pixel in each new one. Raises `ValueError` for an unknown method or an axis without pixels."
-    if method not in KERNELS: raise ValueError(f"method must be one of {', '.join(KERNELS)}, not {method!r}")
-    if n_in < 1 or n_out < 1: raise ValueError(f"an image needs at least one pixel along each side: {n_in} can't become {n_out}")
+    """The weight of each old pixel in each new one. Raises `ValueError` for an unknown method or an
+    axis without pixels."""
+    if method not in KERNELS:
+        raise ValueError(f"method must be one of {', '.join(KERNELS)}, not {method!r}")
+    if n_in < 1 or n_out < 1:
+        raise ValueError("an image needs at least one pixel along each side: "
+                         f"{n_in} can't become {n_out}")
     widen = max(n_in/n_out, 1.) if antialias and method != "nearest" else 1.
-    new = torch.arange(first, n_out if count is None else first + count, dtype=torch.double)
-    w = KERNELS[method](((2*new + 1)*n_in/(2*n_out))[:, None]/widen - (torch.arange(n_in, dtype=torch.double) + 0.5)/widen)
+    end = n_out if count is None else first + count
+    new = torch.arange(first, end, dtype=torch.double)
+    centres = (2*new + 1)*n_in/(2*n_out) # in old pixels
+    pixels = torch.arange(n_in, dtype=torch.double) + 0.5
+    w = KERNELS[method](centres[:, None]/widen - pixels/widen)
     return w/w.sum(1, keepdim=True)
 
 # %% ../nbs/03_resize.ipynb #dd1183c2
@@ -55,8 +62,11 @@ def _check_tensor(x):
 def _check_image(x):
     "Raises `TypeError` or `ValueError` unless `x` is a tensor of images with finite pixels."
     _check_tensor(x)
-    if x.dtype != torch.uint8 and x.dtype not in FLOATS: raise TypeError(f"pixels must be uint8 or floats, not {x.dtype}")
-    if x.dtype in FLOATS and not torch.isfinite(x).all(): raise ValueError("the image holds NaN or infinite pixels, which would spread over the whole of it: repair them first")
+    if x.dtype != torch.uint8 and x.dtype not in FLOATS:
+        raise TypeError(f"pixels must be uint8 or floats, not {x.dtype}")
+    if x.dtype in FLOATS and not torch.isfinite(x).all():
+        raise ValueError("the image holds NaN or infinite pixels, which would spread over the "
+                         "whole of it: repair them first")
 
 # %% ../nbs/03_resize.ipynb #f5a90b62
 def _ordered(y, x):
@@ -69,11 +79,12 @@ def _ordered(y, x):
 # %% ../nbs/03_resize.ipynb #4a445332
 def _apply(x, rows, cols):
     "`rows @ x @ cols.T` in at least single precision, in the type and order in memory of `x`."
-    with torch.autocast(x.device.type, enabled=False): # in half precision the weights would no longer sum to 1
+    # In half precision the weights would no longer sum to 1.
+    with torch.autocast(x.device.type, enabled=False):
         y = x if x.dtype == torch.float64 else x.float()
         y = rows.to(y.device, y.dtype) @ (y @ cols.to(y.device, y.dtype).T)
-    y = (y.round().clamp(0, 255) if x.dtype == torch.uint8 else y).to(x.dtype)
-    return _ordered(y, x)
+    if x.dtype == torch.uint8: y = y.round().clamp(0, 255)
+    return _ordered(y.to(x.dtype), x)
 
 # %% ../nbs/03_resize.ipynb #7ed3daf4
 def resize(x:torch.Tensor, # one image or a batch, (…, height, width): uint8 or floats
@@ -83,7 +94,9 @@ def resize(x:torch.Tensor, # one image or a batch, (…, height, width): uint8 o
           ) -> torch.Tensor: # (…, height, width), always new, of the type and in the order of `x`
     "Resize `x` to exactly `size`. Raises `TypeError` or `ValueError` for what is no image."
     _check_image(x)
-    rows, cols = (resize_weights(n, o, method, antialias) for n, o in zip(x.shape[-2:], size_pair(size)))
+    (h, w), (new_h, new_w) = x.shape[-2:], size_pair(size)
+    rows = resize_weights(h, new_h, method, antialias)
+    cols = resize_weights(w, new_w, method, antialias)
     return _apply(x, rows, cols)
 
 # %% ../nbs/03_resize.ipynb #be0fc5a8
@@ -93,7 +106,9 @@ def center_crop(x:torch.Tensor, # (…, height, width), of any type
     "The middle of `x`. Raises `ValueError` where `x` is smaller; `TypeError`."
     _check_tensor(x)
     (h, w), (ch, cw) = x.shape[-2:], size_pair(size)
-    if h < ch or w < cw: raise ValueError(f"a crop of {ch} x {cw} doesn't fit into an image of {h} x {w}: resize it first, or use `to_square` with how=\"pad\"")
+    if h < ch or w < cw:
+        raise ValueError(f"a crop of {ch} x {cw} doesn't fit into an image of {h} x {w}: resize it "
+                         "first, or use `to_square` with how=\"pad\"")
     top, left = round((h - ch)/2), round((w - cw)/2)
     return x[..., top:top + ch, left:left + cw]
 
@@ -105,30 +120,46 @@ def mirror_index(n:int, # pixels along an axis, at least 1
     i = (torch.arange(size) - (size - n)//2) % max(2*n - 2, 1)
     return torch.where(i < n, i, 2*n - 2 - i)
 
+# %% ../nbs/03_resize.ipynb #756b136c
+def _check_square(size, how):
+    "The side of a square. Raises `ValueError` for an unknown way, or for two sides that differ."
+    if how not in ("crop", "squish", "pad"):
+        raise ValueError(f"how must be crop, squish or pad, not {how!r}")
+    side, width = size_pair(size)
+    if side == width: return side
+    raise ValueError(f"a square has one side, and {side} x {width} is none: "
+                     "resize makes rectangles")
+
 # %% ../nbs/03_resize.ipynb #e8e30878
 def to_square(x:torch.Tensor, # one image or a batch, (…, height, width)
               size:int, # side of the square, in pixels
               how:str="crop", # "crop", "squish" or "pad"
               method:str="bilinear", # a name in `KERNELS`
              ) -> torch.Tensor: # (…, size, size)
-    "Make a square of a rectangle, with antialiasing. Raises `TypeError` or `ValueError` for what is no image."
+    """Make a square of a rectangle, with antialiasing. Raises `TypeError` or `ValueError` for what
+    is no image."""
     _check_image(x)
-    if how not in ("crop", "squish", "pad"): raise ValueError(f"how must be crop, squish or pad, not {how!r}")
-    (size, width), (h, w) = size_pair(size), x.shape[-2:]
-    if size != width: raise ValueError(f"a square has one side, and {size} x {width} is none: resize makes rectangles")
+    size = _check_square(size, how)
     if how == "squish": return resize(x, size, method)
-    side = (min if how == "crop" else max)(h, w)
-    shape = [max(1, size*o//side) for o in (h, w)]
-    if how == "pad":
-        y = resize(x, tuple(shape), method)
-        top_down, across = (mirror_index(o, size).to(x.device) for o in shape)
-        return _ordered(y[..., top_down[:, None], across], x)
-    # Only the pixels of the crop are computed: of a strip of 1 x 10,000 nearly all would be thrown away.
-    rows, cols = (resize_weights(n, o, method, first=round((o - size)/2), count=size) for n, o in zip((h, w), shape))
-    return _apply(x, rows, cols)
+    h, w = x.shape[-2:]
+    side = min(h, w) if how == "crop" else max(h, w)
+    shape = max(1, size*h//side), max(1, size*w//side)
+    if how == "crop":
+        # Only the pixels of the crop are computed: most of a strip of 1 x 10,000 is thrown away.
+        rows, cols = (resize_weights(n, o, method, first=round((o - size)/2), count=size)
+                      for n, o in zip((h, w), shape))
+        return _apply(x, rows, cols)
+    y = resize(x, shape, method)
+    top_down, across = (mirror_index(o, size).to(x.device) for o in shape)
+    return _ordered(y[..., top_down[:, None], across], x)
 
 # %% ../nbs/03_resize.ipynb #fa1eb2c9
-def _uniform(lo, hi, generator): return torch.empty(1).uniform_(lo, hi, generator=generator)
+def _uniform(lo, hi, generator):
+    return torch.empty(1).uniform_(lo, hi, generator=generator)
+
+def _below(n, generator):
+    "A whole number from 0 to `n`, with `n`."
+    return torch.randint(0, n + 1, (1,), generator=generator).item()
 
 def crop_box(h:int, # height of the image
              w:int, # width
@@ -136,13 +167,20 @@ def crop_box(h:int, # height of the image
              ratio:tuple=(3/4, 4/3), # least and greatest width over height
              generator:torch.Generator=None, # default: torch's own on the CPU
             ) -> tuple: # top, left, height, width
-    "A random box within `h` x `w`, drawn as torchvision's `RandomResizedCrop` draws it. Raises `ValueError`."
-    if not (h > 0 and w > 0 and 0 < scale[0] <= scale[1] and 0 < ratio[0] <= ratio[1]): raise ValueError(f"there is no crop of {scale} of the area with width over height {ratio} in an image of {h} x {w}")
+    """A random box within `h` x `w`, drawn as torchvision's `RandomResizedCrop` draws it.
+    Raises `ValueError`."""
+    if not (h > 0 and w > 0 and 0 < scale[0] <= scale[1] and 0 < ratio[0] <= ratio[1]):
+        raise ValueError(f"there is no crop of {scale} of the area with width over height {ratio} "
+                         f"in an image of {h} x {w}")
     lo, hi = torch.log(torch.tensor(ratio)).tolist()
     for _ in range(10):
-        area, r = h*w*_uniform(*scale, generator).item(), _uniform(lo, hi, generator).exp().item()
+        area = h*w*_uniform(*scale, generator).item()
+        r = _uniform(lo, hi, generator).exp().item()
         cw, ch = round(math.sqrt(area*r)), round(math.sqrt(area/r))
-        if 0 < cw <= w and 0 < ch <= h: return *(torch.randint(0, n + 1, (1,), generator=generator).item() for n in (h - ch, w - cw)), ch, cw
+        if not (0 < cw <= w and 0 < ch <= h): continue
+        top = _below(h - ch, generator)
+        left = _below(w - cw, generator)
+        return top, left, ch, cw
     r = min(max(w/h, ratio[0]), ratio[1])
     ch, cw = max(1, min(h, round(w/r))), max(1, min(w, round(h*r)))
     return (h - ch)//2, (w - cw)//2, ch, cw
@@ -179,15 +217,19 @@ def _check_turn(box, angle):
                          f"and an angle in degrees, not {box} and {angle}")
 
 # %% ../nbs/03_resize.ipynb #f5ad854f
-def rotated_crop(x:torch.Tensor, # a square picture (channels, height, width), floats
+def rotated_crop(x:torch.Tensor, # a square image (channels, height, width), floats
                  box:tuple, # top, left, height and width, such as `crop_box` gives
                  angle:float, # in degrees
                  size:int, # side of the result, in pixels
                 ) -> torch.Tensor: # (channels, size, size)
-    "The part `box` of `x`, turned around its middle, by a single interpolation. Raises `TypeError`, `ValueError`."
+    """The part `box` of `x`, turned around its middle, by a single interpolation.
+    Raises `TypeError`, `ValueError`."""
     _check_image(x)
-    if not x.is_floating_point(): raise TypeError(f"pixels must be floats to be interpolated, not {x.dtype}")
-    if x.ndim != 3 or x.shape[-1] != x.shape[-2]: raise ValueError(f"one square picture (channels, height, width) is needed, not {tuple(x.shape)}: see to_square")
+    if not x.is_floating_point():
+        raise TypeError(f"pixels must be floats to be interpolated, not {x.dtype}")
+    if x.ndim != 3 or x.shape[-1] != x.shape[-2]:
+        raise ValueError("one square image (channels, height, width) is needed, "
+                         f"not {tuple(x.shape)}: see to_square")
     _check_turn(box, angle)
     m = _places(*box, x.shape[-1], math.radians(angle))
     with torch.autocast(x.device.type, enabled=False): # half precision is too coarse for places
@@ -208,14 +250,15 @@ def _side_between(size, larger, angle):
     return max(1, round(size*larger))
 
 # %% ../nbs/03_resize.ipynb #12668b63
-def presize(x:torch.Tensor, # a picture (channels, height, width), floats
+def presize(x:torch.Tensor, # an image (channels, height, width), floats
             size:int, # side of the result, in pixels
             larger:float=1.25, # side of the square in between, relative to `size`
             scale:tuple=(0.75, 1.), # least and greatest share of its area
             angle:float=10., # greatest rotation to either side, in degrees
             generator:torch.Generator=None, # default: torch's own on the CPU
            ) -> torch.Tensor: # (channels, size, size)
-    "A random part of `x`, turned at random: first a larger square, then a single interpolation. Raises `TypeError`, `ValueError`."
+    """A random part of `x`, turned at random: first a larger square, then a single interpolation.
+    Raises `TypeError`, `ValueError`."""
     x = to_square(x, _side_between(size, larger, angle))
     box = crop_box(*x.shape[-2:], scale, (1, 1), generator)
     return rotated_crop(x, box, _uniform(-angle, angle, generator).item(), size)

@@ -1,4 +1,4 @@
-"""Look at a picture more than once: five crops, ten crops, and what a single pass over a larger picture makes of the five.
+"""Look at an image more than once: five crops, ten crops, and what a single pass over a larger image makes of the five.
 
 Docs: https://sota-course.github.io/sota_course/tta.html.md"""
 
@@ -50,7 +50,7 @@ def _check_crops(x, pad):
     "Raises `TypeError`, `ValueError` unless `x` is a tensor of images and `pad` a way to pad."
     if not isinstance(x, torch.Tensor) or x.ndim < 2:
         raise TypeError("crops are cut from a tensor (…, height, width), not from "
-                        f"{type(x).__name__}: torchvision's to_tensor makes one of a picture")
+                        f"{type(x).__name__}: torchvision's to_tensor makes one of an image")
     if pad is not None and pad not in PADS:
         raise ValueError(f"pad must be None, {' or '.join(PADS)}, not {pad!r}")
 
@@ -69,8 +69,8 @@ def make_room(x:torch.Tensor, # images (…, height, width), of any type
     if x.ndim > 2 and w in (1, 3, 4):
         hint = " (are its channels last? They must come before height and width)"
     raise ValueError(f"a crop of {th} x {tw} doesn't fit into {h} x {w} pixels{hint}: take a "
-                     "smaller size, enlarge the picture, or pad it: five_crop has pad=, and tta_predict "
-                     "takes views=partial(five_crop, pad=\"zeros\")")
+                     "smaller size, enlarge the image, or pad it: five_crop has pad=, and "
+                     "tta_predict takes views=partial(five_crop, pad=\"zeros\")")
 
 # %% ../nbs/04_tta.ipynb #4a274eed
 def crop_slices(x:torch.Tensor, # images (…, height, width), at least as large as `size`

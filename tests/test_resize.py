@@ -462,7 +462,7 @@ def test_a_rotated_crop_against_torchvision():
     assert torch.allclose(rotated_crop(x, (8, 12, 40, 40), 0, 30), F.interpolate(x[None, :, 8:48, 12:52], (30, 30), mode="bilinear")[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("x, error, words", [(torch.zeros(3, 8, 8, dtype=torch.uint8), TypeError, "floats"), (noise(3, 8, 9), ValueError, "one square picture"), (noise(2, 3, 8, 8), ValueError, "one square picture")])
+@pytest.mark.parametrize("x, error, words", [(torch.zeros(3, 8, 8, dtype=torch.uint8), TypeError, "floats"), (noise(3, 8, 9), ValueError, "one square image"), (noise(2, 3, 8, 8), ValueError, "one square image")])
 def test_bad_rotated_crops(x, error, words):
     with pytest.raises(error, match=words): rotated_crop(x, (0, 0, 4, 4), 0, 4)
 

@@ -460,9 +460,9 @@ def test_never_more_than_a_batch_ahead(photos, monkeypatch):
 @pytest.mark.parametrize("kwargs, error, words", [
     (dict(views="six"), ValueError, "views must be centre"), (dict(reduce="median"), ValueError, "mean or max"), (dict(beta=1.5), ValueError, "from 0 to 1"),
     (dict(size=None), ValueError, "pass size="), (dict(ratio=1.2), ValueError, "loaders of files"), (dict(ratio=.5), ValueError, "at least 1"),
-    (dict(size=99), ValueError, "doesn't fit"), (dict(dl=torch.zeros(3, 30, 30)), ValueError, r"x\[None\]"), (dict(dl=[]), ValueError, "no pictures"),
+    (dict(size=99), ValueError, "doesn't fit"), (dict(dl=torch.zeros(3, 30, 30)), ValueError, r"x\[None\]"), (dict(dl=[]), ValueError, "no images"),
     (dict(dl=torch.zeros(2, 3, 30, 30, dtype=torch.uint8)), TypeError, "normalize them"), (dict(dl=["a.jpg"]), TypeError, "holds tensors"),
-    (dict(dl=None), ValueError, "no pictures"), (dict(dl=[{"x": 1}]), TypeError, "holds tensors"), (dict(dl=DataLoader([{"x": torch.zeros(3)}])), TypeError, "must be a tensor")])
+    (dict(dl=None), ValueError, "no images"), (dict(dl=[{"x": 1}]), TypeError, "holds tensors"), (dict(dl=DataLoader([{"x": torch.zeros(3)}])), TypeError, "must be a tensor")])
 def test_bad_arguments(kwargs, error, words):
     with pytest.raises(error, match=words): predict(net(), **{**dict(dl=torch.zeros(2, 3, 30, 30), size=24), **kwargs})
 
@@ -650,14 +650,14 @@ def test_a_class_is_no_loss_yet(loss):
 def test_an_activation_that_mixes_pictures_is_refused(act):
     for n in (1, 5):
         for views in ("centre", "five"):
-            with pytest.raises(ValueError, match="depends on the other pictures, or on chance"):
+            with pytest.raises(ValueError, match="depends on the other images, or on chance"):
                 predict(small_net(), torch.randn(n, 3, 9, 9), views, size=6, act=act)
 
 
 @pytest.mark.parametrize("act, words", [
-    (lambda x: x.argmax(-1), "a row for each picture"),
-    (lambda x: x.sum(), "a row for each picture"),
-    (lambda x: x.tolist(), "a row for each picture"),
+    (lambda x: x.argmax(-1), "a row for each image"),
+    (lambda x: x.sum(), "a row for each image"),
+    (lambda x: x.tolist(), "a row for each image"),
     (partial(torch.softmax, dim=2), "can't be applied.*Dimension out of range"),
     (nn.Linear(4, 4), "can't be applied"), (nn.BatchNorm1d(3), "can't be applied")])
 def test_an_activation_that_cant_be_applied_is_refused(act, words):
@@ -788,8 +788,8 @@ def only_one(x, size): return five_crop(x, size)[:, :1]
 @pytest.mark.parametrize("kwargs, words", [
     (dict(bs=0), "bs must be"), (dict(bs=-1), "bs must be"), (dict(bs=2.5), "bs must be"),
     (dict(bs=True), "bs must be"), (dict(size=0), "at least 1"),
-    (dict(views=swapped), "every view must hold all 2 pictures"),
-    (dict(views=only_one), "every view must hold all 2 pictures"),
+    (dict(views=swapped), "every view must hold all 2 images"),
+    (dict(views=only_one), "every view must hold all 2 images"),
     (dict(dl=[torch.zeros(30, 30)]), "channels, height, width"),
     (dict(dl=[torch.zeros(1, 3, 30, 30)]), "channels, height, width")])
 def test_more_bad_arguments(kwargs, words):

@@ -85,8 +85,8 @@ def split_model(model:nn.Module, # a Sequential, maybe of Sequentials, with one 
     pooling = [i for i, o in enumerate(layers) if _kinds(o)]
     if not pooling:
         raise ValueError(f"{type(model).__name__} can't be split into body, global pooling and "
-                         "head: build it as nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
-                         "…), or use views=\"five\"")
+                         "head: build it as nn.Sequential(body, nn.AdaptiveAvgPool2d(1), "
+                         "nn.Flatten(), …), or use views=\"five\"")
     at = pooling[0]
     return nn.Sequential(*layers[:at]), _kinds(layers[at]), nn.Sequential(*layers[at + 1:])
 

@@ -1,4 +1,4 @@
-"""Train on small images first and on large ones last, in one fit that can be interrupted; and see what a model makes of other sizes
+"""Train on small images first and on large ones last, in one fit that can be interrupted
 
 Docs: https://sota-course.github.io/sota_course/training/progressive.html.md"""
 
