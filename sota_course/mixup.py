@@ -15,7 +15,6 @@ from functools import lru_cache, partial
 from inspect import signature
 from numbers import Real
 import torch
-from torch import nn
 from torch.distributions import Gamma
 from .core import as_numbers, check_tensor, check_whole, class_numbers, whole_numbers
 
