@@ -21,7 +21,8 @@ from PIL import Image
 from sota_course.baseline import baseline_learner
 from sota_course.data import get_dls
 from sota_course.images.decode import image_files, open_image
-from sota_course.normalize import ChannelStats, dataset_stats, normalize
+from sota_course.images.normalization import dataset_stats
+from sota_course.normalize import ChannelStats, normalize
 from sota_course.training.runs import Result, Run, score
 from sota_course.training.settings import environment
 

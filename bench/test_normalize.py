@@ -14,7 +14,7 @@ from fastai.data.transforms import Normalize as FastaiNormalize
 from fastai.torch_core import TensorImage
 from fastai.vision.core import imagenet_stats
 
-from sota_course.normalize import Normalize, dataset_stats
+from sota_course.images.normalization import Normalize, dataset_stats
 from test_loader import alternate, decode, files, rates  # noqa: F401 (files is a fixture)
 
 

@@ -29,8 +29,9 @@ from sota_course.course.exercises import check, exercises
 from sota_course.core import BadImages
 from sota_course.images.loader import cached_dls
 from sota_course.training.models import load_model, read_card, save_model
-from sota_course.normalize import (ChannelStats, Normalize, channel_stats, check_stats,
-                                   check_unit_stats, dataset_stats, denormalize, normalize)
+from sota_course.images.normalization import Normalize, dataset_stats
+from sota_course.normalize import (ChannelStats, channel_stats, check_stats, check_unit_stats,
+                                   denormalize, normalize)
 
 quick = settings(deadline=None, max_examples=40)
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

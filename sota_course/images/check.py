@@ -7,7 +7,7 @@ Docs: https://sota-course.github.io/sota_course/images/check.html.md"""
 # %% auto #0
 __all__ = ['FATAL', 'HARMLESS', 'KINDS', 'MAX_PIXELS', 'kind', 'mode_problems', 'misnamed', 'cut_short', 'decode_problems',
            'picture_problems', 'disk_problem', 'file_problems', 'ImageRecord', 'ImageReport', 'printable', 'walk',
-           'class_problems', 'listing', 'strict', 'check_images', 'BadImagesError', 'quarantine']
+           'class_problems', 'listing', 'strict', 'check_images', 'quarantine']
 
 # %% ../../nbs/images/check.ipynb #383484c4
 import csv, errno, html, os, re, shutil, stat, warnings
@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from PIL import Image, ImageFile, UnidentifiedImageError
-from .fetch import DataError
+from ..errors import BadImages, DataError, ImageError, check_whole
 from .decode import ENDINGS, readable_formats
 
 # %% ../../nbs/images/check.ipynb #5f8005b7
@@ -255,15 +255,14 @@ def strict():
 
 # %% ../../nbs/images/check.ipynb #9da13313
 def check_images(path_or_files, # a data set's folder, any folder, a file, or a list of files
-                 max_pixels:int=MAX_PIXELS, # width times height above which a picture is absurd; never more than Pillow's own limit
+                 max_pixels:int=MAX_PIXELS, # width times height above which an image is absurd; never more than Pillow's own limit
                  n_workers:int|None=None, # threads; default: one for each core, 8 at most
                  progress:bool=True, # show a bar?
                 ) -> ImageReport: # `raise_if_fatal()` it before you train
-    "Opens and decodes every picture and reports what is wrong, by name. Raises `DataError` only if there is no such path, `ValueError` or `TypeError` for other arguments."
+    "Opens and decodes every image and reports what is wrong, by name. Raises `DataError` only if there is no such path, `ValueError` or `TypeError` for other arguments."
     if n_workers is None: n_workers = min(8, os.cpu_count() or 1)
-    for name, value in (("max_pixels", max_pixels), ("n_workers", n_workers)):
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
+    check_whole(max_pixels, "max_pixels", 1)
+    check_whole(n_workers, "n_workers", 1)
     root, files, known = listing(path_or_files)
     with strict(), ThreadPoolExecutor(n_workers) as pool:
         with closing(pool.map(lambda o: file_problems(o, max_pixels), files)) as results:
@@ -271,21 +270,24 @@ def check_images(path_or_files, # a data set's folder, any folder, a file, or a 
                 from fastprogress.fastprogress import progress_bar
                 results = progress_bar(results, total=len(files), leave=False)
             known += [(o, found) for found, o in zip(results, files)] # this way round the bar gets to its end
-    records = [ImageRecord(o.relative_to(root).as_posix(), name, detail, name in FATAL) for o, found in known for name, detail in found]
-    return ImageReport(root, len(files), sorted(records, key=lambda o: (not o.fatal, o.file, o.problem)))
+    records = [ImageRecord(o.relative_to(root).as_posix(), name, detail, name in FATAL)
+               for o, found in known for name, detail in found]
+    worst_first = sorted(records, key=lambda o: (not o.fatal, o.file, o.problem))
+    return ImageReport(root, len(files), worst_first)
 
 # %% ../../nbs/images/check.ipynb #3df97521
-class BadImagesError(DataError): "Files that would end a training, by name, and the ways out."
-
 @patch
 def raise_if_fatal(self:ImageReport, examples:int=10) -> ImageReport: # itself, if nothing is fatal
-    "Raises `BadImagesError`, which lists the first `examples` fatal findings."
+    "Raises `BadImages`, which lists the first `examples` fatal findings, and has all of them in its `errors`."
     if not self.fatal: return self
-    lines = [f"  {printable(o.file)}: {o.problem} ({printable(o.detail)})" for o in self.fatal[:examples]]
-    if len(self.fatal) > examples: lines.append(f"  … and {len(self.fatal) - examples:,} more")
-    raise BadImagesError("\n".join([f"{len(self.fatal):,} findings in {self.root} would end a training:", *lines,
-        "What you can do: copy or download these files again; or move them aside, in their folders, with "
-        "quarantine(check_images(folder), another_folder)."]))
+    errors = [ImageError(printable(o.file), f"{o.problem} ({printable(o.detail)})") for o in self.fatal]
+    n = len(errors)
+    lines = [f"{n:,} findings in {self.root} would end a training:",
+             *(f"  {o}" for o in errors[:examples])]
+    if n > examples: lines.append(f"  … and {n - examples:,} more")
+    lines.append("What you can do: copy or download these files again; or move them aside, in their "
+                 "folders, with quarantine(check_images(folder), another_folder).")
+    raise BadImages(errors, "\n".join(lines))
 
 # %% ../../nbs/images/check.ipynb #8f5d84cf
 def quarantine(report:ImageReport, # of a folder
