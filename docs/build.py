@@ -35,6 +35,8 @@ from links import BADGES, BRANCH, LINK, ROOT, absolute, address, outside_code, p
 from readme import markdown, shown, text
 
 PACKAGE = "sota_course"
+# The navigation: chapters, the rooms beneath them (folders of `nbs`), and what every notebook stands on
+GROUPS = "Chapters", "Images", "Training", "Course", "Library"
 
 
 # --- the reference: what a module exports, with its docments ---
@@ -304,6 +306,14 @@ class Site:
         anchors = "".join(f'<span id="{s.name.lower()}"></span>' for s in rest)
         return [mk_cell(f'<div class="exported{"" if links else " unseen"}">{links}{anchors}</div>', "markdown")]
 
+    def gathered(self, module: str) -> str:
+        "Of a module that only hands on what others define: the names, as links to the reference."
+        public = [] if self.symbols[module] else import_module(module).__all__
+        def link(name):
+            s = self.known.get(name)
+            return f"{{py:obj}}`{name} <{s.full}>`" if s and s.documented else f"`{name}`"
+        return ", ".join(map(link, sorted(public, key=str.lower)))
+
     def reference(self, path: Path):
         "Write the reference page of the module at `path`."
         module, doc = module_name(path), module_doc(path)
@@ -313,6 +323,7 @@ class Site:
         chapter = f"Explained in [{heading(self.paths[nb])[0]}]({up}{page_name(nb)}.ipynb)." if nb in self.paths else ""
         source = path.relative_to(ROOT).as_posix()
         parts = [f"# {module}", f"> {summary}", self.linked(rest, module), chapter, f":::{{py:module}} {module}\n:::"]
+        parts.append(self.gathered(module))
         twin = [f"# {module}", doc]
         for s in filter(lambda o: o.documented, self.symbols[module]):
             link = f'<a class="source" href="{self.at.blob(source)}#L{s.node.lineno}">source</a>'
@@ -327,16 +338,19 @@ class Site:
     def navigation(self) -> str:
         "The site's table of contents, which the front page carries unseen."
         groups = {}
-        for o in self.pages: groups.setdefault(o.group, []).append(o.name)
-        return "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {group}", "", *names, "```"])
-                           for group, names in groups.items())
+        for o in self.pages:
+            # All modules are the package's: the list says so in its head.
+            short = o.title.removeprefix(f"{PACKAGE}.")
+            line = f"{short} <{o.name}>" if o.group == "Reference" else o.name
+            groups.setdefault(o.group, []).append(line)
+        return "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {group}", "", *lines, "```"])
+                           for group, lines in groups.items())
 
     def make(self):
         "Write all pages. The front page comes last: it lists the others."
-        for nb in self.paths:
-            if "/" not in nb and nb != "index.ipynb": self.notebook(nb, "Chapters")
-        for nb in self.paths:
-            if "/" in nb: self.notebook(nb, "Tools")
+        for group in GROUPS:
+            for nb in self.paths:
+                if group_of(nb) == group: self.notebook(nb, group)
         for path in modules(): self.reference(path)
         self.notebook("index.ipynb", "")
 
@@ -348,6 +362,15 @@ class Site:
             parts.append(f"## {group}\n\n" + "\n".join(f"- [{o.title}]({self.at.docs}{o.name}.html.md): {plain_words(o.summary)}"
                                                        for o in others if o.group == group))
         return "\n\n".join(parts) + "\n"
+
+
+def group_of(nb: str) -> str:
+    "Where the navigation lists the notebook `nb`, a path below `nbs`; empty for the front page. Raises `ValueError`."
+    if nb == "index.ipynb": return ""
+    if "/" not in nb: return "Chapters" if nb[0].isdigit() else "Library"
+    group = nb.partition("/")[0].capitalize()
+    if group not in GROUPS: raise ValueError(f"nbs/{nb}: the navigation has no group for this folder: add it to GROUPS")
+    return group
 
 
 def heading(path: Path) -> tuple[str, str]:

@@ -43,7 +43,7 @@ _all_ = ["smooth_cross_entropy", "smooth_targets", "cutmix", "mixup",
 # %% ../nbs/all.ipynb #51c3b00b
 from .baseline import baseline_learner, xresnet10
 from .label_smoothing import SmoothCrossEntropy
-from .normalize import Normalize, dataset_stats
+from .images.normalization import Normalize, dataset_stats
 from .training.dense import dense_five_crop
 from .training.metrics import (
     brier, ece, fit_temperature, nll, reliability, reliability_diagram)

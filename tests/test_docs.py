@@ -16,7 +16,8 @@ sys.path[:0] = [str(ROOT/"scripts"), str(ROOT/"docs")]
 from links import BADGES, address, page_name, source
 
 NOTEBOOKS = sorted(o.relative_to(ROOT/"nbs").as_posix() for o in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in o.parts)
-MODULES = sorted(o.stem for o in (ROOT/"sota_course").glob("[!_]*.py"))
+MODULES = sorted(".".join(o.relative_to(ROOT/"sota_course").with_suffix("").parts)
+                 for o in (ROOT/"sota_course").rglob("[!_]*.py"))
 
 
 def build(out): return subprocess.run([sys.executable, ROOT/"docs/build.py", "--out", out], cwd=ROOT, capture_output=True, text=True)
@@ -51,9 +52,19 @@ def test_llms_txt_lists_every_page(site):
     for nb in NOTEBOOKS: assert source(cells(nb)[0]).splitlines()[0].removeprefix("# ") in text
 
 
+def test_the_navigation_has_a_group_for_each_room(site):
+    text = (site/"llms.txt").read_text(encoding="utf-8")
+    groups = {o.partition("\n")[0]: o for o in text.split("\n## ")[1:]}
+    assert list(groups) == ["Chapters", "Images", "Training", "Course", "Library", "Reference"]
+    places = {"Images": "images/", "Training": "training/", "Course": "course/", "Reference": "api/"}
+    for group, place in places.items():
+        assert all(f"({address().docs}{place}" in o for o in groups[group].splitlines() if o.startswith("- ")), group
+    assert groups["Chapters"].count("\n- ") == len([o for o in NOTEBOOKS if o[0].isdigit()])
+
+
 def test_docstrings_point_to_pages_that_exist(site):
     for module in MODULES:
-        url = re.search(r"^Docs: (\S+?)\"*$", (ROOT/f"sota_course/{module}.py").read_text(encoding="utf-8"), re.M)[1]
+        url = re.search(r"^Docs: (\S+?)\"*$", (ROOT/f"sota_course/{module.replace('.', '/')}.py").read_text(encoding="utf-8"), re.M)[1]
         assert (site/url.removeprefix(address().docs)).is_file(), url
 
 
@@ -241,7 +252,7 @@ def page(browser, served):
 
 @pytest.mark.browser
 def test_search_finds_a_function(page, served):
-    name, module = ("get_data", "data") if "data" in MODULES else ("show_figure", "plots")
+    name, module = "get_data", "data"
     wrong = watch(page, served)
     page.goto(served)
     page.keyboard.press("Control+k")
@@ -282,12 +293,12 @@ def test_the_colab_button_opens_the_right_notebook(page, served):
 @pytest.mark.browser
 def test_the_reference_shows_docments(page, served):
     from fastcore.docments import docments
-    from sota_course.course import figures as plots
-    page.goto(served + "api/plots.html")
-    for f in plots.__all__:
+    from sota_course.course import figures
+    page.goto(served + "api/course.figures.html")
+    for f in figures.__all__:
         entry = page.locator(f"dl.py:has([id='sota_course.course.figures.{f}'])")
         shown = [o.replace("’", "'") for o in entry.locator("tr").all_inner_texts()]
-        for name, words in docments(getattr(plots, f)).items():
+        for name, words in docments(getattr(figures, f)).items():
             if words: assert any(o.startswith(name) and words.replace("`", "") in o for o in shown), f"{f}: {name}"
 
 

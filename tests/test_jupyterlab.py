@@ -185,7 +185,7 @@ def test_an_error_is_seen(run, lab):
 
 
 def test_a_slider_moves_its_picture(run):
-    page = run("plots.ipynb")
+    page = run("figures.ipynb")
     wave = page.locator(f"{PICTURE}[alt^='A sine wave of frequency']")
     before = wave.get_attribute("alt"), wave.get_attribute("src")
     assert before[0] == "A sine wave of frequency 5."

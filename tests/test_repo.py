@@ -47,8 +47,8 @@ def test_modules_are_exported(copy):
 
 
 def test_an_edited_module_is_noticed(copy):
-    (copy/"sota_course"/"plots.py").write_text("edited by hand")
-    assert "sota_course/plots.py" in nbdev("nbdev-export", copy)
+    (copy/"sota_course"/"course"/"figures.py").write_text("edited by hand")
+    assert "sota_course/course/figures.py" in nbdev("nbdev-export", copy)
 
 
 def test_notebooks_are_clean(copy):
