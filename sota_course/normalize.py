@@ -18,14 +18,13 @@ def _images(x):
         raise TypeError(f"a batch is a tensor, not {type(x).__name__}: make one with "
                         "torch.as_tensor, channels before height and width")
     shape = tuple(x.shape)
-    x = x.detach().as_subclass(torch.Tensor)
-    if x.ndim == 3: x = x[None]
-    if x.ndim != 4:
+    if x.ndim not in (3, 4):
         raise ValueError("images are (n, channels, height, width), or one is (channels, height, "
                          f"width); this has the shape {shape}")
     if not x.numel():
-        raise ValueError(f"there are no pixels in a batch of the shape {tuple(x.shape)}, so it has no statistics")
-    return x
+        raise ValueError(f"there are no pixels in a batch of the shape {shape}, so it has no statistics")
+    x = x.detach().as_subclass(torch.Tensor)
+    return x if x.ndim == 4 else x[None]
 
 # %% ../nbs/02_normalize.ipynb #34c90df9
 def _float64(x):
@@ -34,7 +33,8 @@ def _float64(x):
     if x.dtype == torch.uint8: return x.double()/255
     if not x.is_floating_point(): raise ValueError(f"pixels are uint8 or floats, not {x.dtype}")
     if not x.isfinite().all():
-        raise ValueError("a pixel is infinite or not a number: statistics of such a batch mean nothing")
+        raise ValueError("a pixel is infinite or not a number: "
+                         "statistics of such a batch mean nothing")
     return x.double()
 
 # %% ../nbs/02_normalize.ipynb #dafde241
@@ -70,13 +70,7 @@ def _byte_counts(x):
     one_by_one = (o.reshape(-1) for o in x.unbind(1))
     return np.stack([torch.bincount(o, minlength=256).cpu().numpy() for o in one_by_one])
 
-def _float_group(x):
-    "Pixels, means and summed squared deviations of the floats `x`, `(n, channels, height, width)`."
-    x, n = _float64(x), x.numel()//x.shape[1]
-    mean = x.mean((0, 2, 3), keepdim=True)
-    ss = (x - mean).square().sum((0, 2, 3))
-    return n, mean.flatten().cpu().numpy(), ss.cpu().numpy()
-
+# %% ../nbs/02_normalize.ipynb #2a7a0001
 def _pil_counts(image):
     "Counts `(channels, 256)` of the bytes of a PIL image. Raises `ValueError` for one of another kind."
     if image.mode not in ("L", "RGB"):
@@ -84,53 +78,29 @@ def _pil_counts(image):
                          "sota_course.images.decode.open_image")
     return np.array(image.histogram()).reshape(-1, 256)
 
+# %% ../nbs/02_normalize.ipynb #2a7a0003
+def _float_group(x):
+    "Pixels, means and summed squared deviations of the floats `x`, `(n, channels, height, width)`."
+    x, n = _float64(x), x.numel()//x.shape[1]
+    mean = x.mean((0, 2, 3), keepdim=True)
+    ss = (x - mean).square().sum((0, 2, 3))
+    return n, mean.flatten().cpu().numpy(), ss.cpu().numpy()
+
 # %% ../nbs/02_normalize.ipynb #beccbcec
-class ChannelStats:
-    "Mean and standard deviation of the channels of any number of images, of any sizes: collected in pieces, joined with `merge`."
+class _Collected:
+    "Counts of bytes and a group of floats, and what they say together."
     def __init__(self, channels:int=3): # of every image
         if channels < 1: raise ValueError(f"an image has at least one channel, not {channels}")
-        self.hist = np.zeros((channels, 256), dtype=np.int64) # of bytes: how often each value occurs
-        self.group = 0, np.zeros(channels), np.zeros(channels) # of floats: pixels, means, summed squared deviations
-
-    def update(self, batch, # tensor `(n, channels, height, width)` or of one image, uint8 or floats; or a PIL image of 8 bits
-              ) -> "ChannelStats": # itself
-        "Take in a batch. Raises `ValueError` for another number of channels, no pixels, or undefined ones."
-        if hasattr(batch, "getbands"): return self._add_counts(_pil_counts(batch))
-        x = _images(batch)
-        if x.dtype == torch.uint8: return self._add_counts(_byte_counts(x))
-        self._check_channels(x.shape[1])
-        self.group = _join(self.group, _float_group(x))
-        return self
-
-    def merge(self, other, # `ChannelStats` of other images, maybe from another process
-             ) -> "ChannelStats": # itself
-        "Take in what `other` has collected. Raises `ValueError` for another number of channels."
-        if not isinstance(other, ChannelStats):
-            raise TypeError(f"only ChannelStats can be merged, not {type(other).__name__}")
-        if other.channels != self.channels:
-            raise ValueError(f"statistics of {self.channels} and of {other.channels} channels can't be merged")
-        self.hist = self.hist + other.hist
-        self.group = _join(self.group, other.group)
-        return self
-
-    def _add_counts(self, counts):
-        self._check_channels(len(counts))
-        self.hist += counts
-        return self
-
-    def _check_channels(self, n):
-        if n == self.channels: return
-        raise ValueError(f"these are statistics of {self.channels} channels, and the image has {n}: "
-                         f"ChannelStats(channels={n}) is for those")
+        self.hist = np.zeros((channels, 256), dtype=np.int64) # how often each value of a byte occurs
+        self.group = 0, np.zeros(channels), np.zeros(channels) # of floats: see `_join`
 
     def _all(self):
         n, mean, ss = _join(self.group, _moments(self.hist))
-        if not n: raise ValueError("no image was looked at, so there are no statistics: call update first")
-        return n, mean, ss
+        if n: return n, mean, ss
+        raise ValueError("no image was looked at, so there are no statistics: call update first")
 
     @property
     def channels(self) -> int: # of every image
-        "How many channels there are."
         return len(self.hist)
 
     @property
@@ -153,6 +123,39 @@ class ChannelStats:
     def pair(self) -> tuple: # (means, stds)
         "Both as lists of plain numbers."
         return self.mean.tolist(), self.std.tolist()
+
+# %% ../nbs/02_normalize.ipynb #2a7a0005
+def _check_channels(have, n):
+    "Raises `ValueError` for an image of `n` channels where the statistics have another number."
+    if n == have: return
+    raise ValueError(f"these are statistics of {have} channels, and the image has {n}: "
+                     f"ChannelStats(channels={n}) is for those")
+
+# %% ../nbs/02_normalize.ipynb #2a7a0007
+class ChannelStats(_Collected):
+    "Mean and standard deviation of the channels of any number of images, of any sizes: collected in pieces, joined with `merge`."
+    def update(self, batch, # tensor `(n, channels, height, width)` or of one image, uint8 or floats; or a PIL image of 8 bits
+              ) -> "ChannelStats": # itself
+        "Take in a batch. Raises `ValueError` for another number of channels, no pixels, or undefined ones."
+        pil = hasattr(batch, "getbands")
+        x = _pil_counts(batch) if pil else _images(batch)
+        _check_channels(self.channels, len(x) if pil else x.shape[1])
+        if pil: self.hist += x
+        elif x.dtype == torch.uint8: self.hist += _byte_counts(x)
+        else: self.group = _join(self.group, _float_group(x))
+        return self
+
+    def merge(self, other, # `ChannelStats` of other images, maybe from another process
+             ) -> "ChannelStats": # itself
+        "Take in what `other` has collected. Raises `ValueError` for another number of channels."
+        if not isinstance(other, ChannelStats):
+            raise TypeError(f"only ChannelStats can be merged, not {type(other).__name__}")
+        if other.channels != self.channels:
+            raise ValueError(f"statistics of {self.channels} and of {other.channels} channels "
+                             "can't be merged")
+        self.hist = self.hist + other.hist
+        self.group = _join(self.group, other.group)
+        return self
 
     def __repr__(self):
         if not self.pixels: return f"ChannelStats of {self.channels} channels: no pixels yet"
@@ -191,19 +194,24 @@ def check_unit_stats(mean, # of each channel
     return mean, std
 
 # %% ../nbs/02_normalize.ipynb #3c698260
+def _check_fit(x, n):
+    "Raises `ValueError` unless `x`, `(…, channels, height, width)`, has `n` channels."
+    channels = x.shape[-3] if x.ndim > 2 else "none"
+    if channels == n: return
+    problem = (f"there are statistics for {n} channels, and a batch of the shape {tuple(x.shape)} "
+               f"has {channels}")
+    if x.ndim > 2 and x.shape[-1] == n:
+        problem += ": its channels seem to be last, so permute it first"
+    raise ValueError(problem)
+
+# %% ../nbs/02_normalize.ipynb #2a7a0009
 def _shaped(x, mean, std):
     "Statistics that stretch over `x`, `(…, channels, height, width)`. Raises `ValueError` where they don't fit."
     if not x.is_floating_point():
         raise ValueError(f"{x.dtype} pixels can't be normalized: make them floats from 0 to 1 "
                          "first, with x.float()/255")
     mean, std = check_stats(mean, std)
-    channels = x.shape[-3] if x.ndim > 2 else "none"
-    if channels != len(mean):
-        problem = (f"there are statistics for {len(mean)} channels, and a batch of the shape "
-                   f"{tuple(x.shape)} has {channels}")
-        if x.ndim > 2 and x.shape[-1] == len(mean):
-            problem += ": its channels seem to be last, so permute it first"
-        raise ValueError(problem)
+    _check_fit(x, len(mean))
     to = dict(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
     return (o[:, None, None].to(**to) for o in (mean, std))
 
@@ -216,6 +224,7 @@ def normalize(x:torch.Tensor, # floats `(…, channels, height, width)`
     mean, std = _shaped(x, mean, std)
     return (x - mean).div_(std).to(x.dtype) # in place on what the subtraction made, not on x
 
+# %% ../nbs/02_normalize.ipynb #2a7a0008
 def denormalize(x:torch.Tensor, # floats `(…, channels, height, width)`
                 mean, # that it was normalized with
                 std,
