@@ -26,27 +26,31 @@ from .images.fetch import SETS, DataError, fetch
 from .images.decode import image_files
 from .images.loader import build_cache, cached_dls, check_whole, presize_for
 
-# %% ../nbs/00_data.ipynb #bf3c4d6e
+# %% ../nbs/00_data.ipynb #450896ba
 def _folder(path):
     "`path` as a `Path`. Raises `TypeError` where it can't be one."
     if isinstance(path, (str, os.PathLike)): return Path(path)
     raise TypeError(f"a data set is named by a string or a path, not by {path!r}")
 
+def _classes(path, split):
+    "The names of the class folders of a split. Raises `DataError` without the folder of the split."
+    if os.path.isdir(path/split):
+        return {o.name for o in (path/split).iterdir() if o.is_dir() and not o.name.startswith(".")}
+    raise DataError(f"{path} has no folder {split!r}: put the images into {split}/<class>/<image>")
+
+# %% ../nbs/00_data.ipynb #bf3c4d6e
 def check_layout(path, # folder with `train` and `val`, a folder for each class in both
                 ) -> list: # names of the classes
     "The classes of a data-set folder, two at least. Raises `DataError` where it isn't laid out as the course needs it."
     path = _folder(path)
-    found = {}
-    for split in ("train", "val"):
-        if not os.path.isdir(path/split): raise DataError(f"{path} has no folder {split!r}: put the images into {split}/<class>/<image>")
-        found[split] = {o.name for o in (path/split).iterdir() if o.is_dir() and not o.name.startswith(".")}
-    if not found["train"]: raise DataError(f"{path}/train holds no class folders: put the images into train/<class>/<image>")
-    if only := found["train"] ^ found["val"]:
+    train, val = (_classes(path, o) for o in ("train", "val"))
+    if not train: raise DataError(f"{path}/train holds no class folders: put the images into train/<class>/<image>")
+    if only := train ^ val:
         raise DataError(f"{path}: train and val must have the same classes, and only one of them has {', '.join(sorted(only))}")
-    if len(found["train"]) == 1: raise DataError(f"{path} has the single class {found['train'].pop()!r}: a classifier needs two at least")
-    return sorted(found["train"])
+    if len(train) == 1: raise DataError(f"{path} has the single class {train.pop()!r}: a classifier needs two at least")
+    return sorted(train)
 
-# %% ../nbs/00_data.ipynb #61b27cd9
+# %% ../nbs/00_data.ipynb #df0b0375
 def _drawn_name(given):
     "The name of the folder for a drawn set with the arguments `given`, unlike that of any other set."
     params = inspect.signature(draw_dataset).parameters
@@ -55,6 +59,7 @@ def _drawn_name(given):
     noise = short if float(short) == card["noise"] else repr(card["noise"])
     return f"drawn-v{DRAWING}-{card['n_train']}-{card['n_val']}-{card['seed']}-{noise}"
 
+# %% ../nbs/00_data.ipynb #61b27cd9
 def get_data(name="drawn", # "drawn", a name in `SETS`, or the path of a folder with `train` and `val`
              progress:bool=True, # show a progress bar
              **drawn, # for "drawn" only: `n_train`, `n_val`, `seed`, `noise`, as `draw_dataset` takes them
@@ -107,6 +112,7 @@ def _splitter(path, valid_pct, seed):
     _share("valid_pct", valid_pct, math.nextafter(1, 0))
     return RandomSplitter(valid_pct, seed=None if seed is None else check_whole("seed", seed, 0))
 
+# %% ../nbs/00_data.ipynb #fcedce5d
 def _check_split(path, files, splitter):
     "Raises `DataError` for a split that can't be trained on, or judged."
     train, valid = ([files[i] for i in o] for o in splitter(files))

@@ -210,7 +210,7 @@ def make_lab(tmp_path_factory):
     for o in (*LINKED, "Makefile", "pyproject.toml"):
         (folder/o).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root/o, folder/o)
-    lines = subprocess.run(["make", "-n", "lab"], cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(["make", "--no-print-directory", "-n", "lab"], cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
     python, *words = shlex.split(lines[-1])
     assert python == ".venv/bin/python"
     with serving(home, folder, [sys.executable, *words]) as (url, token): yield url, token, home

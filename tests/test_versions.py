@@ -104,3 +104,12 @@ def test_a_slider_moves_its_picture(monkeypatch):
 def test_the_command(tmp_path):
     run = subprocess.run([Path(sys.executable).parent/"sota-train", "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0 and "usage" in run.stdout.lower(), run.stderr
+
+
+@pytest.mark.parametrize("own, policy", [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_how_threads_wait(own, policy):
+    "Asleep, unless someone chose otherwise; and it's said before torch is loaded."
+    code = "import os, sys, sota_course; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | own
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [policy, "False"]
