@@ -39,6 +39,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sota_course.training import runs
+from sota_course.core import CheckpointError
 from sota_course.training.compare import compare
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
@@ -735,6 +736,17 @@ def test_a_damaged_checkpoint_is_said_to_be_one(tmp_path, damage):
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match="a-seed0.pt is not a checkpoint that can be resumed"):
         run(learner, tmp_path, 2).train()
+
+
+def test_what_is_damaged_or_anothers_is_a_checkpoint_error(tmp_path):
+    "One kind of error to catch, for results and checkpoints alike."
+    (tmp_path/"a-seed0.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError): run(learner, tmp_path, 1).train()
+    (tmp_path/"a-seed0.pt").unlink()
+    run(learner, tmp_path, 1).train()
+    with pytest.raises(CheckpointError): run(lambda: learner(wd=.5), tmp_path, 1).train()
+    (tmp_path/"a-seed0.json").write_text("{}")
+    with pytest.raises(CheckpointError): run(learner, tmp_path, 1).train()
 
 
 # Signals at any moment

@@ -107,7 +107,7 @@ def test_it_says_how_to_use_the_model_and_that_works(whole, small):
     picture = next((small/"val").rglob("*.JPEG"))
     names = {}
     exec(said[0], names)
-    predicted = eval(said[1].replace("'picture.jpg'", repr(str(picture))), names)
+    predicted = eval(said[1].replace("'image.jpg'", repr(str(picture))), names)
     assert len(predicted) == 10 and sum(predicted.values()) == pytest.approx(1)
     assert accuracy(out/"try-seed0-model", small) == json.loads((out/"try-seed0.json").read_text())["accuracy"]
 

@@ -9,7 +9,7 @@ __all__ = ['COVERED', 'ACTIVATIONS', 'FORMAT', 'CARD', 'WEIGHTS', 'save_model', 
            'load_model']
 
 # %% ../../nbs/training/models.ipynb #4291affd
-import hashlib, json, os
+import hashlib, json
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
 import sota_course
 from ..baseline import ARCHS
-from ..core import write_whole
+from ..core import CheckpointError, write_whole
 from ..images.augment import BookAug, resize_batch
 from ..images.cache import METHODS, load_presized
 from ..images.loader import CachedDL
@@ -35,7 +35,9 @@ from .views import activation_of, made_up_outputs, try_activation
 def _statistics(dls):
     "Means and stds that the batches of `dls` are normalized with, as lists; None if they aren't."
     found = [o for o in dls.valid.after_batch.fs if isinstance(o, FastaiNormalize)]
-    if len(found) > 1: raise ValueError(f"the batches are normalized {len(found)} times: leave one Normalize in the transforms, and train again")
+    if len(found) > 1:
+        raise ValueError(f"the batches are normalized {len(found)} times: leave one Normalize in "
+                         "the transforms, and train again")
     if not found: return None
     mean, std = check_stats(found[0].mean, found[0].std)
     return dict(mean=mean.tolist(), std=std.tolist())
@@ -45,19 +47,27 @@ def _input(dls):
     "How `dls` makes a validation picture a square: `size`, `presize` and `method`."
     dl = dls.valid
     aug = next((o for o in dl.after_batch.fs if isinstance(o, BookAug)), None)
-    if isinstance(dl, CachedDL) and aug: return dict(size=aug.size, presize=dl.presize, method=dl.method)
-    if not (args := getattr(dls, "args", None)): raise ValueError("these loaders don't say how they make a picture a square: make them with get_dls or cached_dls")
+    if isinstance(dl, CachedDL) and aug:
+        return dict(size=aug.size, presize=dl.presize, method=dl.method)
+    args = getattr(dls, "args", None)
+    if not args:
+        raise ValueError("these loaders don't say how they make a picture a square: make them with "
+                         "get_dls or cached_dls")
     return dict(size=args["size"], presize=args["presize"] or 460, method=args["method"])
 
 # %% ../../nbs/training/models.ipynb #f1dd8f18
-COVERED = ToTensor, IntToFloatTensor, FastaiNormalize, BookAug, Resize, RandomResizedCropGPU, AffineCoordTfm
+COVERED = (ToTensor, IntToFloatTensor, FastaiNormalize, BookAug, Resize, RandomResizedCropGPU,
+           AffineCoordTfm)
 
 def _check_transforms(dls):
-    "Raises `ValueError` where validation pictures go through a transform that the card doesn't describe."
+    "Raises `ValueError` for a transform of validation pictures that the card doesn't describe."
     for name in ("after_item", "before_batch", "after_batch"):
         for o in getattr(dls.valid, name).fs:
-            if not isinstance(o, COVERED) and o.split_idx != 0:
-                raise ValueError(f"validation pictures go through {o.name} ({name}), which a card can't describe, so the loaded model would see other pictures: take it out, and train again")
+            only_in_training = o.split_idx == 0
+            if isinstance(o, COVERED) or only_in_training: continue
+            raise ValueError(f"validation pictures go through {o.name} ({name}), which a card "
+                             "can't describe, so the loaded model would see other pictures: take "
+                             "it out, and train again")
 
 # %% ../../nbs/training/models.ipynb #6b85fea3
 ACTIVATIONS = dict(softmax=lambda x: x.softmax(-1), sigmoid=torch.sigmoid)
@@ -81,44 +91,67 @@ def _activation(loss, n=3):
 
 # %% ../../nbs/training/models.ipynb #63748fae
 def _build(name, args, n_out, arch=None, device="meta"):
-    "The network that a card names, from `arch` or else from `ARCHS`; on the device meta without content. Raises `ValueError`."
+    """The network that a card names, from `arch` or else from `ARCHS`. Raises `CheckpointError`.
+
+    On the device meta it has shapes and no content."""
     if not arch and name not in ARCHS:
-        raise ValueError(f"the network is {name!r}, which isn't among {', '.join(ARCHS)}: give load_model the function of n_out that builds it, as arch=")
+        raise CheckpointError(f"the network is {name!r}, which isn't among {', '.join(ARCHS)}: "
+                              "give load_model the function of n_out that builds it, as arch=")
+    make = arch or ARCHS[name]
     try:
-        with torch.device(device): return (arch or ARCHS[name])(n_out=n_out, **args)
-    except Exception as e: raise ValueError(f"{name} can't be built with {args}: {e}") from e
+        with torch.device(device): return make(n_out=n_out, **args)
+    except Exception as e:
+        raise CheckpointError(f"{name} can't be built with {args}: {e}") from e
 
 # %% ../../nbs/training/models.ipynb #2a42e34e
 def _sized(build, size, own=False):
-    "The network that `build(device)` makes, for a file of `size` bytes. Raises `ValueError` where these don't go together."
+    """The network that `build(device)` makes, for a file of `size` bytes.
+
+    Raises `CheckpointError` where these don't go together."""
     try: model = build(device="meta")
-    except ValueError:
+    except CheckpointError:
         if not own: raise
         return build(device="cpu") # one that needs content while it is built
     need = sum(o.numel()*o.element_size() for o in model.state_dict().values())
     if not need/8 - 10_000_000 <= size <= need + 10_000_000: # a file may hold shorter numbers
-        raise ValueError(f"the card's network needs {need:,} bytes of weights, and it names a file of {size:,}")
-    return build(device="cpu") if own else model # what a network of ours computes with is in the file
+        raise CheckpointError(f"the card's network needs {need:,} bytes of weights, and it names a "
+                              f"file of {size:,}")
+    # What a network of ours computes with is in the file.
+    return build(device="cpu") if own else model
 
 # %% ../../nbs/training/models.ipynb #f5c25eeb
 def _fit(model, weights):
-    "`weights` as `model` needs them. Raises `ValueError` where they belong to another network."
+    "`weights` as `model` needs them. Raises `CheckpointError` where they are another network's."
     want = model.state_dict()
-    if odd := sorted(want.keys() ^ weights.keys()):
-        raise ValueError(f"the weights are of another network than the card's: {len(odd)} tensors are in one of the two only, {odd[0]!r} first")
-    weights = {k: weights[k] for k in want} # in the network's order: a file's is another one each time it is read
-    for k, v in weights.items():
-        if v.shape != want[k].shape: raise ValueError(f"the weights are of another network than the card's: {k!r} is {tuple(v.shape)} in the file, and {tuple(want[k].shape)} in the network")
-        if v.is_floating_point() != want[k].is_floating_point(): raise ValueError(f"the weights {k!r} are of type {v.dtype}, and the network's of type {want[k].dtype}")
-        if v.is_floating_point() and not v.isfinite().all(): raise ValueError(f"the weights {k!r} hold numbers that are infinite or undefined")
-    return {k: v.to(want[k].dtype) for k, v in weights.items()}
+    odd = sorted(want.keys() ^ weights.keys())
+    if odd:
+        raise CheckpointError(f"{_OTHER}: {len(odd)} tensors are in one of the two only, "
+                              f"{odd[0]!r} first")
+    # In the network's order: a file's is another one each time it is read.
+    for k, wanted in want.items(): _check_weight(k, weights[k], wanted)
+    return {k: weights[k].to(wanted.dtype) for k, wanted in want.items()}
+
+_OTHER = "the weights are of another network than the card's"
+
+def _check_weight(name, found, wanted):
+    "Raises `CheckpointError` where a tensor of a file isn't what the network has in its place."
+    if found.shape != wanted.shape:
+        raise CheckpointError(f"{_OTHER}: {name!r} is {tuple(found.shape)} in the file, and "
+                              f"{tuple(wanted.shape)} in the network")
+    if found.is_floating_point() != wanted.is_floating_point():
+        raise CheckpointError(f"the weights {name!r} are of type {found.dtype}, and the network's "
+                              f"of type {wanted.dtype}")
+    if found.is_floating_point() and not found.isfinite().all():
+        raise CheckpointError(f"the weights {name!r} hold numbers that are infinite or undefined")
 
 # %% ../../nbs/training/models.ipynb #b176c10a
 def _name(learn):
     "The name of the network of `learn`. Raises `ValueError` where that isn't known."
     name = getattr(learn, "arch", type(learn.model).__name__)
     if isinstance(name, str): return name
-    raise ValueError(f"the network is made with {getattr(name, '__name__', name)}, which is not the whole of it: name it with arch=, and give load_model the function of n_out that builds it")
+    raise ValueError(f"the network is made with {getattr(name, '__name__', name)}, which is not "
+                     "the whole of it: name it with arch=, and give load_model the function of "
+                     "n_out that builds it")
 
 # %% ../../nbs/training/models.ipynb #aad28d8c
 FORMAT, CARD, WEIGHTS = 1, "card.json", "model.safetensors"
@@ -126,27 +159,35 @@ FORMAT, CARD, WEIGHTS = 1, "card.json", "model.safetensors"
 # %% ../../nbs/training/models.ipynb #cf971d33
 def save_model(learn:Learner, # a trained learner, with loaders from `get_dls` or `cached_dls`
                folder, # where to; it is made if it isn't there, and a model in it is replaced
-               arch:str=None, # name of the architecture; default: the one that `baseline_learner` was given
-               args:dict=None, # arguments that it was built with besides `n_out`: numbers and lists of numbers
+               arch:str=None, # name of the architecture; default: what `baseline_learner` was given
+               args:dict=None, # what it was built with, `n_out` apart: numbers and lists of numbers
                activation:str=None, # "softmax" or "sigmoid"; default: the loss's
               ) -> Path: # the folder
     "Write weights and card of `learn`. Raises `ValueError` for what `load_model` would refuse."
     model, name, args = get_model(learn.model), arch or _name(learn), args or {}
     classes = [str(o) for o in learn.dls.vocab]
-    weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+    weights = _contiguous(model.state_dict())
     _fit(_build(name, args, len(classes)) if name in ARCHS else model, weights)
     data = save_tensors(weights)
-    card = dict(format=FORMAT, package=f"sota_course {sota_course.__version__}", arch=dict(name=name, args=args), classes=classes,
+    card = dict(format=FORMAT, package=f"sota_course {sota_course.__version__}",
+                arch=dict(name=name, args=args), classes=classes,
                 input=_input(learn.dls), statistics=_statistics(learn.dls),
                 activation=activation or _activation(learn.loss_func, len(classes)),
-                weights=dict(file=WEIGHTS, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+                weights=dict(file=WEIGHTS, bytes=len(data), sha256=_checksum(data)))
     _check_transforms(learn.dls)
     check_card(card)
-    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-    write_whole(folder/WEIGHTS, lambda o: o.write_bytes(data))
     text = json.dumps(card, indent=1) + "\n"
+    folder = Path(folder)
+    write_whole(folder/WEIGHTS, lambda o: o.write_bytes(data))
     write_whole(folder/CARD, lambda o: o.write_bytes(text.encode()))
     return folder
+
+def _checksum(data): return hashlib.sha256(data).hexdigest()
+
+def _contiguous(state):
+    "The tensors of `state` on the CPU, each with its channels first in memory."
+    form = torch.contiguous_format
+    return {k: v.detach().cpu().clone(memory_format=form) for k, v in state.items()}
 
 # %% ../../nbs/training/models.ipynb #6e24ed29
 def _number(o): return type(o) in (int, float) and abs(o) < 1e30 # nor NaN, which is below nothing
@@ -154,78 +195,106 @@ def _side(o): return type(o) is int and 1 <= o <= 4096
 def _three(o): return isinstance(o, list) and len(o) == 3 and all(map(_number, o))
 def _text(o): return isinstance(o, str) and 0 < len(o) <= 200
 
-def _arguments(o):
-    values = lambda v: type(v) is bool or _number(v) or isinstance(v, list) and len(v) <= 100 and all(map(_number, v))
-    return isinstance(o, dict) and all(k.isidentifier() and k not in ("n_out", "pretrained") and values(v) for k, v in o.items())
+def _argument(name, value):
+    if not name.isidentifier() or name in ("n_out", "pretrained"): return False
+    if isinstance(value, list): return len(value) <= 100 and all(map(_number, value))
+    return type(value) is bool or _number(value)
 
-def _names(o): return isinstance(o, list) and 0 < len(o) <= 100_000 and all(map(_text, o)) and len(set(o)) == len(o)
-def _file_name(o): return _text(o) and o.endswith(".safetensors") and not set(o) & set('/\\:\0') and not o.startswith(".")
+def _arguments(o): return isinstance(o, dict) and all(_argument(k, v) for k, v in o.items())
+
+def _names(o):
+    if not isinstance(o, list) or not 0 < len(o) <= 100_000: return False
+    return all(map(_text, o)) and len(set(o)) == len(o)
+
+def _file_name(o):
+    if not _text(o) or o.startswith(".") or set(o) & set("/\\:\0"): return False
+    return o.endswith(".safetensors")
+
+def _hexadecimal(o): return _text(o) and len(o) == 64 and set(o) <= set("0123456789abcdef")
 
 # %% ../../nbs/training/models.ipynb #a823d2ad
-_statistics_rules = {"statistics.mean": ("three numbers", _three), "statistics.std": ("three numbers above 0", lambda o: _three(o) and min(o) > 0)}
-_rules = {
-    "format": (f"the number {FORMAT}; other cards are for other versions of this package", lambda o: type(o) is int and o == FORMAT),
+_STATISTICS_RULES = {
+    "statistics.mean": ("three numbers", _three),
+    "statistics.std": ("three numbers above 0", lambda o: _three(o) and min(o) > 0),
+}
+_RULES = {
+    "format": (f"the number {FORMAT}; other cards are for other versions of this package",
+               lambda o: type(o) is int and o == FORMAT),
     "package": ("a text", _text),
     "arch.name": ("a text", _text),
-    "arch.args": ("names with numbers or lists of numbers, without n_out and pretrained", _arguments),
+    "arch.args": ("names with numbers or lists of numbers, without n_out and pretrained",
+                  _arguments),
     "classes": ("a list of different texts", _names),
     "input.size": ("a number of pixels, up to 4096", _side),
     "input.presize": ("a number of pixels, up to 4096", _side),
     "input.method": (f"one of {', '.join(METHODS)}", lambda o: o in METHODS),
-    "statistics": ("means and standard deviations, or null", lambda o: o is None or isinstance(o, dict)),
-    "activation": (f"one of {', '.join(ACTIVATIONS)}", lambda o: isinstance(o, str) and o in ACTIVATIONS),
+    "statistics": ("means and standard deviations, or null",
+                   lambda o: o is None or isinstance(o, dict)),
+    "activation": (f"one of {', '.join(ACTIVATIONS)}",
+                   lambda o: isinstance(o, str) and o in ACTIVATIONS),
     "weights.file": ("the name of a .safetensors file in the card's own folder", _file_name),
     "weights.bytes": ("a number of bytes", lambda o: type(o) is int and o > 0),
-    "weights.sha256": ("64 hexadecimal digits", lambda o: _text(o) and len(o) == 64 and not set(o) - set("0123456789abcdef")),
+    "weights.sha256": ("64 hexadecimal digits", _hexadecimal),
 }
 
 # %% ../../nbs/training/models.ipynb #db619c5f
 def _entry(card, name):
-    "The entry `name` of `card`, such as `input.size`. Raises `ValueError` where there is none."
+    "The entry `name` of `card`, such as `input.size`. Raises `CheckpointError` if there is none."
     for part in name.split("."):
-        if not isinstance(card, dict) or part not in card: raise ValueError(f"the card has no entry {name!r}")
+        if not isinstance(card, dict) or part not in card:
+            raise CheckpointError(f"the card has no entry {name!r}")
         card = card[part]
     return card
 
 def check_card(card:dict, # what a card's JSON holds
               ) -> dict: # the same
-    "Raises `ValueError` naming the first entry that is missing or not what it must be."
-    rules = _rules | (_statistics_rules if isinstance(card, dict) and card.get("statistics") is not None else {})
+    "Raises `CheckpointError` naming the first entry that is missing or not what it must be."
+    normalized = isinstance(card, dict) and card.get("statistics") is not None
+    rules = _RULES | _STATISTICS_RULES if normalized else _RULES
     for name, (what, ok) in rules.items():
         value = _entry(card, name)
-        if not ok(value): raise ValueError(f"the card's entry {name!r} must be {what}, not {str(value)[:80]!r}")
+        if ok(value): continue
+        raise CheckpointError(f"the card's entry {name!r} must be {what}, not {str(value)[:80]!r}")
     return card
 
 # %% ../../nbs/training/models.ipynb #c9f61d86
 def _read(path, most):
-    "The bytes of `path`. Raises `ValueError` if it isn't a file, or has more than `most` bytes."
-    if not path.is_file(): raise ValueError(f"{path.parent} holds no file {path.name}: a saved model is a folder with {CARD} and {WEIGHTS}")
-    if (n := path.stat().st_size) > most: raise ValueError(f"{path.name} has {n:,} bytes, and {most:,} at most were expected")
-    return path.read_bytes()
+    "The bytes of `path`. Raises `CheckpointError` if it's no file, or has more than `most` bytes."
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} holds no file {path.name}: a saved model is a folder "
+                              f"with {CARD} and {WEIGHTS}")
+    n = path.stat().st_size
+    if n <= most: return path.read_bytes()
+    raise CheckpointError(f"{path.name} has {n:,} bytes, and {most:,} at most were expected")
 
 def _refuse(name): raise ValueError(f"{name} is no JSON")
 
 def read_card(folder, # where `save_model` wrote
              ) -> dict: # checked by `check_card`
-    "The card of a saved model. Raises `ValueError` where it is missing, damaged or not a card."
+    "The card of a saved model. Raises `CheckpointError` if it is missing, damaged or no card."
     data = _read(Path(folder)/CARD, 10_000_000)
     try: card = json.loads(data.decode("utf-8"), parse_constant=_refuse)
-    except (ValueError, RecursionError) as e: raise ValueError(f"{CARD} is damaged: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{CARD} is damaged: {e}") from e
     return check_card(card)
 
 # %% ../../nbs/training/models.ipynb #8ab3598e
 def _weights(folder, card):
-    "The tensors of a saved model. Raises `ValueError` where the file isn't the one that the card was written for."
+    "The tensors of a saved model. Raises `CheckpointError` where the file isn't the card's."
     file, size, digest = (card["weights"][k] for k in ("file", "bytes", "sha256"))
     data = _read(Path(folder)/file, size)
-    if len(data) < size: raise ValueError(f"{file} is cut short: {len(data):,} of {size:,} bytes")
-    if hashlib.sha256(data).hexdigest() != digest: raise ValueError(f"{file} isn't the file that the card was written for, or it is damaged: its checksum is another one")
+    if len(data) < size:
+        raise CheckpointError(f"{file} is cut short: {len(data):,} of {size:,} bytes")
+    if _checksum(data) != digest:
+        raise CheckpointError(f"{file} isn't the file that the card was written for, or it is "
+                              "damaged: its checksum is another one")
     try: return load_tensors(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as e: raise ValueError(f"{file} is no file of weights: {e}") from e
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as e:
+        raise CheckpointError(f"{file} is no file of weights: {e}") from e
 
 # %% ../../nbs/training/models.ipynb #0087d3d3
 class SavedModel:
-    "A network with its card: it prepares pictures as those of its validation set were, and predicts."
+    "A network with its card: it prepares pictures as its validation set was, and predicts."
     def __init__(self, model:nn.Module, # with its weights
                  card:dict, # as `check_card` wants it
                  device=None, # where to compute; default: a CUDA GPU if there is one
@@ -234,25 +303,30 @@ class SavedModel:
         self.model, self.card, self.classes = model.to(self.device).eval(), card, card["classes"]
 
     def __repr__(self):
-        i = self.card["input"]
-        return f"{self.card['arch']['name']}, {len(self.classes)} classes, {i['size']} pixels, {'normalized' if self.card['statistics'] else 'not normalized'}"
+        name, size = self.card["arch"]["name"], self.card["input"]["size"]
+        normalized = "normalized" if self.card["statistics"] else "not normalized"
+        return f"{name}, {len(self.classes)} classes, {size} pixels, {normalized}"
 
     def square(self, src) -> np.ndarray: # uint8, presize x presize x 3
         "The square in the middle of a picture, as the loader cuts it. Raises `ImageError`."
-        n, a = self.card["input"]["presize"], load_presized(src, self.card["input"]["presize"], self.card["input"]["method"])
+        n = self.card["input"]["presize"]
+        a = load_presized(src, n, self.card["input"]["method"])
         top, left = (a.shape[0] - n)//2, (a.shape[1] - n)//2
         return a[top:top+n, left:left+n]
 
 # %% ../../nbs/training/models.ipynb #9f77814c
 def _several(srcs):
-    if isinstance(srcs, (str, bytes, Path)) or hasattr(srcs, "convert") or getattr(srcs, "ndim", 0) == 3: raise TypeError("that is one picture: put it into a list, or use predict")
+    one = isinstance(srcs, (str, bytes, Path)) or hasattr(srcs, "convert")
+    if one or getattr(srcs, "ndim", 0) == 3:
+        raise TypeError("that is one picture: put it into a list, or use predict")
     return list(srcs)
 
 @patch
 def prepare(self:SavedModel, srcs, # a list of pictures
            ) -> torch.Tensor: # `(len(srcs), 3, size, size)`, as the network wants it
     "Pictures as a batch: squares, resized, from 0 to 1, normalized. Raises `ImageError`."
-    x = torch.from_numpy(np.stack([self.square(o) for o in srcs])).permute(0, 3, 1, 2).to(self.device)
+    squares = torch.from_numpy(np.stack([self.square(o) for o in srcs]))
+    x = squares.permute(0, 3, 1, 2).to(self.device)
     x = resize_batch(x, self.card["input"]["size"]).mul_(1/255)
     stats = self.card["statistics"]
     return normalize(x, stats["mean"], stats["std"]) if stats else x
@@ -260,13 +334,17 @@ def prepare(self:SavedModel, srcs, # a list of pictures
 # %% ../../nbs/training/models.ipynb #d7d4944f
 @patch
 @torch.no_grad()
-def probabilities(self:SavedModel, srcs, # a list of paths, bytes, PIL images, uint8 arrays (height x width x 3)
+def probabilities(self:SavedModel,
+                  srcs, # a list of paths, bytes, PIL images, uint8 arrays (height x width x 3)
                   bs:int=64, # pictures in a batch
                  ) -> torch.Tensor: # `(len(srcs), classes)`
-    "The probability of each class for each picture. Raises `ImageError` for one that can't be read."
+    "The probability of each class for each picture. Raises `ImageError` for what can't be read."
     srcs, act = _several(srcs), ACTIVATIONS[self.card["activation"]]
-    batches = [act(self.model(self.prepare(srcs[i:i+bs])).float()).cpu() for i in range(0, len(srcs), bs)]
-    return torch.cat([torch.empty(0, len(self.classes)), *batches])
+    found = [torch.empty(0, len(self.classes))]
+    for i in range(0, len(srcs), bs):
+        logits = self.model(self.prepare(srcs[i:i+bs]))
+        found.append(act(logits.float()).cpu())
+    return torch.cat(found)
 
 @patch
 def predict(self:SavedModel, src, # path, bytes, PIL image, or uint8 array (height x width x 3)
@@ -277,10 +355,12 @@ def predict(self:SavedModel, src, # path, bytes, PIL image, or uint8 array (heig
 
 # %% ../../nbs/training/models.ipynb #305fc662
 def load_model(folder, # where `save_model` wrote
-               arch=None, # for a network that isn't in `ARCHS`: the function of `n_out` (and the card's arguments) that builds it
+               arch=None, # for a network that isn't in `ARCHS`: the function that builds it
                device=None, # where to compute; default: a CUDA GPU if there is one
               ) -> SavedModel:
-    "A saved model, ready to predict. Raises `ValueError` where a file is missing, damaged, or doesn't belong to the other."
+    """A saved model, ready to predict. `arch` is called with `n_out` and the card's arguments.
+
+    Raises `CheckpointError` where a file is missing, damaged, or doesn't belong to the other."""
     card = read_card(folder)
     build = partial(_build, card["arch"]["name"], card["arch"]["args"], len(card["classes"]), arch)
     model = _sized(build, card["weights"]["bytes"], own=arch is not None)

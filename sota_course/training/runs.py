@@ -9,8 +9,9 @@ __all__ = ['predictions', 'score', 'Result', 'EpochSeeds', 'History', 'Checkpoin
            'can_draw_bars', 'showing', 'Stopped', 'Stopper', 'load_results', 'load_bench']
 
 # %% ../../nbs/training/runs.ipynb #57714b01
-import contextlib, datetime, enum, functools, json, math, numbers, os, random, re, signal, sys
+import contextlib, datetime, enum, json, math, numbers, os, random, re, signal, sys
 import threading, time, types, weakref
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
@@ -31,7 +32,7 @@ from fastcore.foundation import L
 from fastcore.imports import IN_NOTEBOOK
 from torch import nn
 import sota_course
-from ..core import write_whole
+from ..core import CheckpointError, write_whole
 from .metrics import ece
 from .settings import (describe_run, differences, differences_in_words,
                                            environment, undescribed)
@@ -40,11 +41,14 @@ from .settings import (describe_run, differences, differences_in_words,
 def predictions(learn:Learner, # a trained learner
                 dl=None, # batches to look at; default: the validation set
                ) -> tuple: # log-probabilities `(n, classes)` in float64, class indices `(n,)`
-    "What `learn` makes of every image, in order. Raises `ValueError` if the targets are not class indices."
-    logits, targets = learn.get_preds(dl=dl, act=noop)
+    """What `learn` makes of every image, in order.
+
+    Raises `ValueError` if the targets are not class indices."""
+    logits, targets = (o.as_subclass(torch.Tensor) for o in learn.get_preds(dl=dl, act=noop))
     if targets.ndim != 1 or targets.is_floating_point():
-        raise ValueError(f"one class index an image is needed, and these targets are {targets.dtype} of shape {tuple(targets.shape)}")
-    return logits.as_subclass(torch.Tensor).double().log_softmax(1), targets.as_subclass(torch.Tensor).long()
+        raise ValueError("one class index an image is needed, and these targets are "
+                         f"{targets.dtype} of shape {tuple(targets.shape)}")
+    return logits.double().log_softmax(1), targets.long()
 
 def score(logp:torch.Tensor, # `(n, classes)`, log-probabilities
           targets:torch.Tensor, # `(n,)`, class indices
@@ -57,22 +61,26 @@ def score(logp:torch.Tensor, # `(n, classes)`, log-probabilities
                 ece=ece(logp.exp(), targets))
 
 # %% ../../nbs/training/runs.ipynb #3f021927
-def _without(o, path, found):
-    "`o` with None for every number that isn't finite, which `found` gets by its path."
-    if isinstance(o, (np.generic, torch.Tensor)):
-        o = o.item() if getattr(o, "ndim", 0) == 0 else o.tolist()
+def _take_out(o, path, taken):
+    "`o` with None for every number that isn't finite; `taken` gets its path and its name."
+    if isinstance(o, (np.generic, torch.Tensor)): o = o.tolist()
     if isinstance(o, dict):
-        return {str(k): _without(v, (*path, str(k)), found) for k, v in o.items()}
+        return {str(k): _take_out(v, [*path, str(k)], taken) for k, v in o.items()}
     if isinstance(o, (list, tuple, L)):
-        return [_without(v, (*path, i), found) for i, v in enumerate(o)]
+        return [_take_out(v, [*path, i], taken) for i, v in enumerate(o)]
     if not isinstance(o, float) or math.isfinite(o): return o
-    found.append([list(path), str(o)])
+    taken.append([path, str(o)])
+    return None
 
-def _give_back(o, found):
-    "Put the numbers in `found` where `_without` took them from."
-    for (*path, last), value in found:
-        functools.reduce(lambda x, k: x[k], path, o)[last] = float(value)
+def _put_in(o, taken):
+    "Put the numbers that `_take_out` took back into their places."
+    for (*path, last), value in taken:
+        place = o
+        for k in path: place = place[k]
+        place[last] = float(value)
     return o
+
+def _today(): return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
 
 @dataclass
 class Result:
@@ -88,26 +96,27 @@ class Result:
     predict_seconds:float # one pass over the validation set
     command:str="" # what to type to get this result again
     extra:dict=field(default_factory=dict) # further measurements, by name
-    date:str=field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"))
+    date:str=field(default_factory=_today)
     environment:dict=field(default_factory=environment)
 
     def save(self, path):
         "Write to `path` as JSON, whole or not at all."
-        found = []
-        values = _without(asdict(self), (), found)
-        text = json.dumps(values | (dict(not_finite=found) if found else {}), indent=1,
-                          allow_nan=False)
+        taken = []
+        values = _take_out(asdict(self), [], taken)
+        if taken: values["not_finite"] = taken
+        text = json.dumps(values, indent=1, allow_nan=False)
         write_whole(path, lambda o: o.write_text(text + "\n", encoding="utf-8"))
         return path
 
     @classmethod
     def load(cls, path):
-        "Read what `save` wrote. Raises `ValueError` where the file isn't a result."
+        "Read what `save` wrote. Raises `CheckpointError` where the file isn't a result."
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**_give_back(values, values.pop("not_finite", [])))
+            taken = values.pop("not_finite", [])
+            return cls(**_put_in(values, taken))
         except (AttributeError, LookupError, TypeError, ValueError) as e:
-            raise ValueError(f"{Path(path).name} is not a result file: {e}") from e
+            raise CheckpointError(f"{Path(path).name} is not a result file: {e}") from e
 
 # %% ../../nbs/training/runs.ipynb #474c1fd7
 def _alive(pid):
@@ -128,7 +137,9 @@ def _sweep(path):
 
 # %% ../../nbs/training/runs.ipynb #0c3dc36c
 class EpochSeeds(Callback):
-    "Seed every epoch from the run's seed and its own number, so that an epoch doesn't depend on those that were run before it."
+    """Seed every epoch from the run's seed and its own number.
+
+    So an epoch doesn't depend on those that were run before it."""
     order = -100
     def __init__(self, seed:int): self.seed = seed
     def before_epoch(self):
@@ -147,14 +158,18 @@ class History(Callback):
     def before_train(self): self.start, self.loss_sum, self.seen = time.perf_counter(), 0., 0
     def after_batch(self):
         if not self.training: return
-        self.loss_sum += self.learn.loss.detach()*self.dl.bs # stays on the GPU: asking for the number would wait for it
+        # It stays on the GPU: asking for the number would wait for it.
+        self.loss_sum += self.learn.loss.detach()*self.dl.bs
         self.seen += self.dl.bs
     def after_train(self): self.seconds = time.perf_counter() - self.start
     def after_epoch(self):
         # An epoch that a resumed run skips, or one without a batch, as in a preview of the events
         if not self.seen or self.epoch < len(self.rows): return
-        values = dict(zip(self.recorder.metric_names[2:-1], self.recorder.values[-1][1:]))
-        self.rows.append(dict(epoch=self.epoch, train_loss=float(self.loss_sum)/self.seen, **{k: float(v) for k, v in values.items()}, train_seconds=self.seconds))
+        row = dict(epoch=self.epoch, train_loss=float(self.loss_sum)/self.seen)
+        # Between the epoch and the seconds, and after fastai's own training loss.
+        names, values = self.recorder.metric_names[2:-1], self.recorder.values[-1][1:]
+        for k, v in zip(names, values): row[k] = float(v)
+        self.rows.append(row | dict(train_seconds=self.seconds))
 
 # %% ../../nbs/training/runs.ipynb #89b19650
 def _storable(o, what):
@@ -176,13 +191,21 @@ _LIBRARIES = ("fastai", "sota_course")
 # %% ../../nbs/training/runs.ipynb #d1a70010
 def _own_state(cb, name):
     "One attribute of a callback as a checkpoint holds it; None where it never changes."
-    value, what = getattr(cb, name), f"{name} of the callback {type(cb).__name__}"
+    value = getattr(cb, name)
+    what = f"{name} of the callback {type(cb).__name__}"
     if isinstance(value, nn.Module): return _storable(dict(value.state_dict()), what)
     if isinstance(value, _CONSTANT) or value is cb.learn: return None
     return _storable(value, what)
 
+def _carried(cb):
+    "The names of the attributes of `cb` that may change from one epoch to the next."
+    ours = type(cb).__module__.partition(".")[0] in _LIBRARIES
+    if not ours: return [k for k in vars(cb) if k not in ("learn", "run")]
+    names = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names]
+    return [k for k in names if k in vars(cb)]
+
 def _callback_state(cb):
-    "What the callback `cb` carries from one epoch to the next. Raises `ValueError` where that can't be stored."
+    "What `cb` carries from one epoch to the next. Raises `ValueError` for what can't be stored."
     name = type(cb).__name__
     if isinstance(cb, (ModelToHalf, NonNativeMixedPrecision)):
         raise ValueError(f"{name} keeps weights of its own: use MixedPrecision")
@@ -190,48 +213,55 @@ def _callback_state(cb):
         return _storable(cb.state_dict(), f"the state of the callback {name}")
     if isinstance(cb, MixedPrecision):
         return cb.learn.scaler.state_dict() if getattr(cb.learn, "scaler", None) else {}
-    ours = type(cb).__module__.partition(".")[0] in _LIBRARIES
-    tracked = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names
-               if k in vars(cb)]
-    return {k: _own_state(cb, k) for k in (tracked if ours else vars(cb))
-            if k not in ("learn", "run")}
+    return {k: _own_state(cb, k) for k in _carried(cb)}
 
 def _set_callback_state(cb, state):
-    "Put back what `_callback_state` gave."
-    if hasattr(type(cb), "state_dict"): return cb.load_state_dict(state)
-    if isinstance(cb, MixedPrecision):
-        return cb.learn.scaler.load_state_dict(state) if state else None
-    for k, new in state.items():
-        old = getattr(cb, k, None)
-        if isinstance(old, nn.Module): old.load_state_dict(new)
-        elif isinstance(old, _CONSTANT) or (old is not None and old is cb.learn): pass
-        # it may be shared with whoever looks at it
-        elif isinstance(old, list) and isinstance(new, list): old[:] = new
-        else: setattr(cb, k, new)
+    "Put back what `_callback_state` gave, if it gave anything."
+    if not state: return
+    if hasattr(type(cb), "state_dict"): cb.load_state_dict(state)
+    elif isinstance(cb, MixedPrecision): cb.learn.scaler.load_state_dict(state)
+    else:
+        for k, value in state.items(): _set_own_state(cb, k, value)
+
+def _set_own_state(cb, name, new):
+    "Put back one attribute of a callback."
+    old = getattr(cb, name, None)
+    if isinstance(old, _CONSTANT) or (old is not None and old is cb.learn): return
+    if isinstance(old, nn.Module): old.load_state_dict(new)
+    # It may be shared with whoever looks at it.
+    elif isinstance(old, list) and isinstance(new, list): old[:] = new
+    else: setattr(cb, name, new)
 
 # %% ../../nbs/training/runs.ipynb #d1a70011
+def _belongs_to_training(cb, watching):
+    ours = type(cb).__module__ == __name__ or isinstance(cb, SkipToEpoch)
+    return not ours and not any(cb is o for o in watching)
+
 def _lasting(learn, watching=()):
     "name -> callback, of those whose state belongs to the training."
-    cbs = [o for o in learn.cbs if type(o).__module__ != __name__
-           and not any(o is p for p in watching) and not isinstance(o, SkipToEpoch)]
-    return {f"{type(o).__name__} {sum(type(p) is type(o) for p in cbs[:i])}": o for i,
-            o in enumerate(cbs)}
+    cbs = [o for o in learn.cbs if _belongs_to_training(o, watching)]
+    named = {}
+    for i, o in enumerate(cbs):
+        before = sum(type(p) is type(o) for p in cbs[:i])
+        named[f"{type(o).__name__} {before}"] = o
+    return named
 
 def _callback_states(learn, watching=()):
     "The states of all callbacks. Raises `ValueError` with a way out where one can't be stored."
     try: return {k: _callback_state(o) for k, o in _lasting(learn, watching).items()}
     except ValueError as e:
         raise ValueError(f"{e}: give it methods state_dict and load_state_dict, which may be empty "
-                         f"if it doesn't change the training, or leave folder out") from e
+                         "if it doesn't change the training, or leave folder out") from e
 
 def _gradient(p):
-    "What is left in a parameter's gradient: None, 0, or the tensor that others are still to be added to."
+    "What is left in a parameter's gradient: None, 0, or a tensor that grows until the next step."
     if p.grad is None: return None
     return p.grad.detach().as_subclass(torch.Tensor) if p.grad.any() else 0
 
 def _loss_module(learn):
-    return next((o for o in (learn.loss_func, getattr(learn.loss_func, "func", None))
-                 if isinstance(o, nn.Module)), None)
+    "The loss, or what fastai's loss wraps, if it is a module; else None."
+    for o in (learn.loss_func, getattr(learn.loss_func, "func", None)):
+        if isinstance(o, nn.Module): return o
 
 def _training_state(learn, watching=()):
     "All that the next epoch depends on."
@@ -239,13 +269,15 @@ def _training_state(learn, watching=()):
     return dict(model=learn.model.state_dict(),
                 opt=_storable(learn.opt.state_dict(), "the optimizer's state"),
                 callbacks=_callback_states(learn, watching),
-                grads={k: _gradient(p) for k, p in params.items()}, trained={k: p.requires_grad
-                        for k, p in params.items()},
+                grads={k: _gradient(p) for k, p in params.items()},
+                trained={k: p.requires_grad for k, p in params.items()},
                 loss=dict(loss.state_dict()) if loss else {})
 
 # %% ../../nbs/training/runs.ipynb #d1a70012
 class Checkpoint(Callback):
-    "Write all that the next epoch depends on, and `history`, to `path` before the first epoch and after each."
+    """Write all that the next epoch depends on, and `history`, to `path`.
+
+    Before the first epoch, and after each."""
     order = 1000 # after every callback that takes note of the epoch
     def __init__(self, path, config:dict, history:History, watching=()): store_attr()
     # not while predicting or looking at events
@@ -261,39 +293,41 @@ class Checkpoint(Callback):
 
 # %% ../../nbs/training/runs.ipynb #d1a70013
 class Resume(Callback):
-    "Keep the callbacks out of the epochs before `start`, and begin that one with all of `state` in place, whatever `fit` has set since."
+    """Keep the callbacks out of the epochs before `start`, and begin that one from `state`.
+
+    All of it is in place then, whatever `fit` has set since."""
     order = -200
     _ALWAYS = (TrainEvalCallback, Recorder, ProgressCallback, SkipToEpoch)
     def __init__(self, state:dict, start:int, watching=()):
         store_attr()
-        self.muted, self.done = None, False
+        self.muted, self.done = [], False
     def before_epoch(self):
         if self.epoch >= self.start: self._restore()
-        elif self.muted is None:
-            self.muted = [(o, o.run) for o in self.learn.cbs if o is not self
-                          and not isinstance(o, self._ALWAYS)]
-            for o, _ in self.muted: o.run = False
+        elif not self.muted: self._mute()
     def after_fit(self): self._restore() # where no epoch was left
+    def _mute(self):
+        others = [o for o in self.learn.cbs if o is not self and not isinstance(o, self._ALWAYS)]
+        self.muted = [(o, o.run) for o in others]
+        for o in others: o.run = False
     def _restore(self):
         if self.done: return
         self.done = True
-        for o, run in self.muted or []: o.run = run
+        for o, run in self.muted: o.run = run
         _put_back(self.learn, self.state, self.watching)
 
 # %% ../../nbs/training/runs.ipynb #d1a70014
 def _put_back(learn, state, watching=()):
     "Put in place what `_training_state` gave."
-    params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
+    loss = _loss_module(learn)
     learn.model.load_state_dict(state["model"])
     if loss and state["loss"]: loss.load_state_dict(state["loss"])
     _load_opt(learn, state["opt"])
-    for k, p in params.items():
+    for k, p in learn.model.named_parameters():
         p.requires_grad_(state["trained"][k])
         grad = state["grads"][k]
         if isinstance(grad, torch.Tensor): p.grad = grad.to(p)
         else: p.grad = None if grad is None else torch.zeros_like(p)
-    for k, o in _lasting(learn, watching).items():
-        if state["callbacks"].get(k): _set_callback_state(o, state["callbacks"][k])
+    for k, o in _lasting(learn, watching).items(): _set_callback_state(o, state["callbacks"].get(k))
 
 def _load_opt(learn, state):
     "Load the state of any of fastai's optimizers or PyTorch's."
@@ -309,26 +343,31 @@ def _copied(o):
     return type(o)(map(_copied, o)) if isinstance(o, (list, tuple)) else o
 
 # %% ../../nbs/training/runs.ipynb #3eb54b5a
-# `model`, `opt`, `config`, `history` and what else an epoch depends on
-def load_checkpoint(path) -> dict:
-    "What `Checkpoint` wrote. Raises `ValueError` where the file is damaged or not a checkpoint."
+def load_checkpoint(path, # where `Checkpoint` wrote
+                   ) -> dict: # `model`, `opt`, `config`, `history`, and what else an epoch needs
+    "What `Checkpoint` wrote. Raises `CheckpointError` for a damaged file or any other."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        assert {"model", "opt"} <= state.keys()
+        if not {"model", "opt"} <= state.keys(): raise LookupError("model and optimizer")
         return state | json.loads(state["record"])
     except Exception as e:
-        raise ValueError(f"{Path(path).name} is not a checkpoint that can be resumed ({type(e).__name__}): delete it to start from the first epoch") from e
+        kind = type(e).__name__
+        raise CheckpointError(f"{Path(path).name} is not a checkpoint that can be resumed ({kind}): "
+                              "delete it to start from the first epoch") from e
 
 # %% ../../nbs/training/runs.ipynb #07c4c578
+def _is_rate(o):
+    if isinstance(o, bool) or not isinstance(o, numbers.Real): return False
+    return math.isfinite(o) and o > 0
+
 def _check_run(epochs, lr, seeds):
     "Raises `ValueError` where a run can't be made with these."
     if isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral):
         raise ValueError(f"epochs is a whole number, not {epochs!r}")
     if epochs < 1: raise ValueError(f"a run needs at least one epoch, not {epochs}")
-    rates = [o for o in (lr.start, lr.stop) if o is not None] if isinstance(lr, slice) else [lr]
-    ok = [isinstance(o, numbers.Real) and not isinstance(o, bool) and math.isfinite(o) and o > 0
-          for o in rates]
-    if not ok or not all(ok):
+    rates = [lr]
+    if isinstance(lr, slice): rates = [o for o in (lr.start, lr.stop) if o is not None]
+    if not rates or not all(map(_is_rate, rates)):
         raise ValueError(f"lr, the learning rate, is a number above 0, not {lr!r}")
     if not seeds: raise ValueError("a run needs at least one seed")
     for o in seeds:
@@ -338,7 +377,11 @@ def _check_run(epochs, lr, seeds):
             raise ValueError(f"the seed {o} is there twice: the same run would be counted as two")
 
 class Run:
-    "One configuration, trained once for each of `seeds`, with the one-cycle schedule unless told otherwise; `results` holds a `Result` for each."
+    """One configuration, trained once for each of `seeds`; `results` holds a `Result` for each.
+
+    `cbs` watch the training and don't change it: they aren't part of the configuration.
+    `fit_func` is called as `fit_func(learn, epochs, lr, start_epoch=…, cbs=…)`, and its `config`,
+    a dict, is written down."""
     def __init__(self,
         name:str, # what the tables call it, and how its files begin
         make_learner, # a function without arguments that returns a new `Learner`
@@ -348,8 +391,8 @@ class Run:
         folder=None, # where results and checkpoints are kept; nowhere if None
         command:str="", # what to type to get these results again
         progress:bool=True, # show bars and the table of epochs while training
-        cbs=(), # callbacks that watch the training and don't change it: they aren't part of the configuration
-        fit_func=None, # trains in place of the one-cycle schedule, as `fit_func(learn, epochs, lr, start_epoch=…, cbs=…)`; its `config`, a dict, is written down
+        cbs=(), # callbacks that only watch
+        fit_func=None, # trains in place of the one-cycle schedule
     ):
         if not hasattr(seeds, "__iter__"):
             raise ValueError(f"seeds are several whole numbers, such as [0, 1, 2], not {seeds!r}")
@@ -364,12 +407,12 @@ class Run:
 
 # %% ../../nbs/training/runs.ipynb #4deec343
 @patch
-def _same(self:Run, config, stored, path):
-    "Raises `ValueError` where what is stored in `path` comes from another configuration."
+def _check_same(self:Run, config, stored, path):
+    "Raises `CheckpointError` where what is stored in `path` comes from another configuration."
     what = differences_in_words(stored, config)
     if not what: return
-    raise ValueError(f"{path.name} comes from another configuration: {what}. "
-                     "Choose another name or folder, or delete the file")
+    raise CheckpointError(f"{path.name} comes from another configuration: {what}. "
+                          "Choose another name or folder, or delete the file")
 
 # %% ../../nbs/training/runs.ipynb #2844af96
 def can_draw_bars() -> bool:
@@ -390,12 +433,14 @@ _trained = weakref.WeakSet() # the models that runs have trained
 
 @patch
 def _new_learner(self:Run, seed):
-    "The learner as it is before `seed` is trained. Raises `ValueError` where its model was trained before, so that it would only go on."
+    """The learner as it is before `seed` is trained.
+
+    Raises `ValueError` where its model was trained before, so that it would only go on."""
     set_seed(seed)
     learn = self.make_learner()
     if learn.model in _trained:
         raise ValueError(f"make_learner gave {self.name} a model that was trained before: make a "
-                         f"new model inside it, so that every seed starts from its own weights")
+                         "new model inside it, so that every seed starts from its own weights")
     return learn
 
 @patch
@@ -403,7 +448,7 @@ def _config(self:Run, learn): return describe_run(learn, self.epochs, self.lr, s
 
 @patch
 def _may_store(self:Run, config, learn):
-    "Raises `ValueError` for what couldn't be told apart from something else later, or couldn't be resumed."
+    "Raises `ValueError` for what couldn't be told apart later, or couldn't be resumed."
     for part, why in undescribed(config).items():
         raise ValueError(f"{part} of this run can't be recorded: {why}. Change it, or leave folder "
                          "out")
@@ -415,23 +460,18 @@ def _may_store(self:Run, config, learn):
 # %% ../../nbs/training/runs.ipynb #d1a70015
 @patch
 def fit(self:Run, seed:int) -> Result:
-    "Train `seed` from its checkpoint if there is one, else from the start. The learner and its predictions stay in `learn`, `logp` and `targets`."
+    """Train `seed` from its checkpoint if there is one, else from the start.
+
+    The learner and its predictions stay in `learn`, `logp` and `targets`."""
     self.learn = learn = self._new_learner(seed)
     config, history = self._config(learn), History()
-    cbs, state = [EpochSeeds(seed), history, *self.cbs], None
-    if self.folder:
-        self._may_store(config, learn)
-        path = self.file(seed, ".pt")
-        _sweep(path)
-        if path.exists(): state = self._resume(path, config, history)
-        cbs.append(Checkpoint(path, config, history, self.cbs))
-    done = len(history.rows)
-    if state: cbs.append(Resume(state, done, self.cbs))
+    cbs = [EpochSeeds(seed), history, *self.cbs]
+    if self.folder: cbs += self._checkpointing(seed, config, history)
+    fit = self.fit_func or Learner.fit_one_cycle
     _trained.add(learn.model)
     with showing(learn, self.progress):
         # Also where no epoch is left: callbacks may load the best model at the end.
-        (self.fit_func or Learner.fit_one_cycle)(learn, self.epochs, self.lr, start_epoch=done,
-                                                 cbs=cbs)
+        fit(learn, self.epochs, self.lr, start_epoch=len(history.rows), cbs=cbs)
         start = time.perf_counter()
         self.logp, self.targets = predictions(learn)
     return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets),
@@ -439,15 +479,28 @@ def fit(self:Run, seed:int) -> Result:
                   train_seconds=sum(o["train_seconds"] for o in history.rows),
                   predict_seconds=time.perf_counter() - start)
 
+@patch
+def _checkpointing(self:Run, seed, config, history):
+    "The callbacks that write the checkpoint of `seed`, and that go on from one that is there."
+    self._may_store(config, self.learn)
+    path = self.file(seed, ".pt")
+    _sweep(path)
+    cbs = [Checkpoint(path, config, history, self.cbs)]
+    if not path.exists(): return cbs
+    state = self._resume(path, config, history)
+    return [*cbs, Resume(state, len(history.rows), self.cbs)]
+
 # %% ../../nbs/training/runs.ipynb #ef95eed0
 @patch
 def _resume(self:Run, path, config, history):
-    "Put the weights, optimizer state and history of the checkpoint `path` in place, and return what else it holds."
+    "Put weights, optimizer and history of the checkpoint `path` in place, and return all of it."
     state = load_checkpoint(path)
-    self._same(config, state["config"], path)
+    self._check_same(config, state["config"], path)
     learn = self.learn
-    if getattr(learn.dls, "device", None) is not None: learn.model.to(learn.dls.device)
+    device = getattr(learn.dls, "device", None)
+    if device is not None: learn.model.to(device)
     learn.create_opt()
+    # Callbacks get their state at the first epoch: `fit` sets them up before.
     _put_back(learn, state | dict(callbacks={}), self.cbs)
     history.rows = state["history"]
     return state
@@ -456,11 +509,12 @@ def _resume(self:Run, path, config, history):
 @patch
 def _stored(self:Run, seed):
     "The result of `seed` if its file is there and comes from this configuration."
-    path = self.folder and self.file(seed, ".json")
-    if not path or not path.exists(): return None
+    if not self.folder: return None
+    path = self.file(seed, ".json")
+    if not path.exists(): return None
     result = Result.load(path)
     self.learn = self._new_learner(seed)
-    self._same(self._config(self.learn), result.config, path)
+    self._check_same(self._config(self.learn), result.config, path)
     return result
 
 @patch
@@ -469,9 +523,9 @@ def _tidy(self:Run, seed, config):
     for suffix in (".json", ".pt"): _sweep(self.file(seed, suffix))
     checkpoint = self.file(seed, ".pt")
     if not checkpoint.exists(): return
-    try: same = not differences(load_checkpoint(checkpoint)["config"], config)
-    except ValueError: return # damaged, or no checkpoint: not ours to remove
-    if same: checkpoint.unlink(missing_ok=True)
+    try: found = load_checkpoint(checkpoint)["config"]
+    except CheckpointError: return # damaged, or no checkpoint: not ours to remove
+    if not differences(found, config): checkpoint.unlink(missing_ok=True)
 
 # %% ../../nbs/training/runs.ipynb #e3630830
 @patch
@@ -479,7 +533,8 @@ def train(self:Run) -> Run:
     "Train every seed that has no result yet."
     self.results = []
     for seed in self.seeds:
-        if not (result := self._stored(seed)):
+        result = self._stored(seed)
+        if not result:
             result = self.fit(seed)
             if self.folder: result.save(self.file(seed, ".json"))
         if self.folder: self._tidy(seed, result.config)
@@ -492,10 +547,11 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signum): self.signum = signum
 
 class Stopper(Callback):
-    "Within `with`, turns SIGINT and SIGTERM into `Stopped`: after the batch if one is running, else at once. Outside the main thread, where Python gives no say over signals, only `stop` does."
+    """Within `with`, turns SIGINT and SIGTERM into `Stopped`: after the batch, or else at once.
+
+    Outside the main thread, where Python gives no say over signals, only `stop` does."""
     order = 95
-    # the process ends once it was stopped: ignore further signals
-    def __init__(self, ending:bool=False):
+    def __init__(self, ending:bool=False): # the process ends with a stop: ignore further signals
         self.ending = ending
         self.signum, self.running, self.inside, self.late, self.old = None, False, False, False, {}
     def before_fit(self): self.running = True
@@ -546,11 +602,10 @@ def _let_go(self:Stopper):
 def __exit__(self:Stopper, kind, error, trace):
     self.inside = False
     self._let_go()
-    # A signal to the whole process group also kills fastai's data workers, and that error comes first.
-    # One that was only noted while the last batches ran has nothing left to stop.
-    if self.signum and (self.late or isinstance(error, Exception)) and not isinstance(error,
-            Stopped):
-        raise Stopped(self.signum) from error
+    if not self.signum or isinstance(error, Stopped): return
+    # A signal to the whole process group also kills fastai's data workers, and their error comes
+    # first. A signal that was only noted while the last batches ran has nothing left to stop.
+    if self.late or isinstance(error, Exception): raise Stopped(self.signum) from error
 
 # %% ../../nbs/training/runs.ipynb #9ec839b6
 def _places(folder):
@@ -563,15 +618,16 @@ def load_results(name:str, # of a folder in `results`
     "The measured runs of an experiment, by name. Raises `ValueError` where there are none."
     files = sorted(f for p in _places(folder) for f in (p/name).glob("*-seed*.json"))
     if not files: raise ValueError(f"there are no results named {name!r}")
-    groups = {}
-    for o in map(Result.load, files): groups.setdefault(o.name, []).append(o)
-    return groups
+    groups = defaultdict(list)
+    for o in map(Result.load, files): groups[o.name].append(o)
+    return dict(groups)
 
 # %% ../../nbs/training/runs.ipynb #68bf1675
 def load_bench(name:str, # of a file `bench_<name>.json` in `results`
                folder=None, # where to look; default: the results that come with the package
               ) -> dict: # name of the benchmark -> its figures
     "The measured speeds of `bench/test_<name>.py`. Raises `ValueError` where there are none."
-    file = next((f for p in _places(folder) if (f := p/f"bench_{name}.json").exists()), None)
-    if file is None: raise ValueError(f"there are no measured speeds named {name!r}")
-    return json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+    for place in _places(folder):
+        file = place/f"bench_{name}.json"
+        if file.exists(): return json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+    raise ValueError(f"there are no measured speeds named {name!r}")

@@ -78,14 +78,7 @@ def _loaders(path, args):
 
 def _learner(path, args):
     "The learner that the options in `args` ask for. Raises `DataError` for data that can't teach."
-    dls = _loaders(path, args)
-    if len(dls.vocab) < 2:
-        raise DataError(f"{path} has a single class, {dls.vocab[0]}, and there is nothing to tell "
-                        "apart: it takes two or more folders in train and in val")
-    if not len(dls.valid_ds):
-        raise DataError(f"{path} has no image for validation: put some into val/<class>/, or "
-                        "choose a larger --valid-pct")
-    return baseline_learner(dls, args["arch"])
+    return baseline_learner(_loaders(path, args), args["arch"])
 
 # %% ../../nbs/training/session.ipynb #9b7b52f6
 class Divergence(Callback):
@@ -276,7 +269,7 @@ def _report(run, result):
 def _how_to_use(folder):
     return (f"\nThe model is in {folder}. To use it:\n"
             f"  from sota_course.training.models import load_model\n"
-            f"  load_model({str(folder)!r}).predict('picture.jpg')")
+            f"  load_model({str(folder)!r}).predict('image.jpg')")
 
 # %% ../../nbs/training/session.ipynb #422da5e4
 def run_training(args:dict, # option of `train` -> its value, checked
