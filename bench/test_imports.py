@@ -2,8 +2,8 @@
 
     pytest bench/test_imports.py
 
-Each side is a process of its own, with files that are in memory already. They take turns, and the ratio is the median of
-those of the rounds, in seconds of CPU time: what else the machine does falls on both.
+Each side is a process of its own, with files that are in memory already. They take turns, and the
+ratio is the median of those of the rounds, in seconds of CPU time: what else runs falls on both.
 """
 import subprocess
 import sys
