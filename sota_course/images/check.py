@@ -224,8 +224,8 @@ def listing(path_or_files, # a folder, a file, or files
     if not single and (isinstance(path_or_files, bytes) or not hasattr(path_or_files, "__iter__")):
         raise TypeError(f"check_images takes a folder, or a list of files, not {path_or_files!r}")
     if not single: path_or_files = list(path_or_files)
-    if not single and (odd := [o for o in path_or_files if not isinstance(o, (str, os.PathLike))]):
-        raise TypeError(f"check_images takes a list of paths, and {odd[0]!r} is none")
+    odd = [] if single else [o for o in path_or_files if not isinstance(o, (str, os.PathLike))]
+    if odd: raise TypeError(f"check_images takes a list of paths, and {odd[0]!r} is none")
     root = Path(path_or_files) if single else None
     if single and not root.exists(): raise DataError(f"there is no {root}: check_images takes a folder, or a list of files")
     if not single or not root.is_dir():
@@ -301,7 +301,8 @@ def quarantine(report:ImageReport, # of a folder
         raise DataError(f"{folder} lies inside of {root}, where the bad files would be found again: take a folder outside")
     names = {o.file for o in report.fatal if o.file != "."}
     names = sorted(o for o in names if not any(str(p) in names for p in PurePosixPath(o).parents)) # a folder takes its files along
-    if taken := [o for o in names if os.path.lexists(folder/o)]:
+    taken = [o for o in names if os.path.lexists(folder/o)]
+    if taken:
         raise DataError(f"{folder} already has {', '.join(map(printable, taken[:5]))}{' …' if taken[5:] else ''}: nothing was moved")
     for i, o in enumerate(names):
         try:

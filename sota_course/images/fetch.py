@@ -145,9 +145,10 @@ def pieces(r, # an open connection
     while piece := r.read1(2**18):
         yield piece
         got += len(piece)
-        if (passed := time.monotonic() - start) > timeout:
-            if got < slowest*passed: raise TimeoutError(f"only {got:,} bytes in {passed:.0f} s")
-            start, got = time.monotonic(), 0
+        passed = time.monotonic() - start
+        if passed <= timeout: continue
+        if got < slowest*passed: raise TimeoutError(f"only {got:,} bytes in {passed:.0f} s")
+        start, got = time.monotonic(), 0
 
 # %% ../../nbs/images/fetch.ipynb #712d0c7a
 @contextmanager
@@ -162,7 +163,8 @@ def byte_bar(total:int|None, # bytes to come, if known
         bar, last = progress_bar(range(-(-total//10**6)), leave=False), [None]
         bar.comment = f"MB of {text}"
         def update(done):
-            if (mb := -(-min(done, total)//10**6)) != last[0]: bar.update(mb)
+            mb = -(-min(done, total)//10**6) # begun megabytes
+            if mb != last[0]: bar.update(mb)
             last[0] = mb
         update(0)
         yield update
@@ -195,8 +197,11 @@ def download_once(src:Source, # what to get
             raise failure(_ArchiveError, src, f"{src.url} has {total:,} bytes there, and "
                           f"{src.size:,} are right: another file, or the log-in page of this network.")
         check_room(src, src.part.parent, (total or src.size or 0) - start)
-        with open_part(src, start) as write, byte_bar(total or src.size, src.archive.name, progress) as show:
-            for piece in pieces(r, timeout): show(start := start + write(piece))
+        bar = byte_bar(total or src.size, src.archive.name, progress)
+        with open_part(src, start) as write, bar as show:
+            for piece in pieces(r, timeout):
+                start += write(piece)
+                show(start)
     if total and start != total: raise ConnectionError(f"the connection ended at {start:,} of {total:,} bytes")
 
 # %% ../../nbs/images/fetch.ipynb #0c708399
