@@ -186,7 +186,7 @@ class SmoothCrossEntropy(nn.Module):
         weight = None if self.weight is None else self.weight.tolist()
         return (f"eps={self.eps}, weight={weight}, reduction={self.reduction!r}, "
                 f"ignore_index={self.ignore_index}")
-    # What the record of a run calls it: `sota_course.training.runs.describe` asks for the name.
+    # What the record of a run calls it: `sota_course.training.settings.describe` asks for the name.
     @property
     def __name__(self): return f"{type(self).__name__}({self.extra_repr()})"
 
