@@ -339,7 +339,7 @@ def test_stages_that_cannot_be_trained(stages, word):
 
 @pytest.mark.parametrize("kwargs", [dict(size=0), dict(size=8, bs=0), dict(size=8, epochs=0), dict(size=8.5)])
 def test_a_stage_says_what_is_wrong(kwargs):
-    with pytest.raises(ValueError, match="must be a whole number"): Stage(**kwargs)
+    with pytest.raises(ValueError, match="a stage.s (size|bs|epochs) must be"): Stage(**kwargs)
 
 
 def test_other_classes_are_refused():
@@ -441,7 +441,7 @@ def test_plans_that_cant_be():
     with pytest.raises(ValueError, match="needs a number"): phases([Stage(8), Stage(12)], slice(1e-4, 1e-2), "fine_tune")
     assert len(phases(fine, 1e-2)) == len(phases([Stage(8, lr=slice(1e-4, 1e-2)), Stage(12)], 1e-2, "fine_tune")) - 1 == 2
     for n in (-1, .5, True, None):
-        with pytest.raises(ValueError, match="freeze_epochs must be a whole number, at least 0"): phases([Stage(8), Stage(12)], 1e-2, "fine_tune", n)
+        with pytest.raises(ValueError, match="freeze_epochs must be"): phases([Stage(8), Stage(12)], 1e-2, "fine_tune", n)
 
 
 @few()
@@ -684,7 +684,7 @@ def test_learning_rates(lr):
 @pytest.mark.parametrize("kwargs", [dict(size=True), dict(size=8, bs=True),
                                     dict(size=8, epochs=True)])
 def test_true_is_no_number(kwargs):
-    with pytest.raises(ValueError, match="must be a whole number"): Stage(**kwargs)
+    with pytest.raises(ValueError, match="a stage.s (size|bs|epochs) must be"): Stage(**kwargs)
 
 
 def test_a_batch_is_previewed_without_a_fit():

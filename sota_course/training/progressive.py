@@ -24,14 +24,10 @@ from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from ..core import eval_mode
+from ..core import check_whole, eval_mode
 from .runs import predictions, score
 
 # %% ../../nbs/training/progressive.ipynb #d8bbdbcc
-def _check_whole(name, value):
-    if type(value) is not int or value < 1:
-        raise ValueError(f"a stage's {name} must be a whole number, at least 1, not {value!r}")
-
 def _check_lr(lr):
     "Raises `ValueError` for a learning rate that can't be: a number, several, or a slice of two."
     rates = [lr.start, lr.stop] if isinstance(lr, slice) else list(L(lr))
@@ -50,7 +46,7 @@ class Stage:
     lr:float=None
 
     def __post_init__(self):
-        for o in ("size", "bs", "epochs"): _check_whole(o, getattr(self, o))
+        for o in ("size", "bs", "epochs"): check_whole(getattr(self, o), f"a stage's {o}", 1)
         _check_lr(self.lr)
 
     def __str__(self):
@@ -96,9 +92,7 @@ SCHEDULES = ("one_cycle", "fine_tune")
 def _check_schedule(schedule, freeze_epochs):
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
-    if type(freeze_epochs) is not int or freeze_epochs < 0:
-        raise ValueError("freeze_epochs must be a whole number, at least 0, "
-                         f"not {freeze_epochs!r}")
+    check_whole(freeze_epochs, "freeze_epochs")
 
 # %% ../../nbs/training/progressive.ipynb #8b66a7b3
 def _fine_tuned(stage, i, at, top, freeze_epochs):
