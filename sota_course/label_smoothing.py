@@ -10,6 +10,7 @@ __all__ = ['plain_tensor', 'check_classes', 'smooth_targets', 'smooth_cross_entr
 
 # %% ../nbs/06_label_smoothing.ipynb #fab69852
 import math
+from numbers import Real
 import torch
 from torch import nn
 from .core import check_whole
@@ -25,7 +26,7 @@ def plain_tensor(x, # numbers in lists, an array or a tensor
 
 # %% ../nbs/06_label_smoothing.ipynb #c9f6b234
 def _check_eps(eps):
-    if isinstance(eps, str) or eps is None: raise TypeError(f"eps must be a number, not {eps!r}")
+    if not isinstance(eps, Real): raise TypeError(f"eps must be a number, not {eps!r}")
     if not 0 <= eps < 1:
         raise ValueError(f"eps is {eps}: it is the share of the target that is spread "
                          "over all classes, from 0 to below 1")

@@ -66,7 +66,7 @@ def as_positions(perm, # position of each image's partner
 
 # %% ../nbs/05_mixup.ipynb #5c705694
 def partners(x:torch.Tensor, # images `(n, …)`
-             perm:torch.Tensor, # position of each one's partner, int64
+             perm:torch.Tensor, # position of each one's partner, as `as_positions` gives it: not checked
             ) -> torch.Tensor: # a new tensor in the memory layout of `x`, channels first or last
     "`x[perm]`, in one new tensor."
     perm = perm.to(x.device)
@@ -380,7 +380,7 @@ def mixed_loss(loss_func, # of predictions and targets: of PyTorch, fastai or yo
     """For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`,
     image by image; for floats the loss of the blended targets.
     Raises `ValueError` where the loss can't give that, `TypeError` for other arguments."""
-    check_tensor(y, "y")
+    for o, name in ((pred, "pred"), (y, "y")): check_tensor(o, name)
     y = y.as_subclass(torch.Tensor)
     perm, lam = as_positions(perm, len(y)), as_weights(lam, len(y))
     # Several labels an image, or quantities to predict.

@@ -134,7 +134,8 @@ def merge_views(p:torch.Tensor, # (views, …, classes), probabilities
     return m/m.sum(-1, keepdim=True) if distribution else m
 
 # %% ../nbs/04_tta.ipynb #a700716c
-CLASS_INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+CLASS_INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+                 torch.uint16, torch.uint32, torch.uint64)
 
 def check_predictions(p:torch.Tensor, # (n, classes)
                       targets:torch.Tensor, # (n,), class indices
@@ -145,6 +146,7 @@ def check_predictions(p:torch.Tensor, # (n, classes)
     whole = isinstance(targets, torch.Tensor) and targets.dtype in CLASS_INDICES
     if not whole or targets.shape != p.shape[:1]:
         raise ValueError(f"{len(p)} predictions need as many class indices, whole numbers in a row")
+    targets = targets.long()
     if len(p) and not 0 <= targets.min() <= targets.max() < p.shape[1]:
         raise ValueError(f"class indices go from 0 to {p.shape[1] - 1} here, and these from "
                          f"{targets.min()} to {targets.max()}")
@@ -158,5 +160,5 @@ def changed_predictions(before:torch.Tensor, # probabilities (n, classes)
     for o in (before, after):
         check_predictions(o, targets)
         if o.isnan().any(): raise ValueError("a prediction is NaN, so that it names no class")
-    was, now = (o.argmax(1) == targets for o in (before, after))
+    was, now = (o.argmax(1) == targets.long() for o in (before, after))
     return (~was & now).nonzero()[:, 0], (was & ~now).nonzero()[:, 0]

@@ -466,6 +466,7 @@ def test_property_labels_of_every_type(seed, n, c, label, weighted, eps, reducti
     (lambda: smooth_targets(["a"], 5), TypeError, "not list"),
     (lambda: smooth_targets([0], 5, "0.1"), TypeError, "eps must be a number"),
     (lambda: smooth_targets([0], 5, None), TypeError, "eps must be a number"),
+    (lambda: smooth_targets([0], 5, torch.tensor(.1)), TypeError, "eps must be a number"),
     (lambda: smooth_targets(torch.tensor([5]).to(torch.uint16), 5), ValueError,
      "class 5 is out of range"),
     (lambda: best_gap(0), ValueError, "n must be 1 or more"),

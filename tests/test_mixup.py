@@ -1292,3 +1292,9 @@ def test_exercises(name):
         verdict = check(name, answer)
         assert not verdict and mistake in verdict.mistake and verdict.hint, verdict
     assert not check(name, ...)
+
+
+@pytest.mark.parametrize("pred", [[1., 2.], "ab", None])
+def test_predictions_that_are_no_tensor_are_named(pred):
+    with pytest.raises(TypeError, match="pred must be a tensor"):
+        mixed_loss(nn.functional.cross_entropy, pred, torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([.5, .5]))

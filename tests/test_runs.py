@@ -963,3 +963,15 @@ def test_nonsense_is_refused_with_a_sentence(kwargs, word):
 def test_whole_numbers_of_other_types_will_do():
     made = Run("a", None, np.int64(2), np.float32(1e-3), np.arange(3))
     assert made.seeds == [0, 1, 2] and type(made.epochs) is int and type(made.seeds[0]) is int
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64])
+def test_scores_of_labels_of_every_type(dtype):
+    logp = torch.tensor([[.9, .1], [.2, .8], [.6, .4]]).double().log()
+    right = score(logp, torch.tensor([0, 1, 1]))
+    assert score(logp, torch.tensor([0, 1, 1]).to(dtype)) == right and right["accuracy"] == pytest.approx(2/3)
+
+
+@pytest.mark.parametrize("targets, error", [(torch.tensor([0., 1.]), TypeError), (torch.tensor([True, False]), TypeError), (torch.tensor([0, 2]), ValueError)])
+def test_scores_of_what_is_no_class(targets, error):
+    with pytest.raises(error, match="class|classes"): score(torch.zeros(2, 2).log_softmax(1), targets)

@@ -396,6 +396,16 @@ def test_killed_between_two_steps_of_its_end_it_is_completed(small, trained, und
     assert numbers(out) == undisturbed
 
 
+def test_what_a_kill_left_half_written_goes(small, trained, tmp_path, command):
+    out = shutil.copytree(trained, tmp_path/"out")
+    (out/"try-seed0-model").mkdir()
+    for o in ("try-seed0.png", "try-seed0.json", "try-seed0.pt", "try-seed0-model/card.json", "try-seed0-model/model.safetensors"):
+        (out/f"{o}.999999999.part").touch() # no process has this number
+    code, _, err = command(*options(small, out, 1), "--resume")
+    assert code == 0, err
+    assert not list(out.rglob("*.part"))
+
+
 @pytest.fixture
 def finished(whole, tmp_path):
     "A finished run of three epochs without TTA."

@@ -987,3 +987,10 @@ def test_exercises(name):
         import re
         verdict = check(name, answer)
         assert not verdict and re.search(mistake, verdict.mistake) and verdict.hint
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.int64])
+def test_changed_predictions_for_labels_of_every_type(dtype):
+    before, after = torch.eye(3), torch.eye(3)[[1, 1, 2]]
+    right, wrong = changed_predictions(before, after, torch.tensor([0, 1, 2]).to(dtype))
+    assert right.tolist() == [] and wrong.tolist() == [0]

@@ -11,7 +11,6 @@ __all__ = ['RULES', 'WHAT', 'WHERE', 'start_again', 'train', 'check_options', 'o
 # %% ../../nbs/training/command.ipynb #c565e3a2
 import contextlib, inspect, os, shlex, signal, sys, tempfile, threading
 from pathlib import Path
-from fastcore.script import anno_parser
 
 # %% ../../nbs/training/command.ipynb #2e5fd279
 def train(
@@ -181,6 +180,7 @@ class Signals:
 # %% ../../nbs/training/command.ipynb #d03f249b
 def _parse():
     "The options that were typed. Raises `ValueError` for what isn't one, or no value for it."
+    from fastcore.script import anno_parser # a good part of the start, in which a signal is answered
     def refuse(message): raise ValueError(f"{message}. All options: sota-train --help")
     parser = anno_parser(train, "sota-train")
     parser.error = refuse

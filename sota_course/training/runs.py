@@ -9,7 +9,7 @@ __all__ = ['predictions', 'score', 'Result', 'EpochSeeds', 'History', 'Checkpoin
            'can_draw_bars', 'showing', 'Stopped', 'Stopper', 'load_results', 'load_bench']
 
 # %% ../../nbs/training/runs.ipynb #57714b01
-import contextlib, datetime, enum, json, math, numbers, os, random, re, signal, sys
+import contextlib, datetime, enum, json, math, numbers, random, signal, sys
 import threading, time, types, weakref
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
@@ -32,7 +32,7 @@ from fastcore.foundation import L
 from fastcore.imports import IN_NOTEBOOK
 from torch import nn
 import sota_course
-from ..core import CheckpointError, write_whole
+from ..core import CheckpointError, class_numbers, remove_stale_parts, write_whole
 from .metrics import ece
 from .settings import (describe_run, differences, differences_in_words,
                                            environment, undescribed)
@@ -53,8 +53,10 @@ def predictions(learn:Learner, # a trained learner
 def score(logp:torch.Tensor, # `(n, classes)`, log-probabilities
           targets:torch.Tensor, # `(n,)`, class indices
          ) -> dict: # `accuracy`, `nll` and `ece`
-    "The three numbers for a set of predictions. Those of a model that diverged are undefined."
+    """The three numbers for a set of predictions. Those of a model that diverged are undefined.
+    Raises `TypeError` or `ValueError` where the targets are no class indices."""
     # The largest of undefined numbers is said to be the first: class 0 would look right.
+    targets = class_numbers(targets, logp.shape[1])
     if logp.isnan().any(): return dict(accuracy=math.nan, nll=math.nan, ece=math.nan)
     accuracy = (logp.argmax(1) == targets).double().mean().item()
     return dict(accuracy=accuracy, nll=F.nll_loss(logp, targets).item(),
@@ -117,23 +119,6 @@ class Result:
             return cls(**_put_in(values, taken))
         except (AttributeError, LookupError, TypeError, ValueError) as e:
             raise CheckpointError(f"{Path(path).name} is not a result file: {e}") from e
-
-# %% ../../nbs/training/runs.ipynb #474c1fd7
-def _alive(pid):
-    "Whether a process has this number."
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except OSError: pass # it is another user's
-    return True
-
-def _sweep(path):
-    "Remove what killed processes have left of their attempts to write `path`."
-    for part in path.parent.glob("*.part"):
-        pid = part.name.removeprefix(f"{path.name}.").removesuffix(".part")
-        if part.name != f"{path.name}.{pid}.part" or not re.fullmatch("[0-9]{1,9}", pid): continue
-        # On Windows the question would end the process; there, a file in use can't be removed.
-        if os.name != "nt" and _alive(int(pid)) and int(pid) != os.getpid(): continue
-        with contextlib.suppress(OSError): part.unlink()
 
 # %% ../../nbs/training/runs.ipynb #0c3dc36c
 class EpochSeeds(Callback):
@@ -484,7 +469,7 @@ def _checkpointing(self:Run, seed, config, history):
     "The callbacks that write the checkpoint of `seed`, and that go on from one that is there."
     self._may_store(config, self.learn)
     path = self.file(seed, ".pt")
-    _sweep(path)
+    remove_stale_parts(path)
     cbs = [Checkpoint(path, config, history, self.cbs)]
     if not path.exists(): return cbs
     state = self._resume(path, config, history)
@@ -520,7 +505,7 @@ def _stored(self:Run, seed):
 @patch
 def _tidy(self:Run, seed, config):
     "Remove what a kill between the result of `seed` and the end of the run has left."
-    for suffix in (".json", ".pt"): _sweep(self.file(seed, suffix))
+    for suffix in (".json", ".pt"): remove_stale_parts(self.file(seed, suffix))
     checkpoint = self.file(seed, ".pt")
     if not checkpoint.exists(): return
     try: found = load_checkpoint(checkpoint)["config"]

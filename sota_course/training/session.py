@@ -83,7 +83,7 @@ def _learner(path, args):
 # %% ../../nbs/training/session.ipynb #9b7b52f6
 class Divergence(Callback):
     "Raises `Diverged` after an epoch with a loss that is infinite or undefined."
-    order = 57 # after `Recorder` (50) and before `Checkpoint` (60)
+    order = 57 # after `Recorder` (50), and before `Checkpoint`, which would keep it
     def after_epoch(self):
         numbers = [float(o) for o in self.recorder.log if isinstance(o, (int, float))]
         if all(map(math.isfinite, numbers)): return
