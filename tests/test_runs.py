@@ -281,6 +281,49 @@ def test_what_was_used_before_in_fastais_pipeline(tmp_path):
                                              loss_func=CrossEntropyLossFlat())))
 
 
+def with_global(value, code="def f(p, y): return base(p, y)"):
+    "A function as a notebook has it, which uses the global `base`."
+    there = dict(__name__="__main__", nn=nn, base=value)
+    exec(code, there)
+    return there["f"]
+
+
+class Scale:
+    def __init__(self, by): self.by = by
+    def __call__(self, p, y): return nn.functional.cross_entropy(p*self.by, y)
+    def scale(self, p, y): return self(p, y)
+
+
+def local_class(k):
+    class Local:
+        inner = Scale(k)
+        names = {k}
+    return Local
+
+
+GLOBALS = dict(loss=lambda k: nn.CrossEntropyLoss(label_smoothing=k/10),
+               fastais_loss=lambda k: CrossEntropyLossFlat(label_smoothing=k/10),
+               object=Scale, set=lambda k: {k, 0}, frozen=lambda k: frozenset([k]),
+               bytes=lambda k: bytes([k]), none=lambda k: None if k == 1 else 2,
+               bound=lambda k: Scale(k).scale, a_class=local_class,
+               importable=lambda k: (nn.functional.mse_loss, nn.functional.l1_loss)[k - 1],
+               importable_class=lambda k: (nn.L1Loss, nn.MSELoss)[k - 1],
+               module=lambda k: (math, json)[k - 1], nested=lambda k: with_global(Scale(k)))
+
+
+@pytest.mark.parametrize("name", GLOBALS)
+def test_a_global_that_a_function_uses_is_compared(name):
+    one, same, other = (as_settings(with_global(GLOBALS[name](k))) for k in (1, 1, 2))
+    assert one == same and one != other
+
+
+def test_a_global_that_cant_be_described_is_refused():
+    with pytest.raises(ValueError, match="lock can't be described"):
+        as_settings(with_global(threading.Lock()))
+    attribute = with_global(threading.Lock(), "def f(p, y): return p.base")
+    assert as_settings(attribute), "an attribute of that name is no global"
+
+
 class Locked(Callback):
     def __init__(self): self.lock = threading.Lock()
 

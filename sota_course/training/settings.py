@@ -9,7 +9,7 @@ __all__ = ['environment', 'as_settings', 'short_name', 'describe', 'describe_run
            'undescribed']
 
 # %% ../../nbs/training/settings.ipynb #5b936ee7
-import ast, contextlib, enum, functools, hashlib, inspect, json, math, os, platform, sys
+import ast, contextlib, dis, enum, functools, hashlib, inspect, json, math, os, platform, sys
 import types, weakref
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -74,9 +74,11 @@ def _importable(o):
     except (AttributeError, KeyError): return False
     return found is o
 
+_LOOK_UPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+
 def _names_used(code):
     "The names that a function looks up outside itself, those of functions within it included."
-    names = set(code.co_names)
+    names = {o.argval for o in dis.get_instructions(code) if o.opname in _LOOK_UPS}
     for o in code.co_consts:
         if isinstance(o, types.CodeType): names |= _names_used(o)
     return names
@@ -87,9 +89,6 @@ def _code_settings(code, see):
                 variables=list(code.co_varnames), constants=[see(o) for o in code.co_consts])
 
 # %% ../../nbs/training/settings.ipynb #d1a70003
-_VALUES = (bool, int, float, str, tuple, list, dict, torch.Tensor, np.ndarray, np.generic, partial,
-           types.FunctionType)
-
 def _closed_over(f):
     "The variables of the functions around `f` that it uses; those without a value yet left out."
     cells = zip(f.__code__.co_freevars, f.__closure__ or ())
@@ -100,7 +99,7 @@ def _function_settings(f, see):
     "A function by its name, and by its code and what it uses where the name doesn't say it all."
     if _importable(f): return _full_name(f)
     names = _names_used(f.__code__)
-    around = {k: o for k, o in f.__globals__.items() if k in names and isinstance(o, _VALUES)}
+    around = {k: o for k, o in f.__globals__.items() if k in names}
     return dict(function=f.__qualname__.rpartition(".")[2], code=_digest(see(f.__code__)),
                 defaults=see([f.__defaults__, f.__kwdefaults__]),
                 uses=see(around | _closed_over(f)))
@@ -108,13 +107,12 @@ def _function_settings(f, see):
 # What Python notes in a class, and what says nothing about what it does.
 _CLASS_NOTES = ("__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__",
                 "__static_attributes__", "__match_args__", "__annotate__", "__annotate_func__",
-                "__annotations_cache__")
+                "__annotations_cache__", "__dict__", "__weakref__", "__slotnames__", "_abc_impl")
 
 def _class_settings(cls, see):
     "A class by its name, and by what it's made of where the name doesn't say it all."
     if _importable(cls): return _full_name(cls)
-    kinds = (*_VALUES, property, classmethod, staticmethod)
-    body = {k: o for k, o in vars(cls).items() if isinstance(o, kinds) and k not in _CLASS_NOTES}
+    body = {k: o for k, o in vars(cls).items() if k not in _CLASS_NOTES}
     return f"{cls.__qualname__} {_digest(see([body, *cls.__bases__]))}"
 
 # %% ../../nbs/training/settings.ipynb #d1a70005
@@ -241,7 +239,7 @@ def _each(o, see):
 
 # %% ../../nbs/training/settings.ipynb #d1a70008
 _BUILTIN = (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType,
-            types.WrapperDescriptorType)
+            types.WrapperDescriptorType, types.MemberDescriptorType, types.GetSetDescriptorType)
 # By their kind alone. The last two are described on their own.
 _UNSEEN = (weakref.ref, RemovableHandle, Learner, DataLoaders)
 
@@ -255,6 +253,7 @@ def _code_or_object(o, see, weights):
     if isinstance(o, type): return _class_settings(o, see)
     if isinstance(o, (classmethod, staticmethod)): return see(o.__func__)
     if isinstance(o, property): return see([o.fget, o.fset])
+    if isinstance(o, types.MappingProxyType): return see(dict(o))
     if isinstance(o, _BUILTIN): return _full_name(o)
     if isinstance(o, types.ModuleType): return o.__name__
     if isinstance(o, _UNSEEN): return type(o).__name__
