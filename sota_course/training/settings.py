@@ -458,8 +458,8 @@ _STANDS_FOR = dict(
     learner=("arch", "classes"), schedule=("schedule",),
     data=("bs", "classes", "n_train", "n_valid", "data", "size", "presize", "method", "stats",
           "min_scale", "pipeline", "split"))
-# What every run has. Other names are a `fit_func`'s own, and stand for the schedule.
 _OF_A_SEED = ("weights",) # another seed has others, so that they make no other configuration
+# What every run has. Other names are a `fit_func`'s own, and stand for the schedule.
 _COMMON = {"epochs", "lr"}.union(*_STANDS_FOR.values())
 
 def _flat(o, path=""):
