@@ -255,7 +255,7 @@ def test_what_was_used_before_is_the_same_configuration(tmp_path):
         return Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=cbs,
                        metrics=[accuracy, metric])
     first = run(make, tmp_path, 1, seeds=(0, 1)).train()
-    assert first.results[0].config == first.results[1].config
+    assert not differences(first.results[0].config, first.results[1].config)
     assert run(make, tmp_path, 1, seeds=(0, 1)).train().logp is None
 
 
@@ -279,6 +279,121 @@ def test_what_was_used_before_in_fastais_pipeline(tmp_path):
                                                         loss_func=CrossEntropyLossFlat()))) ) or \
         differences(before, describe(Learner(other, make().model,
                                              loss_func=CrossEntropyLossFlat())))
+
+
+def with_global(value, code="def f(p, y): return base(p, y)"):
+    "A function as a notebook has it, which uses the global `base`."
+    there = dict(__name__="__main__", nn=nn, base=value)
+    exec(code, there)
+    return there["f"]
+
+
+class Scale:
+    def __init__(self, by): self.by = by
+    def __call__(self, p, y): return nn.functional.cross_entropy(p*self.by, y)
+    def scale(self, p, y): return self(p, y)
+
+
+def local_class(k):
+    class Local:
+        inner = Scale(k)
+        names = {k}
+    return Local
+
+
+GLOBALS = dict(loss=lambda k: nn.CrossEntropyLoss(label_smoothing=k/10),
+               fastais_loss=lambda k: CrossEntropyLossFlat(label_smoothing=k/10),
+               object=Scale, set=lambda k: {k, 0}, frozen=lambda k: frozenset([k]),
+               bytes=lambda k: bytes([k]), none=lambda k: None if k == 1 else 2,
+               bound=lambda k: Scale(k).scale, a_class=local_class,
+               importable=lambda k: (nn.functional.mse_loss, nn.functional.l1_loss)[k - 1],
+               importable_class=lambda k: (nn.L1Loss, nn.MSELoss)[k - 1],
+               module=lambda k: (math, json)[k - 1], nested=lambda k: with_global(Scale(k)))
+
+
+@pytest.mark.parametrize("name", GLOBALS)
+def test_a_global_that_a_function_uses_is_compared(name):
+    one, same, other = (as_settings(with_global(GLOBALS[name](k))) for k in (1, 1, 2))
+    assert one == same and one != other
+
+
+def test_a_global_that_cant_be_described_is_refused():
+    with pytest.raises(ValueError, match="lock can't be described"):
+        as_settings(with_global(threading.Lock()))
+    attribute = with_global(threading.Lock(), "def f(p, y): return p.base")
+    assert as_settings(attribute), "an attribute of that name is no global"
+
+
+class Fading(Callback):
+    def __init__(self, start): self.p = start
+    def after_epoch(self): self.p *= .5
+
+
+class FadingByName(Callback):
+    def __init__(self, **kwargs): self.__dict__.update(kwargs)
+    def after_epoch(self): self.p *= .5
+
+
+class FadingByPlace(Callback):
+    def __init__(self, *args): self.p = args[0]
+    def after_epoch(self): self.p *= .5
+
+
+class FadingByDetour(Callback):
+    def __init__(self, start):
+        first = start*2
+        self.p = first
+    def after_epoch(self): self.p *= .5
+
+
+class SetLater(Callback):
+    def set(self, p):
+        self.p = p
+        return self
+
+
+class Book(fastai.callback.training.GradientAccumulation):
+    def __init__(self, start):
+        super().__init__(16)
+        self.count = start
+
+
+MAKERS = dict(argument=Fading, kwargs=lambda p: FadingByName(p=p), args=FadingByPlace,
+              detour=FadingByDetour, setter=lambda p: SetLater().set(p), of_fastai=Book)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_an_object_starts_with_is_compared(name):
+    one, same, other = (as_settings(MAKERS[name](p)) for p in (.1, .1, .2))
+    assert one == same and one != other
+
+
+def test_what_training_changed_in_a_shared_object_is_refused_by_its_name(tmp_path):
+    cb = Fading(.1)
+    run(lambda: learner(cbs=cb), tmp_path, 1).train()
+    with pytest.raises(ValueError, match="callbacks.Fading.p was 0.1 and is now 0.025"):
+        run(lambda: learner(cbs=cb), tmp_path, 1).train()
+    assert run(lambda: learner(cbs=Fading(.1)), tmp_path, 1).train().logp is None
+
+
+def drawn(init):
+    model = net()
+    init(model[0].weight)
+    return model
+
+
+def test_other_initial_weights_are_refused(tmp_path):
+    def one(): return learner(model=drawn(nn.init.kaiming_normal_))
+    def other(): return learner(model=drawn(nn.init.normal_))
+    done = run(one, tmp_path, 1, seeds=(0, 1)).train()
+    assert compare([done.results[0]], [Result(**vars(done.results[1]) | dict(name="b"))]).differing() == set()
+    with pytest.raises(ValueError, match="a-seed0.json comes from .*: weights was .* and is now"):
+        run(other, tmp_path, 1, seeds=(0, 1)).train()
+    assert run(one, tmp_path, 1, seeds=(0, 1)).train().logp is None
+    (tmp_path/"a-seed0.json").unlink()
+    with pytest.raises(KeyboardInterrupt): run(one, tmp_path, 2, cbs=[PowerCut(0)]).train()
+    with pytest.raises(ValueError, match="a-seed0.pt comes from .*: weights was .* and is now"):
+        run(other, tmp_path, 2).train()
 
 
 class Locked(Callback):

@@ -34,8 +34,8 @@ from torch import nn
 import sota_course
 from ..core import CheckpointError, class_numbers, remove_stale_parts, write_whole
 from .metrics import ece
-from .settings import (describe_run, differences, differences_in_words,
-                                           environment, undescribed)
+from .settings import (describe_run, differences_in_words,
+                                           environment, undescribed, weights_settings)
 
 # %% ../../nbs/training/runs.ipynb #32dd1f09
 def predictions(learn:Learner, # a trained learner
@@ -429,7 +429,9 @@ def _new_learner(self:Run, seed):
     return learn
 
 @patch
-def _config(self:Run, learn): return describe_run(learn, self.epochs, self.lr, self.fit_func)
+def _config(self:Run, learn):
+    config = describe_run(learn, self.epochs, self.lr, self.fit_func)
+    return config | dict(weights=weights_settings(learn.model))
 
 @patch
 def _may_store(self:Run, config, learn):
@@ -510,7 +512,7 @@ def _tidy(self:Run, seed, config):
     if not checkpoint.exists(): return
     try: found = load_checkpoint(checkpoint)["config"]
     except CheckpointError: return # damaged, or no checkpoint: not ours to remove
-    if not differences(found, config): checkpoint.unlink(missing_ok=True)
+    if not differences_in_words(found, config): checkpoint.unlink(missing_ok=True)
 
 # %% ../../nbs/training/runs.ipynb #e3630830
 @patch
