@@ -19,7 +19,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.vision.models import xresnet as fastai_xresnet
-from .core import eval_mode
+from .core import eval_mode, object_name
 
 # %% ../nbs/01_baseline.ipynb #57efd8c0
 def xresnet10(n_out:int, # number of outputs: one for each class
@@ -46,7 +46,7 @@ def n_outputs(model:torch.nn.Module, # any model that takes a batch of images
 # %% ../nbs/01_baseline.ipynb #e800cd10
 def _arch_name(arch):
     "What to call a function that makes a model: a `partial`'s arguments belong to its name."
-    if not isinstance(arch, partial): return getattr(arch, "__name__", type(arch).__name__)
+    if not isinstance(arch, partial): return object_name(arch)
     arguments = [*map(str, arch.args), *(f"{k}={v}" for k, v in arch.keywords.items())]
     return f"{_arch_name(arch.func)}({', '.join(arguments)})"
 

@@ -16,7 +16,8 @@ from inspect import signature
 from numbers import Real
 import torch
 from torch.distributions import Gamma
-from .core import as_numbers, check_tensor, check_whole, class_numbers, whole_numbers
+from .core import (as_numbers, check_tensor, check_whole, class_numbers, object_name,
+                              whole_numbers)
 
 # %% ../nbs/05_mixup.ipynb #86f3fef5
 def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
@@ -266,8 +267,6 @@ def loss_setting(loss_func, # a function or an object, of PyTorch, fastai or you
     except (TypeError, ValueError): return default
     return arguments[name].default if name in arguments else default
 
-def _name(loss_func): return getattr(loss_func, "__name__", type(loss_func).__name__)
-
 # %% ../nbs/05_mixup.ipynb #ac45e16a
 @contextmanager
 def _unreduced(loss_func):
@@ -289,7 +288,7 @@ def _item_weights(loss_func, y):
         counts = y != ignore_index
         return counts.float() if weight is None else weight[y.where(counts, 0)]*counts
     if weight is None: return torch.ones_like(y, dtype=torch.float)
-    raise ValueError(f"how {_name(loss_func)} averages with class weights can't be known: "
+    raise ValueError(f"how {object_name(loss_func)} averages with class weights can't be known: "
                      'use per="batch" and draw="batch"')
 
 # %% ../nbs/05_mixup.ipynb #a2b0354f
@@ -324,7 +323,7 @@ def _check_mean(loss_func, pred, y, ours):
     rtol = 1e-3 if torch.finfo(pred.dtype).bits >= 32 else 3e-2
     if not theirs.isfinite().all(): return
     if torch.allclose(theirs, ours.double(), rtol=rtol, atol=1e-4): return
-    raise ValueError(f"how {_name(loss_func)} averages over images can't be known: "
+    raise ValueError(f"how {object_name(loss_func)} averages over images can't be known: "
                      'use per="batch" and draw="batch"')
 
 # %% ../nbs/05_mixup.ipynb #d5d92f64
@@ -363,7 +362,7 @@ def _per_target(loss_func, pred, y, perm, lam):
         hard = one_hot(y, pred.shape[1], _wide_type(pred))
         plain, mixed = loss_func(pred, hard), loss_func(pred, blend(hard, lam, perm))
     except Exception as e:
-        raise ValueError(f"{_name(loss_func)} has no reduction argument and takes no soft targets: "
+        raise ValueError(f"{object_name(loss_func)} has no reduction argument and takes no soft targets: "
                          'use per="batch" and draw="batch" in the callback') from e
     _check_mean(loss_func, pred, y, plain.detach())
     return mixed

@@ -139,7 +139,7 @@ CLASS_INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 
 def check_predictions(p:torch.Tensor, # (n, classes)
                       targets:torch.Tensor, # (n,), class indices
-                     ):
+                     ) -> torch.Tensor: # `targets` in int64
     "Raises `ValueError` unless `p` is a row of numbers for each of the class indices `targets`."
     if p.ndim != 2:
         raise ValueError(f"predictions are a table (n, classes), and this is {tuple(p.shape)}")
@@ -150,6 +150,7 @@ def check_predictions(p:torch.Tensor, # (n, classes)
     if len(p) and not 0 <= targets.min() <= targets.max() < p.shape[1]:
         raise ValueError(f"class indices go from 0 to {p.shape[1] - 1} here, and these from "
                          f"{targets.min()} to {targets.max()}")
+    return targets
 
 # %% ../nbs/04_tta.ipynb #4b7fd0c3
 def changed_predictions(before:torch.Tensor, # probabilities (n, classes)
@@ -158,7 +159,7 @@ def changed_predictions(before:torch.Tensor, # probabilities (n, classes)
                        ) -> tuple: # indices: became right, became wrong
     "Which predictions changed for the better, and which for the worse. Raises `ValueError`."
     for o in (before, after):
-        check_predictions(o, targets)
+        classes = check_predictions(o, targets)
         if o.isnan().any(): raise ValueError("a prediction is NaN, so that it names no class")
-    was, now = (o.argmax(1) == targets.long() for o in (before, after))
+    was, now = (o.argmax(1) == classes for o in (before, after))
     return (~was & now).nonzero()[:, 0], (was & ~now).nonzero()[:, 0]

@@ -12,6 +12,7 @@ __all__ = ['PRESIZE', 'METHODS', 'MAX_ASPECT', 'FILTER', 'VERSION', 'CACHE_NAME'
 import errno, hashlib, json, math, os, re, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from PIL import Image
 from ..core import (BadImages, CacheError, ImageError, check_whole, course_home,
                               default_workers, full_path)
 from .decode import open_image
+from .leftovers import delete_unless_locked, try_to_delete
 
 # %% ../../nbs/images/cache.ipynb #8a5f29b2
 PRESIZE = 1.25 # side of the cached images over the side that the model sees
@@ -244,10 +246,7 @@ def _files(folder, *suffixes):
     try: return [o for o in folder.iterdir() if o.suffix in suffixes]
     except OSError: return []
 
-def _try_to_delete(path):
-    "Delete the file `path` where that is possible: what stays takes room, and does no harm"
-    try: path.unlink(missing_ok=True)
-    except OSError: pass # the disk may only be read; Windows doesn't delete a file that is mapped somewhere
+
 
 # %% ../../nbs/images/cache.ipynb #fca502fa
 def _serves(index, stats):
@@ -274,7 +273,7 @@ def _find(folder, names, stats):
         cache = _mapped(data, index, names, stats)
         if cache is not None: return cache
         warnings.warn(f"the cache {data} is damaged; it is built again")
-        _try_to_delete(path) # on a disk that may only be read it stays, and is found damaged each time
+        try_to_delete(path) # on a disk that may only be read it stays, and is found damaged each time
 
 # %% ../../nbs/images/cache.ipynb #a5acc7df
 def _decode(names, size, method):
@@ -328,7 +327,7 @@ def _write(folder, key, index, names, n_workers, progress):
         os.replace(part, folder/f"{key}.u8")
         part.write_bytes(_index_bytes(index | found))
         os.replace(part, path)
-    finally: _try_to_delete(part) # an error here would hide the one that brought us here
+    finally: try_to_delete(part) # an error here would hide the one that brought us here
     return path
 
 # %% ../../nbs/images/cache.ipynb #47a63a55
@@ -360,7 +359,7 @@ def _drop(folder, kept, root):
     if keep is None: return # it was damaged just now: the next build will see to it
     live = {o.stem for o in _files(folder, ".json") if o == kept or _useful(o, root, keep)}
     for o in _files(folder, ".json", ".u8", ".part"):
-        if o.suffix == ".part" or o.stem not in live: _try_to_delete(o)
+        if o.suffix == ".part" or o.stem not in live: try_to_delete(o)
 
 # %% ../../nbs/images/cache.ipynb #adc66ec2
 CACHE_NAME = re.compile(r".*-[1-9]\d*-(crop|squish|pad)-[0-9a-f]{16}")
@@ -380,11 +379,8 @@ def _rests(folder):
 # %% ../../nbs/images/cache.ipynb #ebc0af43
 def _sweep_folder(folder):
     "Delete what a killed build left in `folder`, unless a living one writes there"
-    if not _rests(folder): return
-    try:
-        with FileLock(folder/".lock", timeout=0):
-            for o in _rests(folder): _try_to_delete(o) # looked up again: a build may just have ended
-    except (OSError, NotImplementedError): pass # in use (`Timeout`), or on a disk that may only be read
+    # Looked up again behind the lock: a build may just have ended.
+    if _rests(folder): delete_unless_locked(folder/".lock", partial(_rests, folder))
 
 def _sweep(home):
     "Delete what killed builds left below `home`, and nothing of a process that lives"

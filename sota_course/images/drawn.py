@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageDraw, ImageFilter
+from .leftovers import delete_unless_locked
 
 # %% ../../nbs/images/drawn.ipynb #9c618db9
 CLASSES = {"n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player",
@@ -1068,11 +1069,8 @@ def _sweep(parent):
     "Delete what runs that were killed left below `parent`: where the lock can be had, nobody works any more."
     for name,folders in _rests(parent).items():
         lock = parent/f".{name}.lock"
-        if not lock.exists(): continue # every drawing has one: this is something else
-        try:
-            with FileLock(lock, timeout=0):
-                for o in folders: shutil.rmtree(o, ignore_errors=True)
-        except OSError: pass # in use, or on a disk that may only be read
+        # Every drawing has one: what has none is something else.
+        if lock.exists(): delete_unless_locked(lock, folders.copy)
 
 def _build(path, card, n_workers, progress):
     "Draw the data set of `card` beside `path`, then give it its name."

@@ -20,6 +20,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 from ..errors import DataError, DownloadError
+from .leftovers import delete_unless_locked
 
 # %% ../../nbs/images/fetch.ipynb #41bfe918
 class _ArchiveError(DownloadError):
@@ -454,12 +455,8 @@ def leftovers(src:Source, # any data set
 def sweep(src:Source): # any data set
     "Deletes `leftovers`, but nothing of a process that lives."
     try:
-        for lock, paths in leftovers(src).items():
-            try:
-                with FileLock(lock, timeout=0):
-                    for o in paths: shutil.rmtree(o, ignore_errors=True) if o.is_dir() else o.unlink(missing_ok=True)
-            except Timeout: pass # in use
-    except OSError: pass # a disk that may only be read: leftovers take room, and do no harm
+        for lock, paths in leftovers(src).items(): delete_unless_locked(lock, paths.copy)
+    except OSError: pass # they can't be looked for: whoever needs the folder will say so
 
 # %% ../../nbs/images/fetch.ipynb #a7892c71
 def fetch_source(src:Source, # what to get, from `named_source` or `url_source`

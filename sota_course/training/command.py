@@ -11,6 +11,7 @@ __all__ = ['RULES', 'WHAT', 'WHERE', 'start_again', 'train', 'check_options', 'o
 # %% ../../nbs/training/command.ipynb #c565e3a2
 import contextlib, inspect, os, shlex, signal, sys, tempfile, threading
 from pathlib import Path
+from ..errors import SotaCourseError
 
 # %% ../../nbs/training/command.ipynb #2e5fd279
 def train(
@@ -189,8 +190,7 @@ def _parse():
 
 def _foreseen(error):
     "Whether `error` is a sentence for people, as all of this package's own are."
-    own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
-    return own or isinstance(error, (ValueError, OSError))
+    return isinstance(error, (SotaCourseError, ValueError, OSError))
 
 def _do(signals):
     "Do what was typed."

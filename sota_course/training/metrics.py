@@ -10,8 +10,8 @@ __all__ = ['reliability', 'ece', 'reliability_diagram', 'nll', 'brier', 'fit_tem
 # %% ../../nbs/training/metrics.ipynb #fbe41e87
 import math
 import torch
-from ..core import check_whole
-from ..label_smoothing import check_classes, plain_tensor, smooth_targets
+from ..core import check_whole, plain_tensor
+from ..label_smoothing import check_classes, smooth_targets
 
 # %% ../../nbs/training/metrics.ipynb #2b865133
 def _check_probs(probs, targets):

@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
 import sota_course
 from ..baseline import ARCHS
-from ..core import CheckpointError, write_whole
+from ..core import CheckpointError, object_name, write_whole
 from ..images.augment import BookAug, resize_batch
 from ..images.cache import METHODS, load_presized
 from ..images.loader import CachedDL
@@ -85,8 +85,7 @@ def _activation(loss, n=3):
     for name, f in ACTIVATIONS.items():
         p = None if act is None else try_activation(act, x)
         if p is not None and p.shape == x.shape and torch.allclose(p, f(x)): return name
-    name = getattr(loss, "__name__", type(loss).__name__)
-    raise ValueError(f"{name} doesn't say how outputs become probabilities: name it, as "
+    raise ValueError(f"{object_name(loss)} doesn't say how outputs become probabilities: name it, as "
                      "activation=\"softmax\" or \"sigmoid\"")
 
 # %% ../../nbs/training/models.ipynb #63748fae

@@ -22,6 +22,7 @@ from fastai.optimizer import OptimWrapper
 from fastcore.foundation import L
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from ..core import object_name
 
 # %% ../../nbs/training/settings.ipynb #e1f509f6
 _PACKAGES = ("sota_course", "torch", "torchvision", "fastai", "numpy", "pillow")
@@ -54,18 +55,20 @@ def _shortened(o):
     "`o`, or a fingerprint of it where it is long."
     return o if len(json.dumps(o)) < 2_000 else dict(n=len(o), digest=_digest(o))
 
+def _fingerprint(x):
+    "Of the bytes of a tensor, since numpy has no bfloat16."
+    x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
+    return _digest(x.flatten().view(torch.uint8).numpy().tobytes())
+
 def _tensor_settings(x):
     "The shape, the type and the values of a tensor; a fingerprint of them where they are many."
-    x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
     if x.numel() <= 16 and not x.is_complex(): values = as_settings(x.tolist())
-    # Their bytes: numpy has no bfloat16.
-    else: values = _digest(x.flatten().view(torch.uint8).numpy().tobytes())
+    else: values = _fingerprint(x)
     return dict(tensor=list(x.shape), dtype=str(x.dtype), values=values)
 
 # %% ../../nbs/training/settings.ipynb #d1a70002
 def _full_name(o):
-    name = getattr(o, "__name__", type(o).__name__)
-    return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', name)}"
+    return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', object_name(o))}"
 
 def _importable(o):
     "Whether everyone who imports the function or class by its name gets this one."
@@ -310,7 +313,7 @@ def short_name(o, # a function, class, module, partial or other object
               ) -> str:
     "What messages and tables call `o`: the same wherever it is made."
     if isinstance(o, partial): return short_name(o.func)
-    return getattr(o, "__name__", type(o).__name__)
+    return object_name(o)
 
 def _tried(make, *args):
     "What `make` gives, or why it can't."
@@ -433,9 +436,7 @@ def weights_settings(model:nn.Module, # not yet trained
     for k, o in model.state_dict().items():
         if isinstance(o, torch.Tensor):
             if o.is_meta or torch.nn.parameter.is_lazy(o): return "not made yet"
-            o = o.detach().as_subclass(torch.Tensor).cpu().contiguous()
-            values = _digest(o.flatten().view(torch.uint8).numpy().tobytes())
-            found.append([k, list(o.shape), str(o.dtype), values])
+            found.append([k, list(o.shape), str(o.dtype), _fingerprint(o)])
         else: found.append([k, _tried(as_settings, o)])
     return _digest(found)
 

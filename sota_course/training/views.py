@@ -34,7 +34,7 @@ from PIL import Image
 from torch import nn
 
 # %% ../../nbs/training/views.ipynb #2fd9b690
-from ..core import default_workers, eval_mode, size_pair
+from ..core import default_workers, eval_mode, object_name, size_pair
 from ..images.cache import load_presized
 from ..images.loader import image_sources
 from ..label_smoothing import smooth_cross_entropy
@@ -257,7 +257,7 @@ def activation_of(loss, # a loss function or module, or a partial of one; None: 
                  ): # a function of outputs (n, classes)
     "What makes probabilities of the outputs of a model trained with `loss`. Raises `ValueError`."
     if loss is None: return _softmax
-    name = getattr(loss, "__name__", type(loss).__name__)
+    name = object_name(loss)
     if isinstance(loss, type):
         raise ValueError(f"{name} is a class, and a loss is made from it with {name}()")
     own = getattr(loss, "activation", None)
@@ -540,8 +540,8 @@ def rescore(result, # the `Result` of the training run whose model is used
     start = time.perf_counter()
     p, targets = predict()
     seconds = time.perf_counter() - start
-    check_predictions(p, targets)
+    targets = check_predictions(p, targets)
     logp = p.as_subclass(torch.Tensor).double().clamp_min(1e-12).log()
-    scores = score(logp, targets.as_subclass(torch.Tensor).long())
+    scores = score(logp, targets.as_subclass(torch.Tensor))
     config = result.config | dict(views=name)
     return replace(result, name=name, predict_seconds=seconds, config=config, **scores)
