@@ -471,6 +471,7 @@ def _checkpointing(self:Run, seed, config, history):
     "The callbacks that write the checkpoint of `seed`, and that go on from one that is there."
     self._may_store(config, self.learn)
     path = self.file(seed, ".pt")
+    remove_stale_parts(path) # where no epoch is left, the checkpoint isn't written again
     cbs = [Checkpoint(path, config, history, self.cbs)]
     if not path.exists(): return cbs
     state = self._resume(path, config, history)
