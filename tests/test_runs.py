@@ -1090,3 +1090,29 @@ def test_scores_of_labels_of_every_type(dtype):
 @pytest.mark.parametrize("targets, error", [(torch.tensor([0., 1.]), TypeError), (torch.tensor([True, False]), TypeError), (torch.tensor([0, 2]), ValueError)])
 def test_scores_of_what_is_no_class(targets, error):
     with pytest.raises(error, match="class|classes"): score(torch.zeros(2, 2).log_softmax(1), targets)
+
+
+def scaled_loaders(scale):
+    "Batches that differ in their values alone."
+    pairs = [(scale*torch.ones(2), torch.tensor(i % 2)) for i in range(4)]
+    return DataLoaders.from_dsets(pairs, pairs, bs=2, num_workers=0)
+
+
+@pytest.mark.parametrize("pick", [lambda o: o, lambda o: o.train], ids=["loaders", "one loader"])
+def test_other_loaders_make_another_configuration(pick):
+    "Those that a loss looks at, beside the learner's own."
+    def loss_with(data):
+        def loss(pred, y): return F.cross_entropy(pred, y) + 0*len(data)
+        return as_settings(loss)
+    assert loss_with(pick(scaled_loaders(1.))) == loss_with(pick(scaled_loaders(1.)))
+    assert loss_with(pick(scaled_loaders(1.))) != loss_with(pick(scaled_loaders(2.)))
+
+
+def test_another_learner_is_refused_and_its_own_is_not():
+    def learner(): return Learner(scaled_loaders(1.), nn.Linear(2, 2), loss_func=nn.CrossEntropyLoss())
+    teacher = learner()
+    def distil(pred, y): return F.cross_entropy(pred, y) + 0*teacher.lr
+    with pytest.raises(ValueError, match="another Learner can't be described"): as_settings(distil)
+    assert "undescribed" in describe(Learner(scaled_loaders(1.), nn.Linear(2, 2), loss_func=distil))["settings"]["loss"]
+    teacher.loss_func = distil
+    assert "undescribed" not in describe(teacher)["settings"]["loss"]

@@ -272,8 +272,7 @@ def _each(o, see):
 # %% ../../nbs/training/settings.ipynb #d1a70008
 _BUILTIN = (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType,
             types.WrapperDescriptorType, types.MemberDescriptorType, types.GetSetDescriptorType)
-# By their kind alone. The last two are described on their own.
-_UNSEEN = (weakref.ref, RemovableHandle, Learner, DataLoaders)
+_UNSEEN = (weakref.ref, RemovableHandle) # by their kind alone
 
 def _code_or_object(o, see, weights):
     "What can be called or makes something, and any other object."
@@ -298,8 +297,12 @@ def _object_settings(o, see, weights):
     "What an object was made with."
     if isinstance(o, torch.jit.ScriptModule): return dict(code=_digest(o.code))
     if isinstance(o, nn.Module): return _module_settings(o, see, weights)
+    if isinstance(o, DataLoaders): return dict(loaders=see(list(o.loaders)))
     fastai_loader = hasattr(o, "after_batch") and hasattr(o, "dataset")
-    if fastai_loader or isinstance(o, torch.utils.data.DataLoader): return dict(n=len(o.dataset))
+    if fastai_loader or isinstance(o, torch.utils.data.DataLoader):
+        return _loader_settings(o, see.keywords["known"], see.keywords["inside"])
+    if isinstance(o, Learner):
+        raise ValueError("another Learner can't be described by plain values: use its model")
     if hasattr(o, "__dict__") or hasattr(type(o), "__slots__"):
         return {k: see(v) for k, v in _attributes(o).items()}
     try: made = o.__reduce_ex__(2)
@@ -366,14 +369,16 @@ def _dataset_settings(dataset):
     if not hasattr(dataset, "tls"): return as_settings(dataset)
     return [dict(tfms=as_settings(o.tfms.fs), items=_item_settings(o.items)) for o in dataset.tls]
 
-def _loader_settings(dl):
-    "What a loader draws from, how, and through which transforms it goes."
+def _loader_settings(dl, known=None, inside=()):
+    "What a loader draws from, how, and through which transforms it goes; see `as_settings`."
     own = {k: getattr(dl, k) for k in _OF_LOADERS if hasattr(dl, k)}
     for k in ("after_item", "before_batch", "after_batch"):
         step = getattr(dl, k, None)
         if step is not None: own[k] = getattr(step, "fs", step)
     found = {"is": _full_name(type(dl)), "data": _dataset_settings(dl.dataset)}
-    return found | as_settings(own, {id(dl.dataset): "data"})
+    # Methods of a loader, and samplers, refer to these two again.
+    known = (known or {}) | {id(dl.dataset): "data", id(dl): "loader"}
+    return found | as_settings(own, known, inside=inside)
 
 # %% ../../nbs/training/settings.ipynb #d1a7000d
 # in every learner
@@ -392,7 +397,9 @@ def _numbered(cbs):
 def _learner_settings(learn):
     "Everything that `learn` was set up with, part by part."
     layers = [*learn.model.named_modules(), *learn.model.named_parameters()]
-    known = {id(o): f"model.{k}" for k, o in layers} | {id(learn): "learner"}
+    known = {id(o): f"model.{k}" for k, o in layers}
+    known |= {id(learn): "learner", id(learn.dls): "data"}
+    known |= {id(o): f"data.{i}" for i, o in enumerate(learn.dls.loaders)}
     see = partial(as_settings, known=known)
     cbs = _numbered([o for o in learn.cbs if type(o).__name__ not in _PLUMBING])
     own = {k: vars(learn)[k] for k in _OF_LEARNERS if k in vars(learn)}
