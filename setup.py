@@ -1,4 +1,5 @@
 "Turns `settings.ini`, and the version in the package, into the metadata that pyproject.toml lists as dynamic."
+
 from configparser import ConfigParser
 from pathlib import Path
 import re
@@ -7,14 +8,16 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
-config.read_string((here/"settings.ini").read_text(encoding="utf-8"))
+config.read_string((here / "settings.ini").read_text(encoding="utf-8"))
 cfg = config["DEFAULT"]
 
 
-def lines(key): return [o for o in (line.strip() for line in cfg[key].splitlines()) if o]
+def lines(key):
+    return [o for o in (line.strip() for line in cfg[key].splitlines()) if o]
 
 
-def find(file, pattern): return re.search(pattern, (here/file).read_text(encoding="utf-8"), re.M)[1]
+def find(file, pattern):
+    return re.search(pattern, (here / file).read_text(encoding="utf-8"), re.M)[1]
 
 
 name = find("pyproject.toml", r'^name = "(.+)"')
@@ -24,14 +27,27 @@ setup(
     version=find(f"{name}/__init__.py", r'^__version__ = "(.+)"'),
     author=cfg["author"],
     keywords=cfg["keywords"].split(),
-    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Education", "Intended Audience :: Science/Research",
-                 "Topic :: Scientific/Engineering :: Artificial Intelligence", "Framework :: Jupyter"]
-                + [f"Programming Language :: Python :: 3.{o}" for o in range(first_python, int(cfg["last_python_minor"]) + 1)],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Framework :: Jupyter",
+    ]
+    + [
+        f"Programming Language :: Python :: 3.{o}"
+        for o in range(first_python, int(cfg["last_python_minor"]) + 1)
+    ],
     install_requires=lines("requirements"),
-    extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
+    extras_require={
+        k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")
+    },
     # The measured runs travel with the package: a chapter that is opened alone shows them too.
     packages=[*find_packages(include=[name, f"{name}.*"]), f"{name}.results"],
     package_dir={f"{name}.results": "results"},
     package_data={f"{name}.results": ["*.json", "*/*.json"]},
-    entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{name}={name}._modidx:d"]},
+    entry_points={
+        "console_scripts": lines("console_scripts"),
+        "nbdev": [f"{name}={name}._modidx:d"],
+    },
 )

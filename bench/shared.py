@@ -1,4 +1,5 @@
 "What the benchmarks share: a thousand pictures, and clocks that take turns."
+
 import os
 import random
 import resource
@@ -17,11 +18,15 @@ N, NAME = 1200, "imagenette2-160sq"
 def drawn(folder, n):
     "Noise of all grain sizes in two classes, 160 pixels a side: a JPEG of it costs about as much to decode as one of a photo."
     rng = np.random.default_rng(0)
-    scale = 1/(np.hypot(*np.meshgrid(np.fft.fftfreq(160)*160, np.fft.fftfreq(160)*160)) + 1)
+    scale = 1 / (np.hypot(*np.meshgrid(np.fft.fftfreq(160) * 160, np.fft.fftfreq(160) * 160)) + 1)
     for i in range(n):
-        a = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 160, 160)))*scale).real
-        a = (128 + 45*a.mean(0, keepdims=True)/a.mean(0).std() + 12*a/a.std()).clip(0, 255).astype(np.uint8)
-        f = folder/("val" if i % 4 == 3 else "train")/("a", "b")[i//4 % 2]/f"{i}.jpg"
+        a = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 160, 160))) * scale).real
+        a = (
+            (128 + 45 * a.mean(0, keepdims=True) / a.mean(0).std() + 12 * a / a.std())
+            .clip(0, 255)
+            .astype(np.uint8)
+        )
+        f = folder / ("val" if i % 4 == 3 else "train") / ("a", "b")[i // 4 % 2] / f"{i}.jpg"
         f.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(a.transpose(1, 2, 0)).save(f, quality=90)
     return folder
@@ -31,16 +36,19 @@ def drawn(folder, n):
 def files(tmp_path_factory):
     "The same random thousand pictures for all, and what they are"
     photos = os.environ.get("SOTA_COURSE_PHOTOS")
-    if photos and not (Path(photos)/NAME).is_dir(): pytest.skip(f"SOTA_COURSE_PHOTOS names a folder without {NAME}")
-    folder = Path(photos)/NAME if photos else drawn(tmp_path_factory.mktemp("drawn"), N)
+    if photos and not (Path(photos) / NAME).is_dir():
+        pytest.skip(f"SOTA_COURSE_PHOTOS names a folder without {NAME}")
+    folder = Path(photos) / NAME if photos else drawn(tmp_path_factory.mktemp("drawn"), N)
     found = image_files(folder)
-    return sorted(random.Random(0).sample(found, min(N, len(found)))), f"{NAME}, {N} of {len(found)}" if photos else f"{N} drawn pictures"
+    return sorted(
+        random.Random(0).sample(found, min(N, len(found)))
+    ), f"{NAME}, {N} of {len(found)}" if photos else f"{N} drawn pictures"
 
 
 def clock():
     "Seconds passed, and those of CPU time used by this process and its finished children: the second hardly feels what else runs."
     use = [resource.getrusage(o) for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return np.array([time.perf_counter(), sum(o.ru_utime+o.ru_stime for o in use)])
+    return np.array([time.perf_counter(), sum(o.ru_utime + o.ru_stime for o in use)])
 
 
 def alternate(sides, rounds):
@@ -50,7 +58,7 @@ def alternate(sides, rounds):
         for k, f in sides.items():
             start = clock()
             f()
-            times[k].append(clock()-start)
+            times[k].append(clock() - start)
     return {k: np.array(v) for k, v in times.items()}
 
 
@@ -61,5 +69,7 @@ def medians(sides, rounds):
 
 def rates(counts, times):
     "Pictures a second, and a second of CPU time, of each side: medians over the rounds"
-    med = {k: counts[k]/np.median(v, 0) for k, v in times.items()}
-    return {k: round(float(v[0])) for k, v in med.items()}, {k: round(float(v[1])) for k, v in med.items()}
+    med = {k: counts[k] / np.median(v, 0) for k, v in times.items()}
+    return {k: round(float(v[0])) for k, v in med.items()}, {
+        k: round(float(v[1])) for k, v in med.items()
+    }

@@ -6,6 +6,7 @@ Without the variable it runs on pictures drawn here. Both sides of a comparison 
 their medians, so that what else the machine does falls on both. Run it on a quiet machine all the same: threads that wait for
 one another suffer most from company.
 """
+
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,8 +14,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, Normalize, Resize, aug_transforms, chunked,
-                               imagenet_stats, parent_label, set_seed)
+from fastai.vision.all import (
+    CategoryBlock,
+    DataBlock,
+    GrandparentSplitter,
+    ImageBlock,
+    Normalize,
+    Resize,
+    aug_transforms,
+    chunked,
+    imagenet_stats,
+    parent_label,
+    set_seed,
+)
 from PIL import Image
 
 from shared import alternate, files, rates  # noqa: F401 (a fixture)
@@ -27,13 +39,19 @@ torch.set_num_threads(min(2, os.cpu_count()))
 
 
 def datasets(files, **kwargs):
-    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: files, get_y=parent_label,
-                     splitter=GrandparentSplitter(valid_name="val"), **kwargs)
+    return DataBlock(
+        (ImageBlock, CategoryBlock),
+        get_items=lambda _: files,
+        get_y=parent_label,
+        splitter=GrandparentSplitter(valid_name="val"),
+        **kwargs,
+    )
 
 
 def epoch(dl):
     "All batches of `dl`, with its workers started and ended: nothing goes on in the background afterwards."
-    for x, y in dl: assert x.dtype == torch.float32 and len(x) == BS
+    for x, y in dl:
+        assert x.dtype == torch.float32 and len(x) == BS
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -41,24 +59,49 @@ def test_feeding(benchmark, files, size, tmp_path):
     "Training batches from the warm cache against fastai's best: at least ten times as many pictures a second."
     files, data = files
     set_seed(0)
-    tfms = [*aug_transforms(size=size, min_scale=.75), Normalize.from_stats(*imagenet_stats)]
+    tfms = [*aug_transforms(size=size, min_scale=0.75), Normalize.from_stats(*imagenet_stats)]
     train = [f for f in files if f.parent.parent.name == "train"]
-    few = [*train[:4*BS], *(f for f in files if f not in set(train))][:4*BS+1]   # fastai: four batches a round
-    dls = {f"fastai, {w} workers": datasets(few, item_tfms=Resize(460), batch_tfms=tfms).dataloaders("", bs=BS, num_workers=w).train for w in (0, 2)}
-    dls["cached"] = cached_dls(datasets(files).datasets(""), bs=BS, size=size, stats=imagenet_stats, cache_dir=tmp_path, progress=False).train
-    sides, counts = {k: partial(epoch, dl) for k, dl in dls.items()}, {k: len(dl)*BS for k, dl in dls.items()}
-    sides["cached"]()   # brings the cache into memory
+    few = [*train[: 4 * BS], *(f for f in files if f not in set(train))][
+        : 4 * BS + 1
+    ]  # fastai: four batches a round
+    dls = {
+        f"fastai, {w} workers": datasets(few, item_tfms=Resize(460), batch_tfms=tfms)
+        .dataloaders("", bs=BS, num_workers=w)
+        .train
+        for w in (0, 2)
+    }
+    dls["cached"] = cached_dls(
+        datasets(files).datasets(""),
+        bs=BS,
+        size=size,
+        stats=imagenet_stats,
+        cache_dir=tmp_path,
+        progress=False,
+    ).train
+    sides, counts = (
+        {k: partial(epoch, dl) for k, dl in dls.items()},
+        {k: len(dl) * BS for k, dl in dls.items()},
+    )
+    sides["cached"]()  # brings the cache into memory
     times = alternate(sides, 5)
     benchmark.pedantic(sides["cached"], rounds=5)
     speed, cpu = rates(counts, times)
     best = max(v for k, v in speed.items() if k != "cached")
-    benchmark.extra_info.update(data=data, size=size, batch=BS, images_per_second=speed, images_per_cpu_second=cpu,
-                                ratio=round(speed["cached"]/best, 1), required=10)
-    assert speed["cached"] >= 10*best
+    benchmark.extra_info.update(
+        data=data,
+        size=size,
+        batch=BS,
+        images_per_second=speed,
+        images_per_cpu_second=cpu,
+        ratio=round(speed["cached"] / best, 1),
+        required=10,
+    )
+    assert speed["cached"] >= 10 * best
 
 
 def decode(f):
-    with Image.open(f) as img: return np.asarray(img.convert("RGB"))
+    with Image.open(f) as img:
+        return np.asarray(img.convert("RGB"))
 
 
 @pytest.mark.parametrize("presize", [80, 160])
@@ -66,25 +109,46 @@ def test_building(benchmark, files, presize, tmp_path):
     "Building the cache, written to disk, against decoding alone with as many threads: at least 0.8 of its speed."
     files, data = files
     workers, rounds = min(2, os.cpu_count()), iter(range(100))
-    def build(): build_cache(files, presize, cache_dir=tmp_path/str(next(rounds)), n_workers=workers, progress=False)
+
+    def build():
+        build_cache(
+            files,
+            presize,
+            cache_dir=tmp_path / str(next(rounds)),
+            n_workers=workers,
+            progress=False,
+        )
+
     def decoding():
         with ThreadPoolExecutor(workers) as ex:
-            for _ in ex.map(decode, files): pass
-    def in_chunks():   # what the build does too: fewer hand-overs between threads
+            for _ in ex.map(decode, files):
+                pass
+
+    def in_chunks():  # what the build does too: fewer hand-overs between threads
         with ThreadPoolExecutor(workers) as ex:
-            for _ in ex.map(lambda some: [decode(f) for f in some], chunked(files, 16)): pass
+            for _ in ex.map(lambda some: [decode(f) for f in some], chunked(files, 16)):
+                pass
+
     sides = {"decode": decoding, "decode in chunks": in_chunks, "build": build}
     alternate(sides, 1)
     times = alternate(sides, 9)
     benchmark.pedantic(build, rounds=3)
     speed, cpu = rates(dict.fromkeys(sides, len(files)), times)
-    ratio = np.median(times["decode"][:, 0]/times["build"][:, 0])
-    benchmark.extra_info.update(data=data, presize=presize, threads=workers, images_per_second=speed, images_per_cpu_second=cpu,
-                                ratio=round(float(ratio), 2), required=.8)
-    assert ratio >= .8
+    ratio = np.median(times["decode"][:, 0] / times["build"][:, 0])
+    benchmark.extra_info.update(
+        data=data,
+        presize=presize,
+        threads=workers,
+        images_per_second=speed,
+        images_per_cpu_second=cpu,
+        ratio=round(float(ratio), 2),
+        required=0.8,
+    )
+    assert ratio >= 0.8
 
 
-def psnr(a, b): return 10*np.log10(255**2/np.square(np.asarray(a, dtype=float)-b).mean())
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.square(np.asarray(a, dtype=float) - b).mean())
 
 
 def test_reduced_decoding(benchmark, files):
@@ -96,12 +160,31 @@ def test_reduced_decoding(benchmark, files):
         for f in files[::10]:
             whole, half = open_image(f), open_image(f, side)
             assert half.width < whole.width
-            tri, box, lanczos = (np.asarray(whole.resize((side, side), o), dtype=float) for o in (R.BILINEAR, R.BOX, R.LANCZOS))
+            tri, box, lanczos = (
+                np.asarray(whole.resize((side, side), o), dtype=float)
+                for o in (R.BILINEAR, R.BOX, R.LANCZOS)
+            )
             half = np.asarray(half.resize((side, side), R.BILINEAR), dtype=float)
-            rows.append((psnr(half, tri), psnr(box, tri), psnr(lanczos, tri), psnr(half, box), abs(half-tri).mean()))
-        names = ("reduced from bilinear", "box from bilinear", "lanczos from bilinear", "reduced from box")
+            rows.append(
+                (
+                    psnr(half, tri),
+                    psnr(box, tri),
+                    psnr(lanczos, tri),
+                    psnr(half, box),
+                    abs(half - tri).mean(),
+                )
+            )
+        names = (
+            "reduced from bilinear",
+            "box from bilinear",
+            "lanczos from bilinear",
+            "reduced from box",
+        )
         mean = np.mean(rows, 0)
-        found[f"160 to {side}"] = {**{k: round(float(v), 1) for k, v in zip(names, mean)}, "mean difference, levels": round(float(mean[4]), 2)}
-        assert mean[0] > min(mean[1:3])-1
+        found[f"160 to {side}"] = {
+            **{k: round(float(v), 1) for k, v in zip(names, mean)},
+            "mean difference, levels": round(float(mean[4]), 2),
+        }
+        assert mean[0] > min(mean[1:3]) - 1
     benchmark.pedantic(lambda: [open_image(f, 80) for f in files[:200]], rounds=3)
     benchmark.extra_info.update(data=data, psnr_dB=found)

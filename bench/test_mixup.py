@@ -5,6 +5,7 @@
 The least is to turn the batch around and blend it with one weight: `torch.lerp(x, x.flip(0), weight)`. All sides take turns in
 one run, on the same batch in memory, and the ratio is that of their medians.
 """
+
 import os
 from functools import partial
 
@@ -25,8 +26,11 @@ torch.set_num_threads(min(2, os.cpu_count()))
 
 class Batch:
     "As much of a learner as fastai's callbacks look at."
+
     training = True
-    def __init__(self, x, y): self.x, self.y, self.xb, self.yb = x, y, (x,), (y,)
+
+    def __init__(self, x, y):
+        self.x, self.y, self.xb, self.yb = x, y, (x,), (y,)
 
 
 def fastai(cb, x, y):
@@ -46,8 +50,14 @@ def ours(x, y):
 
 
 def report(benchmark, times, main, least, required, **info):
-    ratios = {k: round(float(v/times[least]), 2) for k, v in times.items()}
-    benchmark.extra_info.update(batch=N, milliseconds={k: round(float(1000*v), 3) for k, v in times.items()}, ratios=ratios, required=required, **info)
+    ratios = {k: round(float(v / times[least]), 2) for k, v in times.items()}
+    benchmark.extra_info.update(
+        batch=N,
+        milliseconds={k: round(float(1000 * v), 3) for k, v in times.items()},
+        ratios=ratios,
+        required=required,
+        **info,
+    )
     return ratios
 
 
@@ -56,19 +66,37 @@ def report(benchmark, times, main, least, required, **info):
 def test_mixup(benchmark, size, layout):
     "At most 1.5 times the least, and faster than the peers; they also draw their weights, so ours does too where it is compared with them."
     x, y = torch.rand(N, 3, size, size), torch.randint(CLASSES, (N,))
-    if layout == "channels last": x = x.to(memory_format=torch.channels_last)
+    if layout == "channels last":
+        x = x.to(memory_format=torch.channels_last)
     lam, perm = torch.rand(N), torch.randperm(N)
-    timm = TimmMixup(0.4, mode="elem", label_smoothing=0., num_classes=CLASSES)
-    peers = dict(timm=in_place(timm, x, y), torchvision=partial(v2.MixUp(alpha=0.4, num_classes=CLASSES), x, y),
-                 kornia=partial(RandomMixUpV2(data_keys=["input", "class"]), x, y), fastai=fastai(FastaiMixUp(0.4), x, y))
-    sides = {"flip and lerp, one weight": lambda: torch.lerp(x, x.flip(0), 0.3), "blend": lambda: blend(x, lam, perm),
-             "mixup with weights and targets": lambda: ours(x, y), **peers}
+    timm = TimmMixup(0.4, mode="elem", label_smoothing=0.0, num_classes=CLASSES)
+    peers = dict(
+        timm=in_place(timm, x, y),
+        torchvision=partial(v2.MixUp(alpha=0.4, num_classes=CLASSES), x, y),
+        kornia=partial(RandomMixUpV2(data_keys=["input", "class"]), x, y),
+        fastai=fastai(FastaiMixUp(0.4), x, y),
+    )
+    sides = {
+        "flip and lerp, one weight": lambda: torch.lerp(x, x.flip(0), 0.3),
+        "blend": lambda: blend(x, lam, perm),
+        "mixup with weights and targets": lambda: ours(x, y),
+        **peers,
+    }
     w = lam[:, None, None, None]
-    assert torch.allclose(blend(x, lam, perm), w*x + (1 - w)*x[perm], atol=1e-6)
+    assert torch.allclose(blend(x, lam, perm), w * x + (1 - w) * x[perm], atol=1e-6)
     medians(sides, 2)
     times = medians(sides, 15 if size > 100 else 60)
     benchmark.pedantic(sides["blend"], rounds=5)
-    ratios = report(benchmark, times, "blend", "flip and lerp, one weight", 1.5, size=size, layout=layout, threads=torch.get_num_threads())
+    ratios = report(
+        benchmark,
+        times,
+        "blend",
+        "flip and lerp, one weight",
+        1.5,
+        size=size,
+        layout=layout,
+        threads=torch.get_num_threads(),
+    )
     assert ratios["blend"] <= 1.5
     slower = {k: ratios[k] for k in peers}
     assert ratios["mixup with weights and targets"] < min(slower.values()), slower
@@ -80,8 +108,8 @@ def where(x, y, lam, perm, boxes):
     new, targets = x.clone(), t.clone()
     for i, (top, bottom, left, right) in enumerate(boxes.tolist()):
         new[i, :, top:bottom, left:right] = x[perm[i], :, top:bottom, left:right]
-        stays = 1 - (bottom - top)*(right - left)/x[0, 0].numel()
-        targets[i] = stays*t[i] + (1 - stays)*t[perm[i]]
+        stays = 1 - (bottom - top) * (right - left) / x[0, 0].numel()
+        targets[i] = stays * t[i] + (1 - stays) * t[perm[i]]
     return new, targets
 
 
@@ -92,18 +120,43 @@ def test_cutmix(benchmark, size, layout):
     """A rectangle for each image, faster than kornia, which makes a new batch as well, and within 1.5 times of timm, which loops over
     the images and writes into the batch that it gets. torchvision and fastai cut the same rectangle from all, which is less work; they
     are here for comparison. All draw their weights and rectangles."""
-    x, y, cb = torch.rand(N, 3, size, size), torch.randint(CLASSES, (N,)), CutMix(1.)
-    if layout == "channels last": x = x.to(memory_format=torch.channels_last)
+    x, y, cb = torch.rand(N, 3, size, size), torch.randint(CLASSES, (N,)), CutMix(1.0)
+    if layout == "channels last":
+        x = x.to(memory_format=torch.channels_last)
     lam, perm = torch.rand(N), torch.randperm(N)
     boxes = cut_boxes(lam, size, size)
-    for got, want in zip(cutmix(x, y, lam, perm, CLASSES, boxes), where(x, y, lam, perm, boxes)): assert torch.allclose(got, want, atol=1e-6)
-    each = {"timm, one each": in_place(TimmMixup(0., 1., mode="elem", label_smoothing=0., num_classes=CLASSES), x, y),
-            "kornia, one each": partial(RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True), x, y)}
-    same = {"torchvision, one for all": partial(v2.CutMix(alpha=1., num_classes=CLASSES), x, y), "fastai, one for all": fastai(FastaiCutMix(1.), x, y)}
-    one = CutMix(1., per="batch")
-    sides = {"CutMix, one each": lambda: cb.mix(x, cb.weights(N), torch.randperm(N)), "CutMix, one for all": lambda: one.mix(x, one.weights(N), torch.randperm(N)), **each, **same}
+    for got, want in zip(cutmix(x, y, lam, perm, CLASSES, boxes), where(x, y, lam, perm, boxes)):
+        assert torch.allclose(got, want, atol=1e-6)
+    each = {
+        "timm, one each": in_place(
+            TimmMixup(0.0, 1.0, mode="elem", label_smoothing=0.0, num_classes=CLASSES), x, y
+        ),
+        "kornia, one each": partial(
+            RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True), x, y
+        ),
+    }
+    same = {
+        "torchvision, one for all": partial(v2.CutMix(alpha=1.0, num_classes=CLASSES), x, y),
+        "fastai, one for all": fastai(FastaiCutMix(1.0), x, y),
+    }
+    one = CutMix(1.0, per="batch")
+    sides = {
+        "CutMix, one each": lambda: cb.mix(x, cb.weights(N), torch.randperm(N)),
+        "CutMix, one for all": lambda: one.mix(x, one.weights(N), torch.randperm(N)),
+        **each,
+        **same,
+    }
     medians(sides, 2)
     times = medians(sides, 15 if size > 100 else 60)
     benchmark.pedantic(sides["CutMix, one each"], rounds=5)
-    ratios = report(benchmark, times, "CutMix, one each", "CutMix, one each", None, size=size, layout=layout, threads=torch.get_num_threads())
-    assert ratios["kornia, one each"] > 1 and ratios["timm, one each"] > 1/1.5, ratios
+    ratios = report(
+        benchmark,
+        times,
+        "CutMix, one each",
+        "CutMix, one each",
+        None,
+        size=size,
+        layout=layout,
+        threads=torch.get_num_threads(),
+    )
+    assert ratios["kornia, one each"] > 1 and ratios["timm, one each"] > 1 / 1.5, ratios

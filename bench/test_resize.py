@@ -5,12 +5,22 @@ progressive resizing.
 
 The sides take turns in one run. Without the variable the epochs run on pictures drawn here.
 """
+
 import os
 from functools import partial
 
 import pytest
 import torch
-from fastai.vision.all import Callback, CancelValidException, CategoryBlock, DataBlock, ImageBlock, IndexSplitter, imagenet_stats, parent_label
+from fastai.vision.all import (
+    Callback,
+    CancelValidException,
+    CategoryBlock,
+    DataBlock,
+    ImageBlock,
+    IndexSplitter,
+    imagenet_stats,
+    parent_label,
+)
 from PIL import Image
 from torchvision.transforms import functional as TF
 
@@ -20,7 +30,7 @@ from sota_course.baseline import baseline_learner
 from sota_course.images.loader import cached_dls
 from sota_course.resize import resize
 
-REQUIRED = 0.7 # of the time, at equal epochs
+REQUIRED = 0.7  # of the time, at equal epochs
 torch.set_num_threads(min(2, os.cpu_count()))
 
 
@@ -28,39 +38,85 @@ torch.set_num_threads(min(2, os.cpu_count()))
 @pytest.mark.parametrize("side, size", [(160, 64), (320, 128)])
 def test_resize(benchmark, dtype, side, size):
     x = torch.rand(64, 3, side, side, generator=torch.Generator().manual_seed(0))
-    if dtype == torch.uint8: x = (x*255).byte()
-    images = [Image.fromarray(o.permute(1, 2, 0).numpy()) for o in x] if dtype == torch.uint8 else []
-    sides = {"ours": lambda: resize(x, size), "torchvision": lambda: TF.resize(x, [size, size], antialias=True)}
-    if images: sides["pillow"] = lambda: [o.resize((size, size), Image.Resampling.BILINEAR) for o in images]
-    assert (sides["ours"]().float() - sides["torchvision"]().float()).abs().max() <= (1 if dtype == torch.uint8 else 2e-5)
+    if dtype == torch.uint8:
+        x = (x * 255).byte()
+    images = (
+        [Image.fromarray(o.permute(1, 2, 0).numpy()) for o in x] if dtype == torch.uint8 else []
+    )
+    sides = {
+        "ours": lambda: resize(x, size),
+        "torchvision": lambda: TF.resize(x, [size, size], antialias=True),
+    }
+    if images:
+        sides["pillow"] = lambda: [
+            o.resize((size, size), Image.Resampling.BILINEAR) for o in images
+        ]
+    assert (sides["ours"]().float() - sides["torchvision"]().float()).abs().max() <= (
+        1 if dtype == torch.uint8 else 2e-5
+    )
     times = alternate(sides, 7)
     benchmark.pedantic(sides["ours"], rounds=3)
     speed, _ = rates(dict.fromkeys(sides, len(x)), times)
-    benchmark.extra_info.update(batch=64, side=side, size=size, type=str(dtype).removeprefix("torch."), images_per_second=speed,
-                                ratio_to_torchvision=round(speed["ours"]/speed["torchvision"], 2))
+    benchmark.extra_info.update(
+        batch=64,
+        side=side,
+        size=size,
+        type=str(dtype).removeprefix("torch."),
+        images_per_second=speed,
+        ratio_to_torchvision=round(speed["ours"] / speed["torchvision"], 2),
+    )
 
 
 def test_progressive(benchmark, files, tmp_path):
     "Epochs at the stages' sizes beside epochs at the last one: at equal epochs, at most 0.7 of the time."
     files, data = files
-    block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted({f.parent.name for f in files}))), get_y=parent_label, splitter=IndexSplitter(range(BS)))
+    block = DataBlock(
+        (ImageBlock, CategoryBlock(vocab=sorted({f.parent.name for f in files}))),
+        get_y=parent_label,
+        splitter=IndexSplitter(range(BS)),
+    )
+
     def learner(size):
-        dls = cached_dls(block.datasets(files), bs=BS, size=size, stats=imagenet_stats, cache_dir=tmp_path, progress=False)
+        dls = cached_dls(
+            block.datasets(files),
+            bs=BS,
+            size=size,
+            stats=imagenet_stats,
+            cache_dir=tmp_path,
+            progress=False,
+        )
         return baseline_learner(dls, "xresnet10", metrics=[])
+
     sides = {o.size: partial(epoch, learner(o.size)) for o in STAGES}
     alternate(sides, 1)
     seconds = medians(sides, 7)
     benchmark.pedantic(sides[SIZE], rounds=1)
-    share = round(sum(o.epochs*seconds[o.size] for o in STAGES)/sum(o.epochs for o in STAGES)/seconds[SIZE], 2)
-    benchmark.extra_info.update(data=data, model="xresnet10", batch=BS, stages=[[o.size, o.epochs] for o in STAGES], share_of_time=share, required=REQUIRED,
-                                images_per_second={k: round(len(sides[k].args[0].dls.train_ds)/v) for k, v in seconds.items()})
+    share = round(
+        sum(o.epochs * seconds[o.size] for o in STAGES)
+        / sum(o.epochs for o in STAGES)
+        / seconds[SIZE],
+        2,
+    )
+    benchmark.extra_info.update(
+        data=data,
+        model="xresnet10",
+        batch=BS,
+        stages=[[o.size, o.epochs] for o in STAGES],
+        share_of_time=share,
+        required=REQUIRED,
+        images_per_second={
+            k: round(len(sides[k].args[0].dls.train_ds) / v) for k, v in seconds.items()
+        },
+    )
     assert share <= REQUIRED
 
 
 def epoch(learn):
     "Train for one epoch, without validation."
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=CancelValidation())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3, cbs=CancelValidation())
 
 
 class CancelValidation(Callback):
-    def before_validate(self): raise CancelValidException
+    def before_validate(self):
+        raise CancelValidException

@@ -5,14 +5,27 @@
 Without the variable it runs on pictures drawn here. All sides of a comparison alternate in one run, and a ratio is that of
 their medians. Each side decodes the same files, from disk that is in memory, and predicts the same pictures.
 """
+
 import os
 import random
 from functools import partial
 
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, Resize,
-                               aug_transforms, imagenet_stats, parent_label, set_seed)
+from fastai.vision.all import (
+    CategoryBlock,
+    CrossEntropyLossFlat,
+    DataBlock,
+    ImageBlock,
+    IndexSplitter,
+    Learner,
+    Normalize,
+    Resize,
+    aug_transforms,
+    imagenet_stats,
+    parent_label,
+    set_seed,
+)
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -32,20 +45,38 @@ torch.set_num_threads(min(2, os.cpu_count()))
 
 def tiny():
     set_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    ).eval()
 
 
 class Files(Dataset):
     "As torchvision's ImageFolder, for a list of files"
-    def __init__(self, files, tfm): self.files, self.tfm = files, tfm
-    def __len__(self): return len(self.files)
+
+    def __init__(self, files, tfm):
+        self.files, self.tfm = files, tfm
+
+    def __len__(self):
+        return len(self.files)
+
     def __getitem__(self, i):
-        with Image.open(self.files[i]) as img: return self.tfm(img.convert("RGB"))
+        with Image.open(self.files[i]) as img:
+            return self.tfm(img.convert("RGB"))
 
 
 def block(files, **kwargs):
     classes = sorted({f.parent.name for f in files})
-    return DataBlock((ImageBlock, CategoryBlock(vocab=classes)), get_items=lambda _: files, get_y=parent_label, splitter=IndexSplitter(range(N)), **kwargs)
+    return DataBlock(
+        (ImageBlock, CategoryBlock(vocab=classes)),
+        get_items=lambda _: files,
+        get_y=parent_label,
+        splitter=IndexSplitter(range(N)),
+        **kwargs,
+    )
 
 
 def learner(dls, model):
@@ -56,15 +87,22 @@ def learner(dls, model):
 
 def by_torchvision(dl, model):
     "As its documentation shows: crops stacked by a Lambda, folded into the batch, averaged"
-    with torch.no_grad(): return torch.cat([model(x.flatten(0, 1)).softmax(-1).view(len(x), 5, -1).mean(1) for x in dl])
+    with torch.no_grad():
+        return torch.cat(
+            [model(x.flatten(0, 1)).softmax(-1).view(len(x), 5, -1).mean(1) for x in dl]
+        )
 
 
 def by_ttach(dl, model):
-    wrapped = ttach.ClassificationTTAWrapper(nn.Sequential(model, nn.Softmax(-1)), ttach.aliases.five_crop_transform(SIZE, SIZE)).eval()
-    with torch.no_grad(): return torch.cat([wrapped(x) for x in dl])
+    wrapped = ttach.ClassificationTTAWrapper(
+        nn.Sequential(model, nn.Softmax(-1)), ttach.aliases.five_crop_transform(SIZE, SIZE)
+    ).eval()
+    with torch.no_grad():
+        return torch.cat([wrapped(x) for x in dl])
 
 
-def best(speed, name): return max(v for k, v in speed.items() if k.startswith(name))
+def best(speed, name):
+    return max(v for k, v in speed.items() if k.startswith(name))
 
 
 def test_from_files(benchmark, files, tmp_path):
@@ -72,52 +110,121 @@ def test_from_files(benchmark, files, tmp_path):
     files, data = files
     files, model = random.Random(0).sample(files, N + BS), tiny()
     fast, norm, sides = files[:N], T.Normalize(*imagenet_stats), {}
-    tfms = [*aug_transforms(size=SIZE, min_scale=.75), Normalize.from_stats(*imagenet_stats)]
-    stacked = T.Compose([T.Resize(PRESIZE), T.FiveCrop(SIZE), T.Lambda(lambda crops: torch.stack([norm(T.functional.to_tensor(o)) for o in crops]))])
+    tfms = [*aug_transforms(size=SIZE, min_scale=0.75), Normalize.from_stats(*imagenet_stats)]
+    stacked = T.Compose(
+        [
+            T.Resize(PRESIZE),
+            T.FiveCrop(SIZE),
+            T.Lambda(lambda crops: torch.stack([norm(T.functional.to_tensor(o)) for o in crops])),
+        ]
+    )
     whole = T.Compose([T.Resize(PRESIZE), T.CenterCrop(PRESIZE), T.ToTensor(), norm])
     for w in (0, 2):
-        learn = learner(block(files, item_tfms=Resize(PRESIZE), batch_tfms=tfms).dataloaders("", bs=BS, num_workers=w), model)
+        learn = learner(
+            block(files, item_tfms=Resize(PRESIZE), batch_tfms=tfms).dataloaders(
+                "", bs=BS, num_workers=w
+            ),
+            model,
+        )
         sides[f"fastai's tta, {w} workers"] = lambda learn=learn: learn.tta()[0]
-        sides[f"torchvision's FiveCrop, {w} workers"] = partial(by_torchvision, DataLoader(Files(fast, stacked), BS, num_workers=w), model)
-        sides[f"ttach, {w} workers"] = partial(by_ttach, DataLoader(Files(fast, whole), BS, num_workers=w), model)
-        sides.setdefault("five_crop_tta", lambda learn=learn: learn.five_crop_tta(ratio=PRESIZE/SIZE, progress=False)[0])
-    cache = learner(cached_dls(block(files).datasets(""), bs=BS, size=SIZE, presize=PRESIZE, stats=imagenet_stats, cache_dir=tmp_path, progress=False), model)
-    sides["five_crop_tta, from the cache"] = lambda: cache.five_crop_tta(ratio=PRESIZE/SIZE, progress=False)[0]
+        sides[f"torchvision's FiveCrop, {w} workers"] = partial(
+            by_torchvision, DataLoader(Files(fast, stacked), BS, num_workers=w), model
+        )
+        sides[f"ttach, {w} workers"] = partial(
+            by_ttach, DataLoader(Files(fast, whole), BS, num_workers=w), model
+        )
+        sides.setdefault(
+            "five_crop_tta",
+            lambda learn=learn: learn.five_crop_tta(ratio=PRESIZE / SIZE, progress=False)[0],
+        )
+    cache = learner(
+        cached_dls(
+            block(files).datasets(""),
+            bs=BS,
+            size=SIZE,
+            presize=PRESIZE,
+            stats=imagenet_stats,
+            cache_dir=tmp_path,
+            progress=False,
+        ),
+        model,
+    )
+    sides["five_crop_tta, from the cache"] = lambda: cache.five_crop_tta(
+        ratio=PRESIZE / SIZE, progress=False
+    )[0]
     answers = {k: f() for k, f in sides.items()}
-    for k in answers.keys() - {o for o in answers if o.startswith("fastai")}: assert (answers[k] - answers["five_crop_tta"]).abs().mean() < .02, k
+    for k in answers.keys() - {o for o in answers if o.startswith("fastai")}:
+        assert (answers[k] - answers["five_crop_tta"]).abs().mean() < 0.02, k
     speed, cpu = rates(dict.fromkeys(sides, N), alternate(sides, 3))
     benchmark.pedantic(sides["five_crop_tta"], rounds=3)
     ours = speed["five_crop_tta"]
-    ratios = {k: round(ours/best(speed, k), 2) for k in ("fastai's tta", "torchvision's FiveCrop", "ttach")}
-    benchmark.extra_info.update(data=data, pictures=N, size=SIZE, presize=PRESIZE, batch=BS, images_per_second=speed, images_per_cpu_second=cpu,
-                                ratios=ratios, required={"fastai's tta": 5, "torchvision's FiveCrop": 1.3, "ttach": 1})
-    assert ratios["fastai's tta"] >= 5 and ratios["torchvision's FiveCrop"] >= 1.3 and ratios["ttach"] >= 1
+    ratios = {
+        k: round(ours / best(speed, k), 2)
+        for k in ("fastai's tta", "torchvision's FiveCrop", "ttach")
+    }
+    benchmark.extra_info.update(
+        data=data,
+        pictures=N,
+        size=SIZE,
+        presize=PRESIZE,
+        batch=BS,
+        images_per_second=speed,
+        images_per_cpu_second=cpu,
+        ratios=ratios,
+        required={"fastai's tta": 5, "torchvision's FiveCrop": 1.3, "ttach": 1},
+    )
+    assert (
+        ratios["fastai's tta"] >= 5
+        and ratios["torchvision's FiveCrop"] >= 1.3
+        and ratios["ttach"] >= 1
+    )
 
 
 def test_from_memory(benchmark):
     "The same pictures as tensors, so that only cutting, the model and merging remain: within a tenth of ttach."
     x, model = torch.randn(512, 3, PRESIZE, PRESIZE), tiny()
-    sides = {"ttach": partial(by_ttach, x.split(BS), model), "tta_predict": lambda: tta_predict(model, x, size=SIZE, bs=BS, progress=False)[0]}
+    sides = {
+        "ttach": partial(by_ttach, x.split(BS), model),
+        "tta_predict": lambda: tta_predict(model, x, size=SIZE, bs=BS, progress=False)[0],
+    }
     assert torch.allclose(sides["ttach"](), sides["tta_predict"](), atol=1e-5)
     alternate(sides, 3)
     speed, cpu = rates(dict.fromkeys(sides, len(x)), alternate(sides, 15))
     benchmark.pedantic(sides["tta_predict"], rounds=3)
-    ratio = round(speed["tta_predict"]/speed["ttach"], 2)
-    benchmark.extra_info.update(size=SIZE, presize=PRESIZE, images_per_second=speed, images_per_cpu_second=cpu, ratio=ratio, required=.9)
-    assert ratio >= .9
+    ratio = round(speed["tta_predict"] / speed["ttach"], 2)
+    benchmark.extra_info.update(
+        size=SIZE,
+        presize=PRESIZE,
+        images_per_second=speed,
+        images_per_cpu_second=cpu,
+        ratio=ratio,
+        required=0.9,
+    )
+    assert ratio >= 0.9
 
 
 @pytest.mark.parametrize("size, n", [(64, 32), (128, 8)])
 def test_dense(benchmark, size, n):
     "The dense five-crop at 5/4 of the side: at most 1.8 times the cost of one view."
     model = xresnet10(10).eval()
-    x = torch.randn(n, 3, size*5//4, size*5//4)
+    x = torch.randn(n, 3, size * 5 // 4, size * 5 // 4)
     views = five_crop(x, size)
-    sides = {"one view": lambda: model(views[4]), "five crops": lambda: [model(o) for o in five_crop(x, size)], "dense": lambda: dense_five_crop(model, x, size)}
+    sides = {
+        "one view": lambda: model(views[4]),
+        "five crops": lambda: [model(o) for o in five_crop(x, size)],
+        "dense": lambda: dense_five_crop(model, x, size),
+    }
     with torch.no_grad():
         alternate(sides, 3)
         times = medians(sides, 15)
         benchmark.pedantic(sides["dense"], rounds=3)
-    costs = {k: round(float(v/times["one view"]), 2) for k, v in times.items()}
-    benchmark.extra_info.update(model="xresnet10", size=size, picture=size*5//4, batch=n, cost_in_views=costs, required=1.8)
+    costs = {k: round(float(v / times["one view"]), 2) for k, v in times.items()}
+    benchmark.extra_info.update(
+        model="xresnet10",
+        size=size,
+        picture=size * 5 // 4,
+        batch=n,
+        cost_in_views=costs,
+        required=1.8,
+    )
     assert costs["dense"] <= 1.8

@@ -1,8 +1,9 @@
 "Sphinx's settings. Build with `python docs/build.py`, which makes the pages that Sphinx reads."
+
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent/"scripts")]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "scripts")]
 from links import BRANCH, address
 
 at = address()
@@ -12,8 +13,8 @@ project_copyright = f"{author}, Apache-2.0"
 language = "en"
 
 extensions = ["myst_nb", "mathml"]
-nb_execution_mode = "off"      # the committed outputs are what the site shows
-nb_ipywidgets_js = {}          # sliders need a kernel; their static picture is an output of its own
+nb_execution_mode = "off"  # the committed outputs are what the site shows
+nb_ipywidgets_js = {}  # sliders need a kernel; their static picture is an output of its own
 nb_merge_streams = True
 nb_output_stderr = "remove"
 nb_render_markdown_format = "myst"
@@ -35,7 +36,18 @@ html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_context = dict(default_mode="auto")
 html_sidebars = {"**": ["navbar-logo.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
 html_theme_options = dict(
-    logo=dict(text="sota_course"), repository_url=at.github, repository_branch=BRANCH, path_to_docs="nbs",
-    use_repository_button=True, use_issues_button=True, use_download_button=False, navbar_persistent=[],
-    footer_content_items=["copyright.html"], show_navbar_depth=1, show_toc_level=2, navigation_with_keys=False,
-    pygments_light_style="a11y-light", pygments_dark_style="github-dark")
+    logo=dict(text="sota_course"),
+    repository_url=at.github,
+    repository_branch=BRANCH,
+    path_to_docs="nbs",
+    use_repository_button=True,
+    use_issues_button=True,
+    use_download_button=False,
+    navbar_persistent=[],
+    footer_content_items=["copyright.html"],
+    show_navbar_depth=1,
+    show_toc_level=2,
+    navigation_with_keys=False,
+    pygments_light_style="a11y-light",
+    pygments_dark_style="github-dark",
+)

@@ -1,4 +1,5 @@
 "Formulas as MathML, which browsers show by themselves, made by docutils."
+
 from docutils.nodes import SkipNode
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -7,8 +8,12 @@ from sphinx.errors import ExtensionError
 
 def formula(translator, node, as_block: bool) -> str:
     tex = node.astext()
-    try: return tex2mathml(tex, as_block=as_block)
-    except MathError as e: raise ExtensionError(f"{translator.builder.current_docname}: can't show the formula {tex!r}: {e}") from e
+    try:
+        return tex2mathml(tex, as_block=as_block)
+    except MathError as e:
+        raise ExtensionError(
+            f"{translator.builder.current_docname}: can't show the formula {tex!r}: {e}"
+        ) from e
 
 
 def inline(translator, node):

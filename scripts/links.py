@@ -9,6 +9,7 @@ lists the outside links of notebooks and documents, one a line.
 
 Within the repository, notebooks link to files by relative paths; README and site turn those into full links.
 """
+
 import argparse
 import json
 import os
@@ -21,8 +22,10 @@ from hashlib import sha1
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-try: import tomllib
-except ImportError: import tomli as tomllib
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 BRANCH = "main"
@@ -31,35 +34,45 @@ BRANCH = "main"
 @dataclass(frozen=True)
 class Address:
     "Where the project lives: `repo` is owner/name on GitHub, `docs` is the site's address and ends with a slash."
+
     repo: str
     docs: str
 
     @property
-    def github(self) -> str: return f"https://github.com/{self.repo}"
+    def github(self) -> str:
+        return f"https://github.com/{self.repo}"
 
-    def blob(self, path: str) -> str: return f"{self.github}/blob/{BRANCH}/{quote(path)}"
+    def blob(self, path: str) -> str:
+        return f"{self.github}/blob/{BRANCH}/{quote(path)}"
 
-    def page(self, nb: str) -> str: return self.docs + page_name(nb) + ".html"
+    def page(self, nb: str) -> str:
+        return self.docs + page_name(nb) + ".html"
 
 
 def address(root: Path = ROOT) -> Address:
     "The address that pyproject names. Raises `ValueError` where no badge could be made from it."
-    urls = tomllib.loads((root/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
     repo = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)/?", urls["Repository"])
-    if not repo: raise ValueError(f"pyproject.toml: Repository is {urls['Repository']}: Colab, Kaggle and Binder open "
-                                  "https://github.com/<owner>/<name> only")
+    if not repo:
+        raise ValueError(
+            f"pyproject.toml: Repository is {urls['Repository']}: Colab, Kaggle and Binder open "
+            "https://github.com/<owner>/<name> only"
+        )
     return Address(repo[1], urls["Documentation"].rstrip("/") + "/")
 
 
 def page_name(nb: str) -> str:
     "The page of the notebook `nb` (its path below `nbs`), without .html: nbdev's rule, which leaves the number out."
     folder, name = posixpath.split(nb)
-    return posixpath.join(folder, re.sub(r"^\d+[a-z0-9]*_", "", name.lower().removesuffix(".ipynb")))
+    return posixpath.join(
+        folder, re.sub(r"^\d+[a-z0-9]*_", "", name.lower().removesuffix(".ipynb"))
+    )
 
 
 def resolve(target: str, folder: str) -> str | None:
     "The path in the repository that the relative link `target` in `folder` means; None for any other link."
-    if re.match(r"[a-z][a-z0-9+.-]*:|/|#", target, re.I): return None
+    if re.match(r"[a-z][a-z0-9+.-]*:|/|#", target, re.I):
+        return None
     return posixpath.normpath(posixpath.join(folder, target))
 
 
@@ -68,10 +81,12 @@ LINK = re.compile(r"(?<=\]\()([^()\s]+)(?=\))")
 
 def absolute(text: str, folder: str, at: Address) -> str:
     "`text` (Markdown from a notebook in `folder`) with full links, which also work far from the repository."
+
     def full(m):
         path, mark, anchor = m[1].partition("#")
         found = resolve(m[1], folder) and resolve(path, folder)
         return at.blob(found) + mark + anchor if found else m[1]
+
     return outside_code(lambda part: LINK.sub(full, part), text)
 
 
@@ -86,24 +101,41 @@ def outside_code(change, text: str) -> str:
 BADGES = re.compile(
     r"\[!\[Open in Colab\]\([^)]*\)\]\(https://colab\.research\.google\.com/github/(?P<repo>[^/]+/[^/]+)/blob/[^/]+/nbs/(?P<nb>[^)]*)\)\n"
     r"(?:\[!\[Open in [^)]*\)\]\([^)]*\)\n)*"
-    r"\[Read it on the site\]\((?P<page>https?://[^)]*)\)")
+    r"\[Read it on the site\]\((?P<page>https?://[^)]*)\)"
+)
 
 
 def badges(nb: str, at: Address) -> str:
     "The line of badges for the notebook `nb`, a path below `nbs`."
     path = "nbs/" + nb
-    def badge(where, picture, link): return f"[![Open in {where}]({picture})]({link})"
-    return "\n".join([
-        badge("Colab", "https://colab.research.google.com/assets/colab-badge.svg",
-              f"https://colab.research.google.com/github/{at.repo}/blob/{BRANCH}/{quote(path)}"),
-        badge("Kaggle", "https://kaggle.com/static/images/open-in-kaggle.svg",
-              f"https://kaggle.com/kernels/welcome?src={at.blob(path)}"),
-        badge("Binder", "https://mybinder.org/badge_logo.svg",
-              f"https://mybinder.org/v2/gh/{at.repo}/{BRANCH}?urlpath=lab/tree/{quote(path)}"),
-        f"[Read it on the site]({at.page(nb)})"])
+
+    def badge(where, picture, link):
+        return f"[![Open in {where}]({picture})]({link})"
+
+    return "\n".join(
+        [
+            badge(
+                "Colab",
+                "https://colab.research.google.com/assets/colab-badge.svg",
+                f"https://colab.research.google.com/github/{at.repo}/blob/{BRANCH}/{quote(path)}",
+            ),
+            badge(
+                "Kaggle",
+                "https://kaggle.com/static/images/open-in-kaggle.svg",
+                f"https://kaggle.com/kernels/welcome?src={at.blob(path)}",
+            ),
+            badge(
+                "Binder",
+                "https://mybinder.org/badge_logo.svg",
+                f"https://mybinder.org/v2/gh/{at.repo}/{BRANCH}?urlpath=lab/tree/{quote(path)}",
+            ),
+            f"[Read it on the site]({at.page(nb)})",
+        ]
+    )
 
 
-def source(cell: dict) -> str: return "".join(cell["source"])
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
 
 
 def runs_alone(nb: dict) -> bool:
@@ -118,7 +150,15 @@ def with_badges(nb: dict, name: str, at: Address) -> dict:
     if runs_alone(nb):
         lines = badges(name, at).splitlines(keepends=True)
         # An id made from the path: the same notebook gets the same bytes each time.
-        cells.insert(1, dict(cell_type="markdown", id=sha1(name.encode()).hexdigest()[:8], metadata={}, source=lines))
+        cells.insert(
+            1,
+            dict(
+                cell_type="markdown",
+                id=sha1(name.encode()).hexdigest()[:8],
+                metadata={},
+                source=lines,
+            ),
+        )
     return {**nb, "cells": cells}
 
 
@@ -129,27 +169,42 @@ def dumps(nb: dict) -> str:
 
 # --- every file ---
 
+
 def tracked(root: Path) -> list[Path]:
     "The text files that git knows or would add, except those that nbdev writes and the one that says the address."
-    out = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, check=True,
-                         capture_output=True, text=True).stdout
+    out = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     made = re.compile(r"pyproject\.toml$|sota_course/")
-    paths = [root/o for o in sorted(set(out.split("\0"))) if o and not made.match(o)]
+    paths = [root / o for o in sorted(set(out.split("\0"))) if o and not made.match(o)]
     return [o for o in paths if o.is_file() and not o.is_symlink() and b"\0" not in o.read_bytes()]
 
 
 def former(root: Path) -> set[Address]:
     "The addresses that badges were written for."
-    found = (m for o in (root/"nbs").rglob("*.ipynb") for c in json.loads(o.read_text(encoding="utf-8"))["cells"]
-             if (m := BADGES.fullmatch(source(c))))
-    return {Address(m["repo"], m["page"].removesuffix(page_name(unquote(m["nb"])) + ".html")) for m in found}
+    found = (
+        m
+        for o in (root / "nbs").rglob("*.ipynb")
+        for c in json.loads(o.read_text(encoding="utf-8"))["cells"]
+        if (m := BADGES.fullmatch(source(c)))
+    )
+    return {
+        Address(m["repo"], m["page"].removesuffix(page_name(unquote(m["nb"])) + ".html"))
+        for m in found
+    }
 
 
 def move(text: str, old: Address, new: Address) -> str:
     "`text` with every link below the address `old` moved to `new`."
     hosts = r"((?:github\.com|githubusercontent\.com|google\.com/github|mybinder\.org/v2/gh)/)"
     text = re.sub(hosts + re.escape(old.repo) + r"(?![\w-])", lambda m: m[1] + new.repo, text)
-    return re.sub(re.escape(old.docs.rstrip("/")) + r"(?![\w-])", lambda m: new.docs.rstrip("/"), text)
+    return re.sub(
+        re.escape(old.docs.rstrip("/")) + r"(?![\w-])", lambda m: new.docs.rstrip("/"), text
+    )
 
 
 def stale(root: Path = ROOT) -> dict[Path, str]:
@@ -158,12 +213,15 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
     olds = former(root) - {new}
     for path in tracked(root):
         text = fixed = path.read_text(encoding="utf-8")
-        for old in olds: fixed = move(fixed, old, new)
-        if path.suffix == ".ipynb" and root/"nbs" in path.parents:
+        for old in olds:
+            fixed = move(fixed, old, new)
+        if path.suffix == ".ipynb" and root / "nbs" in path.parents:
             nb = json.loads(fixed)
-            badged = with_badges(nb, path.relative_to(root/"nbs").as_posix(), new)
-            if badged != nb: fixed = dumps(badged)
-        if fixed != text: res[path] = fixed
+            badged = with_badges(nb, path.relative_to(root / "nbs").as_posix(), new)
+            if badged != nb:
+                fixed = dumps(badged)
+        if fixed != text:
+            res[path] = fixed
     return res
 
 
@@ -172,28 +230,52 @@ def urls(root: Path = ROOT) -> list[str]:
     found = set()
     for path in tracked(root):
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".ipynb": text = "\n".join(o for o in map(source, json.loads(text)["cells"]) if not BADGES.fullmatch(o))
-        elif path.suffix not in (".md", ".cff", ".toml", ".ini"): continue
+        if path.suffix == ".ipynb":
+            text = "\n".join(
+                o for o in map(source, json.loads(text)["cells"]) if not BADGES.fullmatch(o)
+            )
+        elif path.suffix not in (".md", ".cff", ".toml", ".ini"):
+            continue
         found |= {o.rstrip(".,;:") for o in re.findall(r"https?://[^\s<>()\[\]{}\"'`\\|]+", text)}
-    return sorted(o for o in found if not re.match(r"https?://(?:localhost|127\.|example\.|[^/]*\.(?:invalid|test)\b)", o))
+    return sorted(
+        o
+        for o in found
+        if not re.match(r"https?://(?:localhost|127\.|example\.|[^/]*\.(?:invalid|test)\b)", o)
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where something would change")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail where something would change"
+    )
     parser.add_argument("--urls", action="store_true", help="list the outside links")
     args = parser.parse_args()
-    if args.urls: return print("\n".join(urls()))
+    if args.urls:
+        return print("\n".join(urls()))
     moved, files = former(ROOT) - {address()}, stale()
     names = "\n".join(f"  {o.relative_to(ROOT).as_posix()}" for o in files)
     if args.check:
-        if files: sys.exit(f"links that pyproject.toml's [project.urls] doesn't give; run `python scripts/links.py`:\n{names}")
+        if files:
+            sys.exit(
+                f"links that pyproject.toml's [project.urls] doesn't give; run `python scripts/links.py`:\n{names}"
+            )
         return
-    for path, text in files.items(): path.write_text(text, encoding="utf-8")
-    if files: print(names)
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    if files:
+        print(names)
     # nbdev writes the address into the modules, from pyproject too.
-    if moved: subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export as f; f()"], cwd=ROOT, check=True,
-                             env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
+    if moved:
+        subprocess.run(
+            [sys.executable, "-c", "from nbdev.doclinks import nbdev_export as f; f()"],
+            cwd=ROOT,
+            check=True,
+            env={k: v for k, v in os.environ.items() if k != "IN_TEST"},
+        )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

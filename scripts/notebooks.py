@@ -5,6 +5,7 @@
 Without a name it runs every notebook below `nbs`. `--save` writes the outputs back, with clean metadata. Cells with
 `#| slow` or `#| cuda` are left out unless asked for, as `nbdev-test` does; cells with `#| eval: false` always are.
 """
+
 import argparse
 import copy
 import os
@@ -28,16 +29,24 @@ FLAGS = ("slow", "cuda")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-class NotebookError(Exception): "Which notebook failed, where, and how."
+class NotebookError(Exception):
+    "Which notebook failed, where, and how."
 
 
 def files(ext="") -> list[Path]:
     "What is committed, or would be with the next commit."
-    names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True).stdout
-    return sorted(p for o in names.decode().split("\0") if o.endswith(ext) and (p := root/o).is_file())
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        check=True,
+    ).stdout
+    return sorted(
+        p for o in names.decode().split("\0") if o.endswith(ext) and (p := root / o).is_file()
+    )
 
 
-def notebooks(folder: Path = root/"nbs") -> list[Path]:
+def notebooks(folder: Path = root / "nbs") -> list[Path]:
     "Every notebook of the course, in reading order."
     return sorted(o for o in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in o.parts)
 
@@ -50,42 +59,68 @@ def runnable(path: Path, flags=()) -> set[str]:
 def kernel_class(python: str, folder: str) -> type[AsyncKernelManager]:
     """A kernel of `python`, whatever kernels the user has registered. It talks over sockets in `folder`: nobody else can
     listen in, no port is taken, and ipykernel has nothing to warn of."""
+
     class Kernel(AsyncKernelManager):
         @property
         def kernel_spec(self):
-            return KernelSpec(argv=[python, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python")
+            return KernelSpec(
+                argv=[python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                language="python",
+            )
+
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
-            if os.name != "nt": self.transport, self.ip = "ipc", f"{folder}/kernel"
+            if os.name != "nt":
+                self.transport, self.ip = "ipc", f"{folder}/kernel"
             self.connection_file = f"{folder}/kernel.json"
+
     return Kernel
 
 
-def execute(path: Path,
-            flags=(), # run the cells with these flags too
-            cwd: Path | None = None, # where the kernel starts: the notebook's folder if None
-            timeout: int = 600, # seconds for one cell
-            python: str = sys.executable, # whose kernel
-            paths=(root,), # what the kernel imports from first: the checkout, also where another copy is installed
-           ) -> tuple[nbformat.NotebookNode, float]: # the notebook with its outputs, and the seconds that it took
+def execute(
+    path: Path,
+    flags=(),  # run the cells with these flags too
+    cwd: Path | None = None,  # where the kernel starts: the notebook's folder if None
+    timeout: int = 600,  # seconds for one cell
+    python: str = sys.executable,  # whose kernel
+    paths=(
+        root,
+    ),  # what the kernel imports from first: the checkout, also where another copy is installed
+) -> tuple[
+    nbformat.NotebookNode, float
+]:  # the notebook with its outputs, and the seconds that it took
     "Run `path` in a kernel of its own. A failing cell, a dead kernel or a cell that hangs is a `NotebookError`."
     nb = nbformat.read(path, as_version=4)
     run = runnable(path, flags)
     ran = copy.copy(nb)
     ran.cells = [o for o in nb.cells if o.cell_type == "code" and o.id in run]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    if paths: env["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    if paths:
+        env["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     at = []
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kernel") as folder:
-        client = NotebookClient(ran, timeout=timeout, kernel_manager_class=kernel_class(str(python), folder), kernel_name="python3",
-                                resources={"metadata": {"path": str(cwd or path.parent)}}, on_cell_start=lambda cell, cell_index: at.append(cell))
-        try: client.execute(env=env)
-        except CellExecutionError as e: raise NotebookError(f"{path.name}: {e}") from None
-        except CellTimeoutError: raise NotebookError(f"{path.name}: a cell ran longer than {timeout} s:\n{at[-1].source}") from None
+        client = NotebookClient(
+            ran,
+            timeout=timeout,
+            kernel_manager_class=kernel_class(str(python), folder),
+            kernel_name="python3",
+            resources={"metadata": {"path": str(cwd or path.parent)}},
+            on_cell_start=lambda cell, cell_index: at.append(cell),
+        )
+        try:
+            client.execute(env=env)
+        except CellExecutionError as e:
+            raise NotebookError(f"{path.name}: {e}") from None
+        except CellTimeoutError:
+            raise NotebookError(
+                f"{path.name}: a cell ran longer than {timeout} s:\n{at[-1].source}"
+            ) from None
         except (DeadKernelError, RuntimeError) as e:
             where = f"in this cell:\n{at[-1].source}" if at else "before the first cell"
-            raise NotebookError(f"{path.name}: the kernel died (out of memory, or a crash in a library) {where}\n{e}") from None
+            raise NotebookError(
+                f"{path.name}: the kernel died (out of memory, or a crash in a library) {where}\n{e}"
+            ) from None
     return nb, time.perf_counter() - start
 
 
@@ -101,23 +136,37 @@ def tidy(nb: nbformat.NotebookNode):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["run"])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
-    parser.add_argument("--with", dest="flags", action="append", default=[], choices=FLAGS, help="also run cells with this flag")
+    parser.add_argument(
+        "--with",
+        dest="flags",
+        action="append",
+        default=[],
+        choices=FLAGS,
+        help="also run cells with this flag",
+    )
     args = parser.parse_intermixed_args()
     failed = []
     for path in args.notebooks or notebooks():
-        if not path.is_file(): parser.error(f"there is no notebook {path}")
-        try: nb, seconds = execute(path.resolve(), args.flags)
+        if not path.is_file():
+            parser.error(f"there is no notebook {path}")
+        try:
+            nb, seconds = execute(path.resolve(), args.flags)
         except NotebookError as e:
             failed.append(path)
             print(e, flush=True)
             continue
-        if args.save: write_nb(tidy(nb), path)
+        if args.save:
+            write_nb(tidy(nb), path)
         print(f"{path}: {seconds:.0f} s", flush=True)
-    if failed: sys.exit("failed: " + ", ".join(map(str, failed)))
+    if failed:
+        sys.exit("failed: " + ", ".join(map(str, failed)))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@
 
 `--check` changes nothing, and fails where README.md isn't what the notebook gives.
 """
+
 import argparse
 import re
 import sys
@@ -25,17 +26,23 @@ def shown(path: Path) -> list[NbCell]:
     """The cells of the notebook that a reader sees on a page: without hidden cells, directives and housekeeping magics.
     A cell whose code is hidden has an empty source, one whose outputs are hidden has none."""
     nb, res = NBProcessor(path, [hide_line, strip_ansi, clean_magics]), []
-    with working_directory(ROOT): nb.process()
+    with working_directory(ROOT):
+        nb.process()
     for cell in nb.nb.cells:
         d = cell.directives_
-        if HIDDEN & set(d) or d.get("include") == "false": continue
-        if "hide_input" in d or d.get("echo") == "false": cell.source = ""
-        if cell.cell_type == "code" and ("hide_output" in d or d.get("output") == "false"): cell.outputs = []
-        if cell.source.strip() or cell.get("outputs"): res.append(cell)
+        if HIDDEN & set(d) or d.get("include") == "false":
+            continue
+        if "hide_input" in d or d.get("echo") == "false":
+            cell.source = ""
+        if cell.cell_type == "code" and ("hide_output" in d or d.get("output") == "false"):
+            cell.outputs = []
+        if cell.source.strip() or cell.get("outputs"):
+            res.append(cell)
     return res
 
 
-def text(value) -> str: return value if isinstance(value, str) else "".join(value)
+def text(value) -> str:
+    return value if isinstance(value, str) else "".join(value)
 
 
 def fence(code: str, language: str = "") -> str:
@@ -46,33 +53,48 @@ def fence(code: str, language: str = "") -> str:
 
 def output_markdown(output, picture) -> str:
     "One output as Markdown: Markdown as it is, pictures through `picture(html)`, all else as text."
-    if output.output_type == "stream": return fence(text(output.text)) if output.name == "stdout" else ""
-    if output.output_type == "error": return fence(f"{output.ename}: {output.evalue}")
+    if output.output_type == "stream":
+        return fence(text(output.text)) if output.name == "stdout" else ""
+    if output.output_type == "error":
+        return fence(f"{output.ename}: {output.evalue}")
     data = output.data
-    if "text/markdown" in data: return text(data["text/markdown"])
+    if "text/markdown" in data:
+        return text(data["text/markdown"])
     html, plain = text(data.get("text/html", "")), text(data.get("text/plain", ""))
-    if "<img" in html: return picture(html)
-    if plain and not re.fullmatch(r"<[\w.]+ object.*>", plain.strip()): return fence(plain)
+    if "<img" in html:
+        return picture(html)
+    if plain and not re.fullmatch(r"<[\w.]+ object.*>", plain.strip()):
+        return fence(plain)
     return html_table(html) if "<table" in html and "<progress" not in html else ""
 
 
 def html_table(html: str) -> str:
     "The first table in `html` as Markdown: what training prints."
-    rows = [[" ".join(unescape(re.sub(r"<[^>]+>", "", o)).split()) for o in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.S)]
-            for row in re.findall(r"<tr\b.*?</tr>", html, re.S)]
-    return "\n".join("| " + " | ".join(o) + " |" for o in [rows[0], ["---"]*len(rows[0]), *rows[1:]])
+    rows = [
+        [
+            " ".join(unescape(re.sub(r"<[^>]+>", "", o)).split())
+            for o in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.S)
+        ]
+        for row in re.findall(r"<tr\b.*?</tr>", html, re.S)
+    ]
+    return "\n".join(
+        "| " + " | ".join(o) + " |" for o in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    )
 
 
-def markdown(path: Path,
-             link,     # Markdown with the notebook's links -> Markdown with links for where it will stand
-             picture,  # HTML with an `<img>` -> Markdown
-            ) -> str:
+def markdown(
+    path: Path,
+    link,  # Markdown with the notebook's links -> Markdown with links for where it will stand
+    picture,  # HTML with an `<img>` -> Markdown
+) -> str:
     "The notebook at `path` as one Markdown text."
     parts = []
     for cell in shown(path):
-        if cell.cell_type == "markdown": parts.append(link(cell.source))
+        if cell.cell_type == "markdown":
+            parts.append(link(cell.source))
         if cell.cell_type == "code":
-            if cell.source.strip(): parts.append(fence(cell.source, "python"))
+            if cell.source.strip():
+                parts.append(fence(cell.source, "python"))
             parts += [link(o) for o in (output_markdown(o, picture) for o in cell.outputs) if o]
     return "\n\n".join(o.strip("\n") for o in parts) + "\n"
 
@@ -84,17 +106,24 @@ def words(html: str) -> str:
 
 def readme() -> str:
     at = address()
-    return markdown(ROOT/"nbs/index.ipynb", lambda o: absolute(o, "nbs", at), words)
+    return markdown(ROOT / "nbs/index.ipynb", lambda o: absolute(o, "nbs", at), words)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where README.md would change")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail where README.md would change"
+    )
     args = parser.parse_args()
-    path, made = ROOT/"README.md", readme()
+    path, made = ROOT / "README.md", readme()
     if args.check:
-        if path.read_text(encoding="utf-8") != made: sys.exit("README.md isn't nbs/index.ipynb: run `python scripts/readme.py`")
-    else: path.write_text(made, encoding="utf-8")
+        if path.read_text(encoding="utf-8") != made:
+            sys.exit("README.md isn't nbs/index.ipynb: run `python scripts/readme.py`")
+    else:
+        path.write_text(made, encoding="utf-8")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -9,13 +9,14 @@ Python; calling the C++ operators (`nms` and the like) still raises torchvision'
 Run again after another torch or torchvision was installed: a hook that isn't needed any more is removed. Where there is
 no torchvision, there is nothing to do.
 """
+
 import importlib.util
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-HOOK = '''"Declares the operators that torchvision's CUDA-built library would have: see scripts/torchvision_cpu.py."
+HOOK = """"Declares the operators that torchvision's CUDA-built library would have: see scripts/torchvision_cpu.py."
 import sys
 
 
@@ -32,29 +33,37 @@ class _BeforeTorchvision:
 
 keep = []
 sys.meta_path.insert(0, _BeforeTorchvision())
-'''
+"""
 
 
 def imports() -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True
+    )
 
 
 def main():
     site = Path(sysconfig.get_path("purelib"))
-    hook, start = site/"_torchvision_cpu.py", site/"_torchvision_cpu.pth"
-    for o in (start, hook): o.unlink(missing_ok=True)
-    if importlib.util.find_spec("torchvision") is None: return
+    hook, start = site / "_torchvision_cpu.py", site / "_torchvision_cpu.pth"
+    for o in (start, hook):
+        o.unlink(missing_ok=True)
+    if importlib.util.find_spec("torchvision") is None:
+        return
     first = imports()
-    if first.returncode == 0: return
-    if "operator torchvision::nms does not exist" not in first.stderr: sys.exit(first.stderr)
+    if first.returncode == 0:
+        return
+    if "operator torchvision::nms does not exist" not in first.stderr:
+        sys.exit(first.stderr)
     # The start-up line comes last: without the hook it would complain at every start of Python.
     hook.write_text(HOOK)
     start.write_text("import _torchvision_cpu\n")
     second = imports()
     if second.returncode:
-        for o in (start, hook): o.unlink()
+        for o in (start, hook):
+            o.unlink()
         sys.exit(second.stderr)
     print("torchvision: its CUDA operators are declared, not loaded (CPU build of torch)")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -24,9 +24,21 @@ from .images.cache import build_cache, clear_cache
 from .images.loader import cached_dls
 
 # %% ../nbs/all.ipynb #51c3b006
-_all_ = ["class_name", "data_block", "get_data", "get_dls", "check_images", "quarantine",
-         "image_files", "open_image", "CLASSES", "draw_image",
-         "build_cache", "cached_dls", "clear_cache"]
+_all_ = [
+    "class_name",
+    "data_block",
+    "get_data",
+    "get_dls",
+    "check_images",
+    "quarantine",
+    "image_files",
+    "open_image",
+    "CLASSES",
+    "draw_image",
+    "build_cache",
+    "cached_dls",
+    "clear_cache",
+]
 
 # %% ../nbs/all.ipynb #51c3b008
 from .label_smoothing import smooth_cross_entropy, smooth_targets
@@ -36,37 +48,96 @@ from .resize import center_crop, random_resized_crop, resize
 from .tta import five_crop, merge_views, ten_crop
 
 # %% ../nbs/all.ipynb #51c3b009
-_all_ = ["smooth_cross_entropy", "smooth_targets", "cutmix", "mixup",
-         "ChannelStats", "channel_stats", "denormalize", "normalize",
-         "center_crop", "random_resized_crop", "resize", "five_crop", "merge_views", "ten_crop"]
+_all_ = [
+    "smooth_cross_entropy",
+    "smooth_targets",
+    "cutmix",
+    "mixup",
+    "ChannelStats",
+    "channel_stats",
+    "denormalize",
+    "normalize",
+    "center_crop",
+    "random_resized_crop",
+    "resize",
+    "five_crop",
+    "merge_views",
+    "ten_crop",
+]
 
 # %% ../nbs/all.ipynb #51c3b00b
 from .baseline import baseline_learner, xresnet10
 from .label_smoothing import SmoothCrossEntropy
 from .images.normalization import Normalize, dataset_stats
 from .training.dense import dense_five_crop
-from .training.metrics import (
-    brier, ece, fit_temperature, nll, reliability, reliability_diagram)
+from sota_course.training.metrics import (
+    brier,
+    ece,
+    fit_temperature,
+    nll,
+    reliability,
+    reliability_diagram,
+)
 from .training.mixing import CutMix, ManifoldMixup, MixUp
 from .training.mixup_variants import RegMixup, ResizeMix
 from .training.progressive import Progressive, Stage, fit_progressive
 from .training.views import tta_predict
 
 # %% ../nbs/all.ipynb #51c3b00c
-_all_ = ["baseline_learner", "xresnet10", "SmoothCrossEntropy", "reliability_diagram",
-         "CutMix", "ManifoldMixup", "MixUp", "Normalize", "dataset_stats",
-         "Progressive", "Stage", "fit_progressive", "RegMixup", "ResizeMix",
-         "dense_five_crop", "tta_predict", "brier", "ece", "fit_temperature", "nll", "reliability"]
+_all_ = [
+    "baseline_learner",
+    "xresnet10",
+    "SmoothCrossEntropy",
+    "reliability_diagram",
+    "CutMix",
+    "ManifoldMixup",
+    "MixUp",
+    "Normalize",
+    "dataset_stats",
+    "Progressive",
+    "Stage",
+    "fit_progressive",
+    "RegMixup",
+    "ResizeMix",
+    "dense_five_crop",
+    "tta_predict",
+    "brier",
+    "ece",
+    "fit_temperature",
+    "nll",
+    "reliability",
+]
 
 # %% ../nbs/all.ipynb #51c3b00e
-from .core import (
-    CacheError, CheckpointError, DataError, DownloadError, ImageError, SotaCourseError)
+from sota_course.core import (
+    CacheError,
+    CheckpointError,
+    DataError,
+    DownloadError,
+    ImageError,
+    SotaCourseError,
+)
 from .course.figures import explore, show_figure
 from .training.compare import compare
 from .training.models import load_model, save_model
 from .training.runs import Result, Run, load_results, predictions, score
 
 # %% ../nbs/all.ipynb #51c3b00f
-_all_ = ["compare", "CacheError", "CheckpointError", "DataError", "DownloadError", "ImageError",
-         "SotaCourseError", "explore", "show_figure", "load_model", "save_model",
-         "Result", "Run", "load_results", "predictions", "score"]
+_all_ = [
+    "compare",
+    "CacheError",
+    "CheckpointError",
+    "DataError",
+    "DownloadError",
+    "ImageError",
+    "SotaCourseError",
+    "explore",
+    "show_figure",
+    "load_model",
+    "save_model",
+    "Result",
+    "Run",
+    "load_results",
+    "predictions",
+    "score",
+]

@@ -22,64 +22,85 @@ from fastai.vision.models import xresnet as fastai_xresnet
 from .core import eval_mode, object_name
 
 # %% ../nbs/01_baseline.ipynb #57efd8c0
-def xresnet10(n_out:int, # number of outputs: one for each class
-              widen:float=0.5, # channels of the four stages, relative to 64, 128, 256 and 512
-             ) -> fastai_xresnet.XResNet:
+def xresnet10(
+    n_out: int,  # number of outputs: one for each class
+    widen: float = 0.5,  # channels of the four stages, relative to 64, 128, 256 and 512
+) -> fastai_xresnet.XResNet:
     """The smallest xresnet: one residual block a stage, made for a CPU.
 
     After He et al., arXiv:1512.03385 and 1812.01187."""
-    return fastai_xresnet.XResNet(ResBlock, 1, [1, 1, 1, 1], n_out=n_out, widen=widen,
-                                  stem_szs=(16, 16, 64))
+    return fastai_xresnet.XResNet(
+        ResBlock, 1, [1, 1, 1, 1], n_out=n_out, widen=widen, stem_szs=(16, 16, 64)
+    )
 
 # %% ../nbs/01_baseline.ipynb #69a58920
 _LARGER = ("xresnet18", "xresnet34", "xresnet50", "xresnet101")
 ARCHS = dict(xresnet10=xresnet10) | {o: getattr(fastai_xresnet, o) for o in _LARGER}
 
 # %% ../nbs/01_baseline.ipynb #b95b3e17
-def n_outputs(model:torch.nn.Module, # any model that takes a batch of images
-              x:torch.Tensor, # a batch, `(n, channels, height, width)`; two images are enough
-             ) -> int: # the size of its output's last axis
+def n_outputs(
+    model: torch.nn.Module,  # any model that takes a batch of images
+    x: torch.Tensor,  # a batch, `(n, channels, height, width)`; two images are enough
+) -> int:  # the size of its output's last axis
     "How many outputs `model` gives an image, found by asking it."
     device = next(model.parameters(), x).device
-    with eval_mode(model): return model(torch.Tensor(x.float().cpu()).to(device)).shape[-1]
+    with eval_mode(model):
+        return model(torch.Tensor(x.float().cpu()).to(device)).shape[-1]
 
 # %% ../nbs/01_baseline.ipynb #e800cd10
 def _arch_name(arch):
     "What to call a function that makes a model: a `partial`'s arguments belong to its name."
-    if not isinstance(arch, partial): return object_name(arch)
+    if not isinstance(arch, partial):
+        return object_name(arch)
     arguments = [*map(str, arch.args), *(f"{k}={v}" for k, v in arch.keywords.items())]
     return f"{_arch_name(arch.func)}({', '.join(arguments)})"
 
+
 def _model(arch, n_out):
     "The name and the model that `arch` stands for."
-    if isinstance(arch, torch.nn.Module): return type(arch).__name__, arch
-    if callable(arch): return _arch_name(arch), arch(n_out=n_out)
+    if isinstance(arch, torch.nn.Module):
+        return type(arch).__name__, arch
+    if callable(arch):
+        return _arch_name(arch), arch(n_out=n_out)
     if arch not in ARCHS:
-        raise ValueError(f"there is no architecture {arch!r}: choose one of {', '.join(ARCHS)}, or "
-                         "pass a function of n_out")
+        raise ValueError(
+            f"there is no architecture {arch!r}: choose one of {', '.join(ARCHS)}, or "
+            "pass a function of n_out"
+        )
     return arch, ARCHS[arch](n_out=n_out)
 
 # %% ../nbs/01_baseline.ipynb #ce14106d
-def baseline_learner(dls:DataLoaders, # batches of images and class indices, such as `get_dls` gives
-                     arch="xresnet50", # a name in `ARCHS`, a function of `n_out`, or a model
-                     loss_func=None, # default: cross entropy
-                     opt_func=Adam, # fastai optimizer
-                     metrics=accuracy, # fastai metrics
-                     amp:bool=None, # mixed precision; default: where there is a CUDA GPU
-                     **kwargs, # for fastai's `Learner`
-                    ) -> Learner:
+def baseline_learner(
+    dls: DataLoaders,  # batches of images and class indices, such as `get_dls` gives
+    arch="xresnet50",  # a name in `ARCHS`, a function of `n_out`, or a model
+    loss_func=None,  # default: cross entropy
+    opt_func=Adam,  # fastai optimizer
+    metrics=accuracy,  # fastai metrics
+    amp: bool = None,  # mixed precision; default: where there is a CUDA GPU
+    **kwargs,  # for fastai's `Learner`
+) -> Learner:
     """A learner that trains `arch` from random weights.
 
     Raises `ValueError` for an unknown name or a wrong number of outputs."""
     name, model = _model(arch, dls.c)
     n = n_outputs(model, dls.one_batch()[0][:2])
     if n != dls.c:
-        raise ValueError(f"{name} has {n:,} outputs, but the data has {dls.c} classes: build it "
-                         f"with n_out={dls.c}")
-    learn = Learner(dls, model, loss_func=loss_func or CrossEntropyLossFlat(), opt_func=opt_func,
-                    metrics=metrics, **kwargs)
+        raise ValueError(
+            f"{name} has {n:,} outputs, but the data has {dls.c} classes: build it "
+            f"with n_out={dls.c}"
+        )
+    learn = Learner(
+        dls,
+        model,
+        loss_func=loss_func or CrossEntropyLossFlat(),
+        opt_func=opt_func,
+        metrics=metrics,
+        **kwargs,
+    )
     learn.arch = name
     learn.add_cb(ChannelsLast())
-    if amp is None: amp = torch.cuda.is_available()
-    if amp: learn.add_cb(MixedPrecision())
+    if amp is None:
+        amp = torch.cuda.is_available()
+    if amp:
+        learn.add_cb(MixedPrecision())
     return learn

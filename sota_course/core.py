@@ -16,38 +16,61 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np
 import torch
-from .errors import (ArgumentError, BadImages, CacheError, CheckpointError, DataError,
-                                DownloadError, ImageError, SotaCourseError, check_whole)
+from sota_course.errors import (
+    ArgumentError,
+    BadImages,
+    CacheError,
+    CheckpointError,
+    DataError,
+    DownloadError,
+    ImageError,
+    SotaCourseError,
+    check_whole,
+)
 
 # %% ../nbs/core.ipynb #8a80a299
-_all_ = ["SotaCourseError", "ArgumentError", "DataError", "DownloadError", "CheckpointError",
-         "ImageError", "BadImages", "CacheError", "check_whole"]
+_all_ = [
+    "SotaCourseError",
+    "ArgumentError",
+    "DataError",
+    "DownloadError",
+    "CheckpointError",
+    "ImageError",
+    "BadImages",
+    "CacheError",
+    "check_whole",
+]
 
 # %% ../nbs/core.ipynb #a798629b
-def check_tensor(x, # anything
-                 name:str, # what the error calls it
-                ):
+def check_tensor(
+    x,  # anything
+    name: str,  # what the error calls it
+):
     "Raises `TypeError` for what isn't a tensor, `ValueError` for one without axes."
     if not isinstance(x, torch.Tensor):
         kind = type(x).__name__
         raise TypeError(f"{name} must be a tensor, not {kind}: make one with torch.as_tensor")
-    if not x.ndim: raise ValueError(f"{name} needs an axis of images, and this is one number")
+    if not x.ndim:
+        raise ValueError(f"{name} needs an axis of images, and this is one number")
 
 # %% ../nbs/core.ipynb #abbf48c4
-def plain_tensor(x, # numbers in lists, an array or a tensor
-                 name:str, # what the error calls it
-                 kind:str="a tensor or numbers", # what it must be
-                ) -> torch.Tensor:
+def plain_tensor(
+    x,  # numbers in lists, an array or a tensor
+    name: str,  # what the error calls it
+    kind: str = "a tensor or numbers",  # what it must be
+) -> torch.Tensor:
     "`x` as a tensor without fastai's types. Raises `TypeError`."
-    try: return torch.as_tensor(x).as_subclass(torch.Tensor)
+    try:
+        return torch.as_tensor(x).as_subclass(torch.Tensor)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be {kind}, not {type(x).__name__}") from None
 
 # %% ../nbs/core.ipynb #ac4db7e0
-def as_numbers(o, # a number, numbers in lists, an array or a tensor
-               name:str, # what the error calls them
-               kind:str="numbers", # what they must be
-              ) -> torch.Tensor: # plain, of the type that they have
+def as_numbers(
+    o,  # a number, numbers in lists, an array or a tensor
+    name: str,  # what the error calls them
+    kind: str = "numbers",  # what they must be
+) -> torch.Tensor:  # plain, of the type that they have
     "`o` as a tensor. Raises `TypeError` for what holds no numbers."
     numbers = plain_tensor(o, name, kind)
     if numbers.dtype == torch.bool or numbers.is_complex():
@@ -55,55 +78,69 @@ def as_numbers(o, # a number, numbers in lists, an array or a tensor
     return numbers
 
 # %% ../nbs/core.ipynb #af10ea13
-def class_numbers(y:torch.Tensor, # of any shape
-                  n_classes:int=None, # how many there are; None: not asked
-                 ) -> torch.Tensor: # int64
+def class_numbers(
+    y: torch.Tensor,  # of any shape
+    n_classes: int = None,  # how many there are; None: not asked
+) -> torch.Tensor:  # int64
     "`y` in int64. Raises `TypeError` for other types, `ValueError` for what is no class."
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise TypeError(f"class numbers must be whole numbers, and these are {y.dtype}")
     y = y.long()
-    if n_classes is None or not y.numel(): return y
+    if n_classes is None or not y.numel():
+        return y
     least, most = (o.item() for o in y.aminmax())
-    if 0 <= least and most < n_classes: return y
-    raise ValueError(f"with {n_classes} classes they are numbered from 0 to {n_classes - 1}, "
-                     f"but there are numbers from {least} to {most}")
+    if 0 <= least and most < n_classes:
+        return y
+    raise ValueError(
+        f"with {n_classes} classes they are numbered from 0 to {n_classes - 1}, "
+        f"but there are numbers from {least} to {most}"
+    )
 
 # %% ../nbs/core.ipynb #b1f20c35
-def whole_numbers(o, # numbers in lists, an array or a tensor
-                  shape:tuple, # that they must have
-                  name:str, # what the error calls them
-                  what:str, # what they are needed for
-                 ) -> torch.Tensor: # int64
+def whole_numbers(
+    o,  # numbers in lists, an array or a tensor
+    shape: tuple,  # that they must have
+    name: str,  # what the error calls them
+    what: str,  # what they are needed for
+) -> torch.Tensor:  # int64
     "`o` in int64. Raises `ValueError` for another shape, `TypeError` for what isn't whole."
     o = as_numbers(o, name, "whole numbers")
-    found = (f"{name} needs {what}, whole numbers of shape {shape}, "
-             f"and these are {o.dtype} of shape {tuple(o.shape)}")
-    if o.shape != shape: raise ValueError(found)
-    if o.is_floating_point() and o.numel(): raise TypeError(found)
+    found = (
+        f"{name} needs {what}, whole numbers of shape {shape}, "
+        f"and these are {o.dtype} of shape {tuple(o.shape)}"
+    )
+    if o.shape != shape:
+        raise ValueError(found)
+    if o.is_floating_point() and o.numel():
+        raise TypeError(found)
     return o.long()
 
 # %% ../nbs/core.ipynb #40fa0f9b
-def object_name(o, # a function, a class or any other object
-               ) -> str:
+def object_name(
+    o,  # a function, a class or any other object
+) -> str:
     "The name of `o`; of an object without one, its class's."
     return getattr(o, "__name__", type(o).__name__)
 
 # %% ../nbs/core.ipynb #90e08943
-def size_pair(size, # a whole number of pixels, or two
-             ) -> tuple: # height and width
+def size_pair(
+    size,  # a whole number of pixels, or two
+) -> tuple:  # height and width
     "Height and width of `size`. Raises `ValueError`."
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     whole = all(isinstance(o, (int, np.integer)) and not isinstance(o, bool) for o in sides)
     if len(sides) != 2 or not whole or min(sides) < 1:
-        raise ValueError("size must be a whole number of pixels or (height, width), "
-                         f"at least 1, not {size!r}")
+        raise ValueError(
+            f"size must be a whole number of pixels or (height, width), at least 1, not {size!r}"
+        )
     return tuple(map(int, sides))
 
 # %% ../nbs/core.ipynb #5f037168
 @contextmanager
-def eval_mode(model:torch.nn.Module,
-              learn=None, # its learner, for mixed precision; None: a model alone
-             ):
+def eval_mode(
+    model: torch.nn.Module,
+    learn=None,  # its learner, for mixed precision; None: a model alone
+):
     "Within: evaluation mode, no gradients, and the mixed precision of `learn`. Afterwards each part is as it was."
     modes = [(o, o.training) for o in model.modules()]
     cb = next((o for o in getattr(learn, "cbs", ()) if hasattr(o, "amp_mode")), None)
@@ -111,33 +148,44 @@ def eval_mode(model:torch.nn.Module,
     amp = cb is not None and torch.cuda.is_available()
     try:
         model.eval()
-        with torch.no_grad(), torch.autocast("cuda", dtype=half, enabled=amp): yield
+        with torch.no_grad(), torch.autocast("cuda", dtype=half, enabled=amp):
+            yield
     finally:
-        for o, mode in modes: o.training = mode
+        for o, mode in modes:
+            o.training = mode
 
 # %% ../nbs/core.ipynb #c99cdd9b
 def _is_alive(pid):
     "Whether a process has this number."
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except OSError: pass # it is another user's
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is another user's
     return True
 
-def remove_stale_parts(path, # a file that `write_whole` writes
-                      ):
+
+def remove_stale_parts(
+    path,  # a file that `write_whole` writes
+):
     "Remove what killed processes have left of their attempts to write `path`."
     path = Path(path)
     for part in path.parent.glob("*.part"):
         pid = part.name.removeprefix(f"{path.name}.").removesuffix(".part")
-        if part.name != f"{path.name}.{pid}.part" or not re.fullmatch("[0-9]{1,9}", pid): continue
+        if part.name != f"{path.name}.{pid}.part" or not re.fullmatch("[0-9]{1,9}", pid):
+            continue
         # On Windows the question would end the process; there, a file in use can't be removed.
-        if os.name != "nt" and _is_alive(int(pid)) and int(pid) != os.getpid(): continue
-        with suppress(OSError): part.unlink()
+        if os.name != "nt" and _is_alive(int(pid)) and int(pid) != os.getpid():
+            continue
+        with suppress(OSError):
+            part.unlink()
 
 # %% ../nbs/core.ipynb #c16eb41d
-def write_whole(path, # the file
-                write, # a function of a path, which fills it
-               ):
+def write_whole(
+    path,  # the file
+    write,  # a function of a path, which fills it
+):
     "Let `write` fill a file beside `path`, and move it there when it is complete. The folder is made if need be."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,27 +194,33 @@ def write_whole(path, # the file
     try:
         write(part)
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../nbs/core.ipynb #db360b3d
-def full_path(path, # of a folder; ~ is the user's home
-              name:str, # of the setting that says it, for the error
-             ) -> Path: # absolute; may not exist yet
+def full_path(
+    path,  # of a folder; ~ is the user's home
+    name: str,  # of the setting that says it, for the error
+) -> Path:  # absolute; may not exist yet
     "`path` in full. Raises `ValueError` for what names no folder, or a home that isn't there."
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise ValueError(f"{name} must name a folder, not {path!r}")
-    try: return Path(path).expanduser().absolute()
+    try:
+        return Path(path).expanduser().absolute()
     except RuntimeError as e:
-        raise ValueError(f"{name} is {str(path)!r}, and there is no such home folder: "
-                         "name a folder in full") from e
+        raise ValueError(
+            f"{name} is {str(path)!r}, and there is no such home folder: name a folder in full"
+        ) from e
 
-def course_home() -> Path: # may not exist yet
+
+def course_home() -> Path:  # may not exist yet
     "Where the course keeps what it makes: SOTA_COURSE_HOME, else ~/.cache/sota_course."
     home = os.environ.get("SOTA_COURSE_HOME") or "~/.cache/sota_course"
     return full_path(home, "SOTA_COURSE_HOME")
 
 # %% ../nbs/core.ipynb #e74de0f2
-def default_workers() -> int: # at least 1, at most 16
+def default_workers() -> int:  # at least 1, at most 16
     "Threads for work that splits into pieces: one for each core that this process may use."
-    if hasattr(os, "sched_getaffinity"): return min(16, len(os.sched_getaffinity(0)))
+    if hasattr(os, "sched_getaffinity"):
+        return min(16, len(os.sched_getaffinity(0)))
     return min(16, os.cpu_count() or 1)

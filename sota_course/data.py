@@ -31,25 +31,39 @@ from .normalize import check_unit_stats
 # %% ../nbs/00_data.ipynb #bf3c4d6e
 def _folder(path):
     "`path` as a `Path`. Raises `TypeError` where it can't be one."
-    if isinstance(path, (str, os.PathLike)): return Path(path)
+    if isinstance(path, (str, os.PathLike)):
+        return Path(path)
     raise TypeError(f"a data set is named by a string or a path, not by {path!r}")
+
 
 def _classes(path, split):
     "The names of the class folders of one side. Raises `DataError` where there are none."
-    if not os.path.isdir(path/split):
-        raise DataError(f"{path} has no folder {split!r}: put the images into {split}/<class>/<image>")
-    return {o.name for o in (path/split).iterdir() if o.is_dir() and not o.name.startswith(".")}
+    if not os.path.isdir(path / split):
+        raise DataError(
+            f"{path} has no folder {split!r}: put the images into {split}/<class>/<image>"
+        )
+    return {o.name for o in (path / split).iterdir() if o.is_dir() and not o.name.startswith(".")}
 
 # %% ../nbs/00_data.ipynb #0da7a001
-def check_layout(path, # folder with `train` and `val`, a folder for each class in both
-                ) -> list: # names of the classes
+def check_layout(
+    path,  # folder with `train` and `val`, a folder for each class in both
+) -> list:  # names of the classes
     "The classes of a data-set folder, two at least. Raises `DataError` where it isn't laid out as the course needs it."
     path = _folder(path)
     train, val = (_classes(path, o) for o in ("train", "val"))
-    if not train: raise DataError(f"{path}/train holds no class folders: put the images into train/<class>/<image>")
-    if train != val: raise DataError(f"{path}: train and val must have the same classes, and only one "
-                                     f"of them has {', '.join(sorted(train ^ val))}")
-    if len(train) == 1: raise DataError(f"{path} has the single class {train.pop()!r}: a classifier needs two at least")
+    if not train:
+        raise DataError(
+            f"{path}/train holds no class folders: put the images into train/<class>/<image>"
+        )
+    if train != val:
+        raise DataError(
+            f"{path}: train and val must have the same classes, and only one "
+            f"of them has {', '.join(sorted(train ^ val))}"
+        )
+    if len(train) == 1:
+        raise DataError(
+            f"{path} has the single class {train.pop()!r}: a classifier needs two at least"
+        )
     return sorted(train)
 
 # %% ../nbs/00_data.ipynb #61b27cd9
@@ -67,30 +81,48 @@ def _no_such(name):
     "The error for a name that stands for nothing, with what it may have meant."
     close = get_close_matches(name, ["drawn", *SETS], n=1)
     hint = f": did you mean {close[0]!r}?" if close else "."
-    return DataError(f"there is no data set and no folder {name!r}{hint} Choose \"drawn\", "
-                     f"{', '.join(SETS)}, or the path of a folder with train/<class>/ and val/<class>/")
+    return DataError(
+        f'there is no data set and no folder {name!r}{hint} Choose "drawn", '
+        f"{', '.join(SETS)}, or the path of a folder with train/<class>/ and val/<class>/"
+    )
 
 # %% ../nbs/00_data.ipynb #0da7a004
-def get_data(name="drawn", # "drawn", a name in `SETS`, or the path of a folder with `train` and `val`
-             progress:bool=True, # show a progress bar
-             **drawn, # for "drawn" only: `n_train`, `n_val`, `seed`, `noise`, as `draw_dataset` takes them
-            ) -> Path: # folder with `train/<class>/` and `val/<class>/`
+def get_data(
+    name="drawn",  # "drawn", a name in `SETS`, or the path of a folder with `train` and `val`
+    progress: bool = True,  # show a progress bar
+    **drawn,  # for "drawn" only: `n_train`, `n_val`, `seed`, `noise`, as `draw_dataset` takes them
+) -> Path:  # folder with `train/<class>/` and `val/<class>/`
     "The folder of a data set: drawn, downloaded, or your own. What was drawn or downloaded once is kept. Raises `DataError`."
     path = _folder(name)
-    if name == "drawn": return draw_dataset(course_home()/_drawn_name(drawn), progress=progress, **drawn)
-    if drawn: raise DataError(f"{', '.join(drawn)} can be chosen for \"drawn\" only, not for {str(name)!r}")
-    if name in SETS: return fetch(name, progress=progress)
-    if not os.path.isdir(path): raise _no_such(str(name))
+    if name == "drawn":
+        return draw_dataset(course_home() / _drawn_name(drawn), progress=progress, **drawn)
+    if drawn:
+        raise DataError(f'{", ".join(drawn)} can be chosen for "drawn" only, not for {str(name)!r}')
+    if name in SETS:
+        return fetch(name, progress=progress)
+    if not os.path.isdir(path):
+        raise _no_such(str(name))
     check_layout(path)
     return path
 
 # %% ../nbs/00_data.ipynb #f0c7ed13
 # Imagewoof's classes; Imagenette's are those that are drawn
-WOOF = dict(n02086240="Shih-Tzu", n02087394="Rhodesian ridgeback", n02088364="beagle", n02089973="English foxhound", n02093754="Border terrier",
-            n02096294="Australian terrier", n02099601="golden retriever", n02105641="Old English sheepdog", n02111889="Samoyed", n02115641="dingo")
+WOOF = dict(
+    n02086240="Shih-Tzu",
+    n02087394="Rhodesian ridgeback",
+    n02088364="beagle",
+    n02089973="English foxhound",
+    n02093754="Border terrier",
+    n02096294="Australian terrier",
+    n02099601="golden retriever",
+    n02105641="Old English sheepdog",
+    n02111889="Samoyed",
+    n02115641="dingo",
+)
+
 
 # Without annotations: fastai takes the first of a label function's as the type that it is for.
-def class_name(file): # path of an image in a class folder
+def class_name(file):  # path of an image in a class folder
     "The name of an image's class, a string: its folder's, in words where that is a synset we know."
     folder = Path(file).parent.name
     return CLASSES.get(folder) or WOOF.get(folder, folder)
@@ -98,12 +130,18 @@ def class_name(file): # path of an image in a class folder
 # %% ../nbs/00_data.ipynb #9b6878d5
 def _stats(stats):
     "The normalization that `stats` names, as fastai wants it."
-    if stats is None: return None
-    if isinstance(stats, str) and stats == "imagenet": return imagenet_stats
-    pair = hasattr(stats, "__len__") and not isinstance(stats, (str, bytes, dict)) and len(stats) == 2
+    if stats is None:
+        return None
+    if isinstance(stats, str) and stats == "imagenet":
+        return imagenet_stats
+    pair = (
+        hasattr(stats, "__len__") and not isinstance(stats, (str, bytes, dict)) and len(stats) == 2
+    )
     if not pair:
-        raise ValueError("stats must be \"imagenet\", None, or (means, standard deviations) of the "
-                         f"channels on the 0 to 1 scale, not {stats!r}")
+        raise ValueError(
+            'stats must be "imagenet", None, or (means, standard deviations) of the '
+            f"channels on the 0 to 1 scale, not {stats!r}"
+        )
     check_unit_stats(*stats)
     return tuple(stats)
 
@@ -111,14 +149,16 @@ def _stats(stats):
 def _check_share(name, value, whole=True):
     "Raises `ValueError` unless `value` is a number above 0, and below 1 or (where the `whole` may be had) 1."
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and (0 < value < 1 or (whole and value == 1)): return
+    if number and (0 < value < 1 or (whole and value == 1)):
+        return
     most = "at most" if whole else "below"
     raise ValueError(f"{name} is a share, a number above 0 and {most} 1, not {value!r}")
 
 # %% ../nbs/00_data.ipynb #0da7a006
 def _splitter(valid_pct, seed):
     "The official split, or a random one over all images for a share `valid_pct`."
-    if valid_pct is None: return GrandparentSplitter(valid_name="val")
+    if valid_pct is None:
+        return GrandparentSplitter(valid_name="val")
     _check_share("valid_pct", valid_pct, whole=False)
     return RandomSplitter(valid_pct, seed=None if seed is None else check_whole(seed, "seed"))
 
@@ -126,48 +166,69 @@ def _splitter(valid_pct, seed):
 def _check_names(path, files):
     "Raises `DataError` where two folders have images of one class."
     folders = defaultdict(set)
-    for o in files: folders[class_name(o)].add(o.parent.name)
+    for o in files:
+        folders[class_name(o)].add(o.parent.name)
     for name, same in folders.items():
         if len(same) > 1:
-            raise DataError(f"{path} has the class {name!r} in {len(same)} folders, "
-                            f"{' and '.join(sorted(same))}: join them, or name one otherwise")
+            raise DataError(
+                f"{path} has the class {name!r} in {len(same)} folders, "
+                f"{' and '.join(sorted(same))}: join them, or name one otherwise"
+            )
 
 # %% ../nbs/00_data.ipynb #0da7a009
 def _check_split(path, files, splitter):
     "The number of training images. Raises `DataError` for a split that can't be trained on, or judged."
     train, valid = ([files[i] for i in o] for o in splitter(files))
-    if not train or not valid: raise DataError(f"{path} has {len(train)} training and {len(valid)} validation images: both need some")
+    if not train or not valid:
+        raise DataError(
+            f"{path} has {len(train)} training and {len(valid)} validation images: both need some"
+        )
     known, seen = ({class_name(o) for o in part} for part in (train, valid))
-    if len(known) == 1: raise DataError(f"all training images of {path} are of the class {known.pop()!r}: a classifier needs two classes at least")
+    if len(known) == 1:
+        raise DataError(
+            f"all training images of {path} are of the class {known.pop()!r}: a classifier needs two classes at least"
+        )
     new = sorted(seen - known)
-    if new: raise DataError(f"{path} has validation images, but no training images, of {', '.join(new)}")
+    if new:
+        raise DataError(
+            f"{path} has validation images, but no training images, of {', '.join(new)}"
+        )
     _check_names(path, train + valid)
     return len(train)
 
 # %% ../nbs/00_data.ipynb #b0af2252
-def data_block(path, # folder with `train/<class>/` and `val/<class>/`
-               item_tfms=None, # fastai transforms of one image
-               batch_tfms=None, # and of a batch
-               valid_pct:float=None, # share of a random split; None: the official one
-               seed:int=42, # of the random split
-              ) -> DataBlock:
+def data_block(
+    path,  # folder with `train/<class>/` and `val/<class>/`
+    item_tfms=None,  # fastai transforms of one image
+    batch_tfms=None,  # and of a batch
+    valid_pct: float = None,  # share of a random split; None: the official one
+    seed: int = 42,  # of the random split
+) -> DataBlock:
     "Images of `path`, their class names, and the split, as a fastai `DataBlock`. Raises `DataError` for another layout."
     check_layout(path)
     splitter = _splitter(valid_pct, seed)
     _check_split(path, image_files(path), splitter)
-    return DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=image_files, get_y=class_name,
-                     splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
+    return DataBlock(
+        blocks=(ImageBlock, CategoryBlock),
+        get_items=image_files,
+        get_y=class_name,
+        splitter=splitter,
+        item_tfms=item_tfms,
+        batch_tfms=batch_tfms,
+    )
 
 # %% ../nbs/00_data.ipynb #e6c373b6
 METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)
 
+
 def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
     "The book's pipeline. The images are checked first, since it would meet a bad one only in the middle of an epoch."
-    check_whole(size, "size", 2) # fastai divides by the distance of the outermost pixels
+    check_whole(size, "size", 2)  # fastai divides by the distance of the outermost pixels
     check_images(path, progress=progress).raise_if_fatal()
     item_tfms = Resize(460 if presize is None else presize, method=METHODS[method])
     batch_tfms = aug_transforms(size=size, min_scale=min_scale)
-    if stats: batch_tfms.append(Normalize.from_stats(*stats))
+    if stats:
+        batch_tfms.append(Normalize.from_stats(*stats))
     return data_block(path, item_tfms, batch_tfms, **split).dataloaders(path, bs=bs, **kwargs)
 
 # %% ../nbs/00_data.ipynb #0da7a011
@@ -178,6 +239,7 @@ def _cached_dls(path, bs, size, presize, method, stats, min_scale, split, progre
     dsets, aug = data_block(path, **split).datasets(path), dict(min_scale=min_scale)
     return cached_dls(dsets, bs=bs, size=size, stats=stats, aug=aug, cache=cache, **kwargs)
 
+
 PIPELINES = dict(cached=_cached_dls, fastai=_book_dls)
 
 # %% ../nbs/00_data.ipynb #0da7a013
@@ -187,25 +249,30 @@ def _check_choices(bs, size, presize, method, min_scale, pipeline):
     check_whole(size, "size", 1)
     _check_share("min_scale", min_scale)
     if presize is not None and check_whole(presize, "presize", 1) < size:
-        raise ValueError(f"presize={presize} is less than size={size}: images would be shrunk and then enlarged")
+        raise ValueError(
+            f"presize={presize} is less than size={size}: images would be shrunk and then enlarged"
+        )
     for name, value, known in (("method", method, METHODS), ("pipeline", pipeline, PIPELINES)):
         if not isinstance(value, str) or value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 # %% ../nbs/00_data.ipynb #0cf39a29
-def get_dls(bs:int=64, # images in a batch
-            size:int=224, # side of the square that the model sees, in pixels
-            path=None, # folder of the data; default: the drawn set
-            presize:int=None, # short side of the presized images; default: 5/4 of `size` cached, 460 in fastai's pipeline
-            method:str="crop", # how a rectangle becomes a square: "crop", "squish" or "pad"
-            stats="imagenet", # normalization: "imagenet", None, or (means, stds) of the channels
-            min_scale:float=0.75, # least share of the area that a random crop keeps
-            pipeline:str="cached", # "cached", or "fastai" for the book's own
-            valid_pct:float=None, # share of a random split; None: the official one
-            seed:int=42, # of the random split
-            progress:bool=True, # show a bar while images are decoded
-            **kwargs, # for the `DataLoader`s: `device`, `num_workers`, …
-           ) -> DataLoaders: # with the arguments in `args`, and `remake(**changes)`, which makes them anew with some changed
+def get_dls(
+    bs: int = 64,  # images in a batch
+    size: int = 224,  # side of the square that the model sees, in pixels
+    path=None,  # folder of the data; default: the drawn set
+    presize: int = None,  # short side of the presized images; default: 5/4 of `size` cached, 460 in fastai's pipeline
+    method: str = "crop",  # how a rectangle becomes a square: "crop", "squish" or "pad"
+    stats="imagenet",  # normalization: "imagenet", None, or (means, stds) of the channels
+    min_scale: float = 0.75,  # least share of the area that a random crop keeps
+    pipeline: str = "cached",  # "cached", or "fastai" for the book's own
+    valid_pct: float = None,  # share of a random split; None: the official one
+    seed: int = 42,  # of the random split
+    progress: bool = True,  # show a bar while images are decoded
+    **kwargs,  # for the `DataLoader`s: `device`, `num_workers`, …
+) -> (
+    DataLoaders
+):  # with the arguments in `args`, and `remake(**changes)`, which makes them anew with some changed
     "Training and validation batches with the book's augmentation. Raises `DataError` for bad data, `ValueError` for bad arguments."
     given = {k: v for k, v in locals().items() if k != "kwargs"} | kwargs
     _check_choices(bs, size, presize, method, min_scale, pipeline)
@@ -213,10 +280,14 @@ def get_dls(bs:int=64, # images in a batch
     check_layout(path)
     n = _check_split(path, image_files(path), _splitter(valid_pct, seed))
     if n < bs and kwargs.get("drop_last", kwargs.get("shuffle", True)):
-        raise DataError(f"{path.name} has {n} training images, fewer than a batch of {bs}: choose a smaller bs")
+        raise DataError(
+            f"{path.name} has {n} training images, fewer than a batch of {bs}: choose a smaller bs"
+        )
     chosen = dict(size=size, presize=presize, method=method, min_scale=min_scale)
     split = dict(valid_pct=valid_pct, seed=seed)
-    dls = PIPELINES[pipeline](path, bs, stats=_stats(stats), split=split, progress=progress, kwargs=kwargs, **chosen)
+    dls = PIPELINES[pipeline](
+        path, bs, stats=_stats(stats), split=split, progress=progress, kwargs=kwargs, **chosen
+    )
     said = "official" if valid_pct is None else f"random {valid_pct}, seed {seed}"
     dls.args = dict(data=path.name, stats=stats, pipeline=pipeline, split=said, **chosen)
     dls.remake = partial(get_dls, **given | dict(path=path))

@@ -15,14 +15,18 @@ import operator
 class SotaCourseError(Exception):
     "What this package raises for what it can't use. The message names the thing and the way out."
 
+
 class ArgumentError(SotaCourseError, TypeError, ValueError):
     "An argument isn't what it must be."
+
 
 class DataError(SotaCourseError, ValueError):
     "A data set can't be had or used."
 
+
 class DownloadError(DataError):
     "An archive can't be downloaded or unpacked: no network, another file, damage, a full disk."
+
 
 class CheckpointError(SotaCourseError, ValueError):
     "A checkpoint, a result or a saved model can't be read, or belongs to another run."
@@ -30,54 +34,75 @@ class CheckpointError(SotaCourseError, ValueError):
 # %% ../nbs/errors.ipynb #ac135bae
 class ImageError(SotaCourseError, ValueError):
     "An image can't be used; the message names it and what is wrong."
-    def __init__(self, name:str, # file or kind of source
-                 problem:str, # what is wrong with it, in a few words
-                ):
+
+    def __init__(
+        self,
+        name: str,  # file or kind of source
+        problem: str,  # what is wrong with it, in a few words
+    ):
         super().__init__(f"{name}: {problem}")
         self.name, self.problem = name, problem
 
-    def __reduce__(self): return type(self), (self.name, self.problem)
+    def __reduce__(self):
+        return type(self), (self.name, self.problem)
 
 # %% ../nbs/errors.ipynb #0a38a784
 class BadImages(DataError):
     "All images of a data set that can't be used, in one error; `errors` has an `ImageError` for each."
-    def __init__(self, errors, # an `ImageError` for each
-                 message:str=None, # default: all of them, and the ways out
-                ):
+
+    def __init__(
+        self,
+        errors,  # an `ImageError` for each
+        message: str = None,  # default: all of them, and the ways out
+    ):
         self.errors = list(errors)
         if message is None:
-            message = (f"{len(self.errors)} of the images can't be used:\n"
-                       + "".join(f"  {o}\n" for o in self.errors)
-                       + "Repair or delete them, or leave them out of the files; "
-                         "`sota_course.images.check.check_images` reports more about them.")
+            message = (
+                f"{len(self.errors)} of the images can't be used:\n"
+                + "".join(f"  {o}\n" for o in self.errors)
+                + "Repair or delete them, or leave them out of the files; "
+                "`sota_course.images.check.check_images` reports more about them."
+            )
         super().__init__(message)
 
-    def __reduce__(self): return type(self), (self.errors, str(self))
+    def __reduce__(self):
+        return type(self), (self.errors, str(self))
 
 # %% ../nbs/errors.ipynb #68e7a08e
 class CacheError(SotaCourseError, OSError):
     "A cache can't be read, written or deleted; the message says where, why, and the way out."
-    def __init__(self, folder, # of the cache
-                 cause:OSError, # what the operating system says
-                 what:str="can't be written", # what went wrong
-                ):
-        super().__init__(cause.errno, f"the cache of images in {folder} {what}: "
+
+    def __init__(
+        self,
+        folder,  # of the cache
+        cause: OSError,  # what the operating system says
+        what: str = "can't be written",  # what went wrong
+    ):
+        super().__init__(
+            cause.errno,
+            f"the cache of images in {folder} {what}: "
             f"{cause.strerror or cause}. Name another folder with cache_dir=, or for everything "
             "with the environment variable SOTA_COURSE_HOME; `clear_cache()` frees the room of "
-            "older caches")
+            "older caches",
+        )
         self.folder, self.cause, self.what = folder, cause, what
 
-    def __reduce__(self): return type(self), (self.folder, self.cause, self.what)
+    def __reduce__(self):
+        return type(self), (self.folder, self.cause, self.what)
 
 # %% ../nbs/errors.ipynb #a97a84bd
-def check_whole(n, # anything
-                name:str, # what the error calls it
-                least:int=0, # the smallest that makes sense
-               ) -> int: # `n`, from whatever type of integer
+def check_whole(
+    n,  # anything
+    name: str,  # what the error calls it
+    least: int = 0,  # the smallest that makes sense
+) -> int:  # `n`, from whatever type of integer
     "Raises `ArgumentError` for what isn't a whole number, or is too small. True and False are none."
-    try: number = None if isinstance(n, bool) else operator.index(n)
-    except TypeError: number = None # 2.5, text, NumPy's True
+    try:
+        number = None if isinstance(n, bool) else operator.index(n)
+    except TypeError:
+        number = None  # 2.5, text, NumPy's True
     if number is None:
         raise ArgumentError(f"{name} must be a whole number, at least {least}, not {n!r}")
-    if number < least: raise ArgumentError(f"{name} must be {least} or more, not {number}")
+    if number < least:
+        raise ArgumentError(f"{name} must be {least} or more, not {number}")
     return number

@@ -16,90 +16,119 @@ from .core import check_whole, plain_tensor
 
 # %% ../nbs/06_label_smoothing.ipynb #c9f6b234
 def _check_eps(eps):
-    if not isinstance(eps, Real): raise TypeError(f"eps must be a number, not {eps!r}")
+    if not isinstance(eps, Real):
+        raise TypeError(f"eps must be a number, not {eps!r}")
     if not 0 <= eps < 1:
-        raise ValueError(f"eps is {eps}: it is the share of the target that is spread "
-                         "over all classes, from 0 to below 1")
+        raise ValueError(
+            f"eps is {eps}: it is the share of the target that is spread "
+            "over all classes, from 0 to below 1"
+        )
+
 
 def _check_kind(y):
     if y.dtype == torch.bool or y.is_complex():
         raise TypeError(f"targets must be class indices or distributions, not {y.dtype}")
 
-def check_classes(y:torch.Tensor, # class indices
-                  n:int, # number of classes
-                 ):
+
+def check_classes(
+    y: torch.Tensor,  # class indices
+    n: int,  # number of classes
+):
     "Raises `ValueError` with the class that doesn't exist."
-    if not y.numel(): return
+    if not y.numel():
+        return
     low, high = (o.item() for o in y.aminmax())
-    if 0 <= low and high < n: return
+    if 0 <= low and high < n:
+        return
     wrong = low if low < 0 else high
     raise ValueError(f"class {wrong} is out of range: there are {n} classes, 0 to {n - 1}")
 
 # %% ../nbs/06_label_smoothing.ipynb #f74d11d9
-def smooth_targets(y, # class indices of any shape, or distributions with classes on the last axis
-                   n:int, # number of classes
-                   eps:float=0.1, # share of the target that is spread over all classes
-                  ) -> torch.Tensor: # the shape of the indices, and the classes' axis at the end
+def smooth_targets(
+    y,  # class indices of any shape, or distributions with classes on the last axis
+    n: int,  # number of classes
+    eps: float = 0.1,  # share of the target that is spread over all classes
+) -> torch.Tensor:  # the shape of the indices, and the classes' axis at the end
     """Targets with `1 - eps + eps/n` at the class and `eps/n` at the others.
     Szegedy et al., arXiv:1512.00567. Raises `ValueError`, `TypeError`."""
     y = plain_tensor(y, "the targets")
     check_whole(n, "n", 1)
     _check_eps(eps)
     if y.is_floating_point():
-        if y.shape[-1:] == (n,): return y*(1 - eps) + eps/n
-        raise ValueError(f"float targets are distributions over {n} classes on the last axis, "
-                         f"and this shape is {tuple(y.shape)}: class indices need .long()")
+        if y.shape[-1:] == (n,):
+            return y * (1 - eps) + eps / n
+        raise ValueError(
+            f"float targets are distributions over {n} classes on the last axis, "
+            f"and this shape is {tuple(y.shape)}: class indices need .long()"
+        )
     _check_kind(y)
     y = y.long()
     check_classes(y, n)
-    q = torch.full((*y.shape, n), eps/n, device=y.device)
-    return q.scatter_(-1, y[..., None], 1 - eps + eps/n)
+    q = torch.full((*y.shape, n), eps / n, device=y.device)
+    return q.scatter_(-1, y[..., None], 1 - eps + eps / n)
 
 # %% ../nbs/06_label_smoothing.ipynb #c4be1aa9
 # Of the classes: the second axis, or the only one.
-def _axis(logits): return min(1, logits.ndim - 1)
+def _axis(logits):
+    return min(1, logits.ndim - 1)
+
 
 def _check_logits(logits):
     if not logits.is_floating_point():
-        raise TypeError(f"the logits must be floats, not {logits.dtype}: "
-                        "are they a model's output, and in the first place?")
+        raise TypeError(
+            f"the logits must be floats, not {logits.dtype}: "
+            "are they a model's output, and in the first place?"
+        )
     if not logits.ndim or not logits.shape[_axis(logits)]:
-        raise ValueError("the logits need an axis of classes, "
-                         f"and their shape is {tuple(logits.shape)}")
+        raise ValueError(
+            f"the logits need an axis of classes, and their shape is {tuple(logits.shape)}"
+        )
 
 # %% ../nbs/06_label_smoothing.ipynb #e23201cb
 def _check_target(target, logits):
     "Class indices have the shape of the logits without the classes, distributions all of it."
     _check_kind(target)
     shape, found, axis = tuple(logits.shape), tuple(target.shape), _axis(logits)
-    indices = shape[:axis] + shape[axis + 1:]
-    if found == (shape if target.is_floating_point() else indices): return
+    indices = shape[:axis] + shape[axis + 1 :]
+    if found == (shape if target.is_floating_point() else indices):
+        return
     hint = ""
-    if found == shape: hint = " (distributions need .float())"
-    if found == indices: hint = " (class indices need .long())"
-    raise ValueError(f"logits of shape {shape} need class indices of shape {indices}, "
-                     f"or distributions of shape {shape} in floats; "
-                     f"the targets are {target.dtype} of shape {found}{hint}")
+    if found == shape:
+        hint = " (distributions need .float())"
+    if found == indices:
+        hint = " (class indices need .long())"
+    raise ValueError(
+        f"logits of shape {shape} need class indices of shape {indices}, "
+        f"or distributions of shape {shape} in floats; "
+        f"the targets are {target.dtype} of shape {found}{hint}"
+    )
 
 # %% ../nbs/06_label_smoothing.ipynb #59a6c5be
 def _check_weight(weight, n):
     if weight.ndim != 1 or (n and len(weight) != n):
         number = f", {n} of them" if n else ""
-        raise ValueError(f"weight needs one number for each class{number}, "
-                         f"and its shape is {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight needs one number for each class{number}, "
+            f"and its shape is {tuple(weight.shape)}"
+        )
     if not (weight >= 0).all():
         raise ValueError("a class weight is negative or undefined: weights are 0 or more")
-    if weight.isinf().any(): raise ValueError("a class weight is infinite: weights are finite")
+    if weight.isinf().any():
+        raise ValueError("a class weight is infinite: weights are finite")
+
 
 def _check_options(eps, weight, reduction, n=None):
     _check_eps(eps)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be mean, sum or none, not {reduction!r}")
-    if weight is not None: _check_weight(weight, n)
+    if weight is not None:
+        _check_weight(weight, n)
 
 # %% ../nbs/06_label_smoothing.ipynb #fc34ffe3
 # The classes' weights along the classes' axis.
-def _along(weight, logp): return weight.view(-1, *[1]*(logp.ndim - 1 - _axis(logp)))
+def _along(weight, logp):
+    return weight.view(-1, *[1] * (logp.ndim - 1 - _axis(logp)))
+
 
 def _index_loss(logp, target, eps, weight, ignore_index):
     "The loss of each image, and what their sum is divided by for a mean."
@@ -109,33 +138,37 @@ def _index_loss(logp, target, eps, weight, ignore_index):
     amount = used
     loss = -logp.gather(axis, target.unsqueeze(axis)).squeeze(axis)
     if weight is not None:
-        amount, loss = weight[target]*used, loss*weight[target]
+        amount, loss = weight[target] * used, loss * weight[target]
     # Without smoothing the other classes mustn't enter: 0 times an infinite loss is undefined.
     if eps:
-        spread = logp if weight is None else logp*_along(weight, logp)
-        loss = (1 - eps)*loss - eps*spread.mean(axis)
+        spread = logp if weight is None else logp * _along(weight, logp)
+        loss = (1 - eps) * loss - eps * spread.mean(axis)
     return loss.where(used, 0), amount.sum()
 
 # %% ../nbs/06_label_smoothing.ipynb #3c280b22
 def _soft_loss(logp, target, eps, weight, ignore_index):
     "The loss of each image, and what their sum is divided by for a mean."
     if ignore_index >= 0:
-        raise ValueError(f"ignore_index={ignore_index} names a class index, and these targets "
-                         "are distributions: leave those images out, or give them zeros")
+        raise ValueError(
+            f"ignore_index={ignore_index} names a class index, and these targets "
+            "are distributions: leave those images out, or give them zeros"
+        )
     axis = _axis(logp)
-    target = target.to(logp.dtype)*(1 - eps) + eps/logp.shape[axis]
-    if weight is not None: target = target*_along(weight, logp)
-    loss = -(target*logp).sum(axis)
+    target = target.to(logp.dtype) * (1 - eps) + eps / logp.shape[axis]
+    if weight is not None:
+        target = target * _along(weight, logp)
+    loss = -(target * logp).sum(axis)
     return loss, loss.numel()
 
 # %% ../nbs/06_label_smoothing.ipynb #01acf4d1
-def smooth_cross_entropy(logits:torch.Tensor, # `(n, classes)`, `(n, classes, ...)` or `(classes,)`
-                         target:torch.Tensor, # class indices, or distributions of the logits' shape
-                         eps:float=0.1, # share of the target that is spread over all classes
-                         weight=None, # `(classes,)`, how much each class counts; None: the same
-                         reduction:str="mean", # "mean", "sum" or "none"
-                         ignore_index:int=-100, # targets with this index don't count
-                        ) -> torch.Tensor: # in float32, or in float64 where the logits are
+def smooth_cross_entropy(
+    logits: torch.Tensor,  # `(n, classes)`, `(n, classes, ...)` or `(classes,)`
+    target: torch.Tensor,  # class indices, or distributions of the logits' shape
+    eps: float = 0.1,  # share of the target that is spread over all classes
+    weight=None,  # `(classes,)`, how much each class counts; None: the same
+    reduction: str = "mean",  # "mean", "sum" or "none"
+    ignore_index: int = -100,  # targets with this index don't count
+) -> torch.Tensor:  # in float32, or in float64 where the logits are
     """Cross entropy with smoothed targets, as torch's `cross_entropy(label_smoothing=eps)` has it.
     Raises `ValueError` or `TypeError`."""
     logits, target = plain_tensor(logits, "the logits"), plain_tensor(target, "the targets")
@@ -143,57 +176,76 @@ def smooth_cross_entropy(logits:torch.Tensor, # `(n, classes)`, `(n, classes, ..
     _check_target(target, logits)
     axis = _axis(logits)
     logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(axis)
-    if weight is not None: weight = plain_tensor(weight, "weight").to(logp)
+    if weight is not None:
+        weight = plain_tensor(weight, "weight").to(logp)
     _check_options(eps, weight, reduction, logits.shape[axis])
     if target.is_floating_point():
         loss, count = _soft_loss(logp, target, eps, weight, ignore_index)
-    else: loss, count = _index_loss(logp, target.long(), eps, weight, ignore_index)
-    if reduction == "none": return loss
-    return loss.sum() if reduction == "sum" else loss.sum()/count
+    else:
+        loss, count = _index_loss(logp, target.long(), eps, weight, ignore_index)
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / count
 
 # %% ../nbs/06_label_smoothing.ipynb #52c363df
 class SmoothCrossEntropy(nn.Module):
     """Cross entropy with smoothed targets, as a module:
     torch's `CrossEntropyLoss(label_smoothing=eps)`, and what fastai asks of a loss."""
-    y_int = True # fastai's MixUp blends losses, not targets, where a loss takes indices
-    def __init__(self,
-        eps:float=0.1, # share of the target that is spread over all classes
-        weight=None, # `(classes,)`, how much each class counts; all the same if None
-        reduction:str="mean", # "mean", "sum" or "none"
-        ignore_index:int=-100, # targets with this index don't count
+
+    y_int = True  # fastai's MixUp blends losses, not targets, where a loss takes indices
+
+    def __init__(
+        self,
+        eps: float = 0.1,  # share of the target that is spread over all classes
+        weight=None,  # `(classes,)`, how much each class counts; all the same if None
+        reduction: str = "mean",  # "mean", "sum" or "none"
+        ignore_index: int = -100,  # targets with this index don't count
     ):
         super().__init__()
-        if weight is not None: weight = plain_tensor(weight, "weight").float()
+        if weight is not None:
+            weight = plain_tensor(weight, "weight").float()
         _check_options(eps, weight, reduction)
         self.eps, self.reduction, self.ignore_index = eps, reduction, ignore_index
         self.register_buffer("weight", weight)
 
     def forward(self, logits, target):
-        return smooth_cross_entropy(logits, target, self.eps, self.weight, self.reduction,
-                                    self.ignore_index)
-    def activation(self, logits): return logits.softmax(_axis(logits)) # probabilities
-    def decodes(self, x): return x.argmax(_axis(x)) # class indices
+        return smooth_cross_entropy(
+            logits, target, self.eps, self.weight, self.reduction, self.ignore_index
+        )
+
+    def activation(self, logits):
+        return logits.softmax(_axis(logits))  # probabilities
+
+    def decodes(self, x):
+        return x.argmax(_axis(x))  # class indices
+
     def extra_repr(self):
         weight = None if self.weight is None else self.weight.tolist()
-        return (f"eps={self.eps}, weight={weight}, reduction={self.reduction!r}, "
-                f"ignore_index={self.ignore_index}")
+        return (
+            f"eps={self.eps}, weight={weight}, reduction={self.reduction!r}, "
+            f"ignore_index={self.ignore_index}"
+        )
+
     # What the record of a run calls it: `sota_course.training.settings.describe` asks for the name.
     @property
-    def __name__(self): return f"{type(self).__name__}({self.extra_repr()})"
+    def __name__(self):
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 # %% ../nbs/06_label_smoothing.ipynb #e1124bea
-def best_gap(n:int, # number of classes
-             eps:float=0.1, # share of the target that is spread over all classes
-            ) -> float: # infinite for hard targets
+def best_gap(
+    n: int,  # number of classes
+    eps: float = 0.1,  # share of the target that is spread over all classes
+) -> float:  # infinite for hard targets
     "How far the right logit stands above the others where the loss with smoothed targets is least."
     check_whole(n, "n", 1)
     _check_eps(eps)
-    return math.log((1 - eps + eps/n)/(eps/n)) if eps else math.inf
+    return math.log((1 - eps + eps / n) / (eps / n)) if eps else math.inf
 
 # %% ../nbs/06_label_smoothing.ipynb #da07c345
-def least_loss(n:int, # number of classes
-               eps:float=0.1, # share of the target that is spread over all classes
-              ) -> float: # in nats; 0 for hard targets
+def least_loss(
+    n: int,  # number of classes
+    eps: float = 0.1,  # share of the target that is spread over all classes
+) -> float:  # in nats; 0 for hard targets
     "The loss at `best_gap`, the entropy of the smoothed target: no model can get below it."
     q = smooth_targets(0, n, eps).double()
     return torch.special.entr(q).sum().item()

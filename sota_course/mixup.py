@@ -16,62 +16,80 @@ from inspect import signature
 from numbers import Real
 import torch
 from torch.distributions import Gamma
-from .core import (as_numbers, check_tensor, check_whole, class_numbers, object_name,
-                              whole_numbers)
+from sota_course.core import (
+    as_numbers,
+    check_tensor,
+    check_whole,
+    class_numbers,
+    object_name,
+    whole_numbers,
+)
 
 # %% ../nbs/05_mixup.ipynb #86f3fef5
-def one_hot(y:torch.Tensor, # class numbers `(n,)`, from 0 to `n_classes - 1`
-            n_classes:int, # length of each target
-            dtype:torch.dtype=torch.float32, # of the result
-           ) -> torch.Tensor: # `(n, n_classes)`
+def one_hot(
+    y: torch.Tensor,  # class numbers `(n,)`, from 0 to `n_classes - 1`
+    n_classes: int,  # length of each target
+    dtype: torch.dtype = torch.float32,  # of the result
+) -> torch.Tensor:  # `(n, n_classes)`
     """Each class number as a row of zeros with a single 1.
     Raises `TypeError` or `ValueError` for what isn't a class number."""
     check_tensor(y, "y")
     check_whole(n_classes, "n_classes", 1)
-    if y.ndim != 1: raise TypeError(f"y must be class numbers of shape (n,), not {tuple(y.shape)}")
+    if y.ndim != 1:
+        raise TypeError(f"y must be class numbers of shape (n,), not {tuple(y.shape)}")
     y = class_numbers(y, n_classes)
     rows = torch.zeros(len(y), n_classes, dtype=dtype, device=y.device)
     return rows.scatter_(1, y[:, None], 1)
 
 # %% ../nbs/05_mixup.ipynb #9337f47d
-def as_weights(lam, # share that each image keeps: a number, or one for each image
-               n:int, # images
-              ) -> torch.Tensor: # floats `(1,)` or `(n,)`
+def as_weights(
+    lam,  # share that each image keeps: a number, or one for each image
+    n: int,  # images
+) -> torch.Tensor:  # floats `(1,)` or `(n,)`
     "`lam` as a tensor. Raises `TypeError` or `ValueError` for what isn't weights of `n` images."
     lam = as_numbers(lam, "lam", "weights")
     lam = lam if lam.is_floating_point() else lam.float()
     lam = lam.reshape(1) if lam.numel() == 1 else lam
     if lam.ndim != 1 or len(lam) not in (1, n):
-        raise ValueError(f"lam needs one weight, or one for each of {n} images, "
-                         f"and its shape is {tuple(lam.shape)}")
+        raise ValueError(
+            f"lam needs one weight, or one for each of {n} images, "
+            f"and its shape is {tuple(lam.shape)}"
+        )
     # On a GPU the question would make it wait; the weights are drawn on the CPU.
-    if lam.device.type != "cpu" or not len(lam): return lam
+    if lam.device.type != "cpu" or not len(lam):
+        return lam
     least, most = (o.item() for o in lam.aminmax())
     # Nor are undefined ones.
-    if not (least >= 0 and most <= 1): raise ValueError("weights must lie between 0 and 1")
+    if not (least >= 0 and most <= 1):
+        raise ValueError("weights must lie between 0 and 1")
     return lam
 
 # %% ../nbs/05_mixup.ipynb #63e1ac4f
-def as_positions(perm, # position of each image's partner
-                 n:int, # images
-                ) -> torch.Tensor: # int64 `(n,)`
+def as_positions(
+    perm,  # position of each image's partner
+    n: int,  # images
+) -> torch.Tensor:  # int64 `(n,)`
     "`perm` as a tensor. Raises `TypeError` or `ValueError` for what isn't positions of `n` images."
     perm = whole_numbers(perm, (n,), "perm", f"one position for each of {n} images")
-    if perm.device.type != "cpu" or not n: return perm
+    if perm.device.type != "cpu" or not n:
+        return perm
     least, most = (o.item() for o in perm.aminmax())
     # PyTorch would count from the end.
     if least < 0 or most >= n:
-        raise ValueError(f"perm needs positions from 0 to {n - 1}, "
-                         f"and has some from {least} to {most}")
+        raise ValueError(
+            f"perm needs positions from 0 to {n - 1}, and has some from {least} to {most}"
+        )
     return perm
 
 # %% ../nbs/05_mixup.ipynb #5c705694
-def partners(x:torch.Tensor, # images `(n, …)`
-             perm:torch.Tensor, # position of each one's partner, as `as_positions` gives it: not checked
-            ) -> torch.Tensor: # a new tensor in the memory layout of `x`, channels first or last
+def partners(
+    x: torch.Tensor,  # images `(n, …)`
+    perm: torch.Tensor,  # position of each one's partner, as `as_positions` gives it: not checked
+) -> torch.Tensor:  # a new tensor in the memory layout of `x`, channels first or last
     "`x[perm]`, in one new tensor."
     perm = perm.to(x.device)
-    if x.requires_grad and torch.is_grad_enabled(): return x.index_select(0, perm)
+    if x.requires_grad and torch.is_grad_enabled():
+        return x.index_select(0, perm)
     return torch.index_select(x, 0, perm, out=torch.empty_like(x))
 
 # %% ../nbs/05_mixup.ipynb #528fabcd
@@ -82,7 +100,8 @@ def _keep_whole(mixed, x, lam, perm):
     # 0 times an undefined number is undefined.
     for share, source in ((1, own), (0, perm)):
         rows = (lam == share).nonzero().squeeze(1)
-        if not len(rows): continue
+        if not len(rows):
+            continue
         kept = x.index_select(0, source[rows].to(x.device))
         mixed.index_copy_(0, rows.to(x.device), kept)
     return mixed
@@ -90,112 +109,129 @@ def _keep_whole(mixed, x, lam, perm):
 # %% ../nbs/05_mixup.ipynb #2c1b810c
 def _check_floats(x):
     check_tensor(x, "x")
-    if x.is_floating_point(): return
-    raise TypeError(f"blending needs floats, and these are {x.dtype}: "
-                    "convert them first, images of bytes with x.float()/255")
+    if x.is_floating_point():
+        return
+    raise TypeError(
+        f"blending needs floats, and these are {x.dtype}: "
+        "convert them first, images of bytes with x.float()/255"
+    )
 
 # %% ../nbs/05_mixup.ipynb #74f2bd50
-def blend(x:torch.Tensor, # floats `(n, …)`: images, activations or targets; not changed
-          lam, # share that each keeps, from 0 to 1: a number, or a tensor `(n,)`
-          perm:torch.Tensor, # position of each one's partner `(n,)`
-         ) -> torch.Tensor: # as `x`
+def blend(
+    x: torch.Tensor,  # floats `(n, …)`: images, activations or targets; not changed
+    lam,  # share that each keeps, from 0 to 1: a number, or a tensor `(n,)`
+    perm: torch.Tensor,  # position of each one's partner `(n,)`
+) -> torch.Tensor:  # as `x`
     """`lam*x + (1 - lam)*x[perm]`, made in one new tensor.
     Raises `TypeError` for whole numbers, `ValueError` for weights that don't fit."""
     _check_floats(x)
     perm, lam = as_positions(perm, len(x)), as_weights(lam, len(x))
-    weights = lam.to(x.device, x.dtype).reshape(-1, *[1]*(x.ndim - 1))
+    weights = lam.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
     return _keep_whole(partners(x, perm).lerp_(x, weights), x, lam, perm)
 
 # %% ../nbs/05_mixup.ipynb #549c843b
-def mixup_targets(y:torch.Tensor, # class numbers `(n,)`, or floats `(n, …)`
-                  lam, # share of each image's own target
-                  perm:torch.Tensor, # position of each one's partner
-                  n_classes:int=None, # needed for class numbers
-                 ) -> torch.Tensor: # floats
+def mixup_targets(
+    y: torch.Tensor,  # class numbers `(n,)`, or floats `(n, …)`
+    lam,  # share of each image's own target
+    perm: torch.Tensor,  # position of each one's partner
+    n_classes: int = None,  # needed for class numbers
+) -> torch.Tensor:  # floats
     "The mixed targets. Raises `ValueError` or `TypeError` for what can't be mixed."
     check_tensor(y, "y")
-    if y.is_floating_point(): return blend(y, lam, perm)
+    if y.is_floating_point():
+        return blend(y, lam, perm)
     if n_classes is None:
         raise ValueError("class numbers become rows of a length that only you know: pass n_classes")
     return blend(one_hot(y, n_classes), lam, perm)
 
 # %% ../nbs/05_mixup.ipynb #a001ebba
-def mixup(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not changed
-          y:torch.Tensor, # class numbers `(n,)`, or floats
-          lam, # share that each image keeps: a number, or a tensor `(n,)`
-          perm:torch.Tensor, # position of each one's partner
-          n_classes:int=None, # needed for class numbers
-         ) -> tuple: # mixed images, mixed targets
+def mixup(
+    x: torch.Tensor,  # images `(n, channels, height, width)`, floats; not changed
+    y: torch.Tensor,  # class numbers `(n,)`, or floats
+    lam,  # share that each image keeps: a number, or a tensor `(n,)`
+    perm: torch.Tensor,  # position of each one's partner
+    n_classes: int = None,  # needed for class numbers
+) -> tuple:  # mixed images, mixed targets
     """Images and targets, mixed with the same weights. Zhang et al., arXiv:1710.09412.
     Raises `ValueError` or `TypeError` for what can't be mixed."""
     check_tensor(x, "x")
     check_tensor(y, "y")
-    if len(x) != len(y): raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
     return blend(x, lam, perm), mixup_targets(y, lam, perm, n_classes)
 
 # %% ../nbs/05_mixup.ipynb #482a1da4
 # Making one takes longer than drawing from it.
 @lru_cache
 def _gamma(shape):
-    return Gamma(torch.tensor(shape, dtype=torch.float64), 1., validate_args=False)
+    return Gamma(torch.tensor(shape, dtype=torch.float64), 1.0, validate_args=False)
 
 # %% ../nbs/05_mixup.ipynb #8ce71eaf
-def mix_weights(n:int, # images in the batch
-                alpha:float, # both parameters of the Beta distribution; 0: no mixing
-                per:str="elem", # a weight for each image ("elem"), or one for the "batch"
-                fold:bool=False, # take the larger of t and 1 - t
-               ) -> torch.Tensor: # `(n,)` or `(1,)`, on the CPU
+def mix_weights(
+    n: int,  # images in the batch
+    alpha: float,  # both parameters of the Beta distribution; 0: no mixing
+    per: str = "elem",  # a weight for each image ("elem"), or one for the "batch"
+    fold: bool = False,  # take the larger of t and 1 - t
+) -> torch.Tensor:  # `(n,)` or `(1,)`, on the CPU
     "Weights from Beta(`alpha`, `alpha`). Raises `ValueError` or `TypeError` for other settings."
     check_whole(n, "n", 0)
-    if not isinstance(alpha, Real): raise TypeError(f"alpha must be a number, not {alpha!r}")
+    if not isinstance(alpha, Real):
+        raise TypeError(f"alpha must be a number, not {alpha!r}")
     if not (alpha >= 0 and math.isfinite(alpha)):
         raise ValueError(f"alpha must be a number from 0 up, not {alpha}")
     if per not in ("elem", "batch"):
         raise ValueError(f'per must be "elem" or "batch", not {per!r}')
     size = n if per == "elem" else 1
-    if not alpha: return torch.ones(size)
+    if not alpha:
+        return torch.ones(size)
     gamma = _gamma(float(alpha) + 1).sample((2, size)).log_()
     uniform = (1 - torch.rand(2, size, dtype=torch.float64)).log_()
-    t = (gamma[0] - gamma[1] + (uniform[0] - uniform[1])/alpha).sigmoid_().float()
+    t = (gamma[0] - gamma[1] + (uniform[0] - uniform[1]) / alpha).sigmoid_().float()
     return torch.maximum(t, 1 - t) if fold else t
 
 # %% ../nbs/05_mixup.ipynb #60d4cfed
-def cut_boxes(lam:torch.Tensor, # share that each image keeps `(n,)`
-              h:int, # height of the images
-              w:int, # and width
-              centre:torch.Tensor=None, # row and column of the middle `(n, 2)`; default: anywhere
-             ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, and columns alike
+def cut_boxes(
+    lam: torch.Tensor,  # share that each image keeps `(n,)`
+    h: int,  # height of the images
+    w: int,  # and width
+    centre: torch.Tensor = None,  # row and column of the middle `(n, 2)`; default: anywhere
+) -> torch.Tensor:  # `(n, 4)`: first row, row after the last, and columns alike
     """A rectangle for each image with about `1 - lam` of its area, less what lies outside.
     Raises `ValueError` for weights that aren't between 0 and 1."""
     lam = as_numbers(lam, "lam", "weights")
     if lam.ndim != 1:
-        raise ValueError("lam needs a weight for each rectangle, of shape (n,), "
-                         f"and its shape is {tuple(lam.shape)}")
+        raise ValueError(
+            "lam needs a weight for each rectangle, of shape (n,), "
+            f"and its shape is {tuple(lam.shape)}"
+        )
     lam = as_weights(lam, len(lam)).cpu()
-    for side in (h, w): check_whole(side, "a side of the images", 1)
+    for side in (h, w):
+        check_whole(side, "a side of the images", 1)
     if centre is None:
         centre = torch.stack([torch.randint(side, lam.shape) for side in (h, w)], 1)
     centre = whole_numbers(centre, (len(lam), 2), "centre", "two each").cpu()
     limit = torch.tensor([h, w])
-    sides = ((1 - lam).sqrt()[:, None]*limit).round().long()
-    start = centre - sides//2
+    sides = ((1 - lam).sqrt()[:, None] * limit).round().long()
+    start = centre - sides // 2
     first = start.clamp(min=0).minimum(limit)
     last = (start + sides).clamp(min=0).minimum(limit)
     return torch.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], 1)
 
 # %% ../nbs/05_mixup.ipynb #2f7ff1d2
-def box_weights(boxes:torch.Tensor, # as `cut_boxes` gives them
-                h:int, # height of the images
-                w:int, # and width
-               ) -> torch.Tensor: # `(n,)`
+def box_weights(
+    boxes: torch.Tensor,  # as `cut_boxes` gives them
+    h: int,  # height of the images
+    w: int,  # and width
+) -> torch.Tensor:  # `(n,)`
     """The share of each image that its rectangle leaves, in whole pixels.
     What lies outside doesn't count. Raises `ValueError` or `TypeError` for other boxes."""
-    for side in (h, w): check_whole(side, "a side of the images", 1)
+    for side in (h, w):
+        check_whole(side, "a side of the images", 1)
     check_tensor(boxes, "boxes")
     boxes = whole_numbers(boxes, (len(boxes), 4), "boxes", "a rectangle for each image")
     limit = torch.tensor([h, h, w, w], device=boxes.device)
     top, bottom, left, right = boxes.clamp(min=0).minimum(limit).unbind(1)
-    return 1 - (bottom - top).clamp(min=0)*(right - left).clamp(min=0)/(h*w)
+    return 1 - (bottom - top).clamp(min=0) * (right - left).clamp(min=0) / (h * w)
 
 # %% ../nbs/05_mixup.ipynb #9533e1fa
 def _inside(boxes, h, w):
@@ -207,22 +243,26 @@ def _inside(boxes, h, w):
     return rows[:, None, :, None] & columns[:, None, None, :]
 
 # %% ../nbs/05_mixup.ipynb #e7da10f7
-def paste(x:torch.Tensor, # images `(n, channels, height, width)`; not changed
-          other:torch.Tensor, # what to paste, of the same shape
-          boxes:torch.Tensor, # `(n, 4)`, as `cut_boxes` gives them
-          out:torch.Tensor=None, # where to write the result; may be `other`. Default: a new tensor
-         ) -> torch.Tensor:
+def paste(
+    x: torch.Tensor,  # images `(n, channels, height, width)`; not changed
+    other: torch.Tensor,  # what to paste, of the same shape
+    boxes: torch.Tensor,  # `(n, 4)`, as `cut_boxes` gives them
+    out: torch.Tensor = None,  # where to write the result; may be `other`. Default: a new tensor
+) -> torch.Tensor:
     """`x` with the rectangles of `other` at the same place.
     Raises `ValueError` for tensors that don't fit."""
     check_tensor(x, "x")
     check_tensor(other, "other")
     if x.ndim != 4 or other.shape != x.shape:
-        raise ValueError("pasting needs images (n, channels, height, width), twice the same shape, "
-                         f"and got {tuple(x.shape)} and {tuple(other.shape)}")
+        raise ValueError(
+            "pasting needs images (n, channels, height, width), twice the same shape, "
+            f"and got {tuple(x.shape)} and {tuple(other.shape)}"
+        )
     boxes = whole_numbers(boxes, (len(x), 4), "boxes", f"a rectangle for each of {len(x)} images")
     inside = _inside(boxes.to(x.device), *x.shape[2:])
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or other.requires_grad)
-    if needs_grad: return torch.where(inside, other, x)
+    if needs_grad:
+        return torch.where(inside, other, x)
     return torch.where(inside, other, x, out=torch.empty_like(x) if out is None else out)
 
 # %% ../nbs/05_mixup.ipynb #96b4df72
@@ -230,41 +270,48 @@ def _check_images(x, y):
     check_tensor(x, "x")
     check_tensor(y, "y")
     if x.ndim != 4:
-        raise ValueError(f"images are (n, channels, height, width), "
-                         f"and x has the shape {tuple(x.shape)}")
+        raise ValueError(
+            f"images are (n, channels, height, width), and x has the shape {tuple(x.shape)}"
+        )
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} targets don't make pairs")
     if y.ndim > 2:
         raise ValueError(f"cutmix mixes one target an image, and y has the shape {tuple(y.shape)}")
 
 # %% ../nbs/05_mixup.ipynb #8dee0f2a
-def cutmix(x:torch.Tensor, # images `(n, channels, height, width)`, of any type; not changed
-           y:torch.Tensor, # class numbers `(n,)`, or floats
-           lam:torch.Tensor, # share that each image should keep `(n,)` or `(1,)`
-           perm:torch.Tensor, # position of each one's partner
-           n_classes:int=None, # needed for class numbers
-           boxes:torch.Tensor=None, # rectangles; default: drawn for `lam`
-          ) -> tuple: # images, targets weighted by the area that really stayed
+def cutmix(
+    x: torch.Tensor,  # images `(n, channels, height, width)`, of any type; not changed
+    y: torch.Tensor,  # class numbers `(n,)`, or floats
+    lam: torch.Tensor,  # share that each image should keep `(n,)` or `(1,)`
+    perm: torch.Tensor,  # position of each one's partner
+    n_classes: int = None,  # needed for class numbers
+    boxes: torch.Tensor = None,  # rectangles; default: drawn for `lam`
+) -> tuple:  # images, targets weighted by the area that really stayed
     """Images with a rectangle of their partner, and targets mixed accordingly.
     Yun et al., arXiv:1905.04899. Raises `ValueError` for what doesn't fit."""
     _check_images(x, y)
     perm, lam = as_positions(perm, len(x)), as_weights(lam, len(x))
-    if boxes is None: boxes = cut_boxes(lam.expand(len(x)), *x.shape[2:])
+    if boxes is None:
+        boxes = cut_boxes(lam.expand(len(x)), *x.shape[2:])
     other = partners(x, perm)
     images = paste(x, other, boxes, out=other)
     return images, mixup_targets(y, box_weights(boxes, *x.shape[2:]), perm, n_classes)
 
 # %% ../nbs/05_mixup.ipynb #2adf3ce6
-def loss_setting(loss_func, # a function or an object, of PyTorch, fastai or your own
-                 name:str, # such as "reduction" or "weight"
-                 default=None, # the answer where there is no such setting
-                ):
+def loss_setting(
+    loss_func,  # a function or an object, of PyTorch, fastai or your own
+    name: str,  # such as "reduction" or "weight"
+    default=None,  # the answer where there is no such setting
+):
     """What `loss_func` has set: its attribute, that of the loss inside a fastai loss,
     or the default of its argument."""
     for loss in (loss_func, getattr(loss_func, "func", None)):
-        if hasattr(loss, name): return getattr(loss, name)
-    try: arguments = signature(loss_func).parameters
-    except (TypeError, ValueError): return default
+        if hasattr(loss, name):
+            return getattr(loss, name)
+    try:
+        arguments = signature(loss_func).parameters
+    except (TypeError, ValueError):
+        return default
     return arguments[name].default if name in arguments else default
 
 # %% ../nbs/05_mixup.ipynb #ac45e16a
@@ -276,8 +323,10 @@ def _unreduced(loss_func):
         return
     reduction = loss_func.reduction
     loss_func.reduction = "none"
-    try: yield loss_func
-    finally: loss_func.reduction = reduction
+    try:
+        yield loss_func
+    finally:
+        loss_func.reduction = reduction
 
 # %% ../nbs/05_mixup.ipynb #288fe6a1
 def _item_weights(loss_func, y):
@@ -286,18 +335,24 @@ def _item_weights(loss_func, y):
     ignore_index = loss_setting(loss_func, "ignore_index")
     if ignore_index is not None:
         counts = y != ignore_index
-        return counts.float() if weight is None else weight[y.where(counts, 0)]*counts
-    if weight is None: return torch.ones_like(y, dtype=torch.float)
-    raise ValueError(f"how {object_name(loss_func)} averages with class weights can't be known: "
-                     'use per="batch" and draw="batch"')
+        return counts.float() if weight is None else weight[y.where(counts, 0)] * counts
+    if weight is None:
+        return torch.ones_like(y, dtype=torch.float)
+    raise ValueError(
+        f"how {object_name(loss_func)} averages with class weights can't be known: "
+        'use per="batch" and draw="batch"'
+    )
 
 # %% ../nbs/05_mixup.ipynb #a2b0354f
 def _rows(x, n):
     "An image a row, whatever a loss without reduction gives; a batch may be empty."
     if n and x.numel() % n:
-        raise ValueError("without its reduction a loss must give a number "
-                         f"for each of {n} images, not {x.numel()}")
+        raise ValueError(
+            "without its reduction a loss must give a number "
+            f"for each of {n} images, not {x.numel()}"
+        )
     return x.reshape(n, -1 if n else 1)
+
 
 def _pair_labels(y, lam, perm):
     "Labels of the images and of their partners; where only one of the two counts, it is both."
@@ -306,7 +361,9 @@ def _pair_labels(y, lam, perm):
     return y[torch.where(lam == 0, perm, own)], y[torch.where(lam == 1, own, perm)]
 
 # %% ../nbs/05_mixup.ipynb #a7c5e083
-def _wide_type(x): return torch.promote_types(x.dtype, torch.float32)
+def _wide_type(x):
+    return torch.promote_types(x.dtype, torch.float32)
+
 
 def _mix_rows(own, partner, lam):
     "`lam*own + (1 - lam)*partner`, at least in float32; where a share is 0, both are the same."
@@ -321,15 +378,20 @@ def _check_mean(loss_func, pred, y, ours):
     "Raise `ValueError` where `loss_func` has another mean for the labels `y` than `ours`."
     theirs = loss_func(pred, y).as_subclass(torch.Tensor).double()
     rtol = 1e-3 if torch.finfo(pred.dtype).bits >= 32 else 3e-2
-    if not theirs.isfinite().all(): return
-    if torch.allclose(theirs, ours.double(), rtol=rtol, atol=1e-4): return
-    raise ValueError(f"how {object_name(loss_func)} averages over images can't be known: "
-                     'use per="batch" and draw="batch"')
+    if not theirs.isfinite().all():
+        return
+    if torch.allclose(theirs, ours.double(), rtol=rtol, atol=1e-4):
+        return
+    raise ValueError(
+        f"how {object_name(loss_func)} averages over images can't be known: "
+        'use per="batch" and draw="batch"'
+    )
 
 # %% ../nbs/05_mixup.ipynb #d5d92f64
 def _losses(loss_func, pred, y):
     "The loss of each image for the labels `y`, an image a row."
-    with _unreduced(loss_func) as f: return _rows(f(pred, y), len(y))
+    with _unreduced(loss_func) as f:
+        return _rows(f(pred, y), len(y))
 
 # %% ../nbs/05_mixup.ipynb #da081b36
 def _per_image(loss_func, pred, y, perm, lam):
@@ -338,21 +400,24 @@ def _per_image(loss_func, pred, y, perm, lam):
     own_loss, partner_loss = _losses(loss_func, pred, own), _losses(loss_func, pred, partner)
     mixed = _mix_rows(own_loss, partner_loss, lam)
     reduction = loss_setting(loss_func, "reduction")
-    if reduction == "sum": return mixed.sum()
-    if reduction != "mean": return mixed.flatten()
+    if reduction == "sum":
+        return mixed.sum()
+    if reduction != "mean":
+        return mixed.flatten()
     own_weight = _rows(_item_weights(loss_func, own), len(y))
     partner_weight = _rows(_item_weights(loss_func, partner), len(y))
-    _check_mean(loss_func, pred, own, own_loss.detach().double().sum()/own_weight.double().sum())
-    return mixed.sum()/_mix_rows(own_weight, partner_weight, lam).sum()
+    _check_mean(loss_func, pred, own, own_loss.detach().double().sum() / own_weight.double().sum())
+    return mixed.sum() / _mix_rows(own_weight, partner_weight, lam).sum()
 
 # %% ../nbs/05_mixup.ipynb #eb192c47
 def _per_batch(loss_func, pred, y, perm, lam):
     "The mixed loss for class numbers, with one weight. What has no share may be infinite."
     mixed = 0
     for share, labels in ((lam, y), (1 - lam, y[perm.to(y.device)])):
-        if not share: continue
+        if not share:
+            continue
         loss = loss_func(pred, labels)
-        mixed = mixed + share*loss.to(_wide_type(loss))
+        mixed = mixed + share * loss.to(_wide_type(loss))
     return mixed
 
 # %% ../nbs/05_mixup.ipynb #fc2a3d58
@@ -362,32 +427,41 @@ def _per_target(loss_func, pred, y, perm, lam):
         hard = one_hot(y, pred.shape[1], _wide_type(pred))
         plain, mixed = loss_func(pred, hard), loss_func(pred, blend(hard, lam, perm))
     except Exception as e:
-        raise ValueError(f"{object_name(loss_func)} has no reduction argument and takes no soft targets: "
-                         'use per="batch" and draw="batch" in the callback') from e
+        raise ValueError(
+            f"{object_name(loss_func)} has no reduction argument and takes no soft targets: "
+            'use per="batch" and draw="batch" in the callback'
+        ) from e
     _check_mean(loss_func, pred, y, plain.detach())
     return mixed
 
 # %% ../nbs/05_mixup.ipynb #3bc543fb
 _unknown = object()
 
-def mixed_loss(loss_func, # of predictions and targets: of PyTorch, fastai or your own
-               pred:torch.Tensor, # what the model gave for the mixed images
-               y:torch.Tensor, # their own targets, class numbers or floats
-               perm:torch.Tensor, # positions of the partners
-               lam:torch.Tensor, # share that each kept `(n,)` or `(1,)`
-              ) -> torch.Tensor: # reduced as `loss_func` does it
+
+def mixed_loss(
+    loss_func,  # of predictions and targets: of PyTorch, fastai or your own
+    pred: torch.Tensor,  # what the model gave for the mixed images
+    y: torch.Tensor,  # their own targets, class numbers or floats
+    perm: torch.Tensor,  # positions of the partners
+    lam: torch.Tensor,  # share that each kept `(n,)` or `(1,)`
+) -> torch.Tensor:  # reduced as `loss_func` does it
     """For class numbers `lam*loss_func(pred, y) + (1 - lam)*loss_func(pred, y[perm])`,
     image by image; for floats the loss of the blended targets.
     Raises `ValueError` where the loss can't give that, `TypeError` for other arguments."""
-    for o, name in ((pred, "pred"), (y, "y")): check_tensor(o, name)
+    for o, name in ((pred, "pred"), (y, "y")):
+        check_tensor(o, name)
     y = y.as_subclass(torch.Tensor)
     perm, lam = as_positions(perm, len(y)), as_weights(lam, len(y))
     # Several labels an image, or quantities to predict.
     whole_targets = y.shape == pred.shape and not y.is_floating_point()
-    if whole_targets: y = y.to(_wide_type(pred))
-    if y.is_floating_point(): return loss_func(pred, blend(y, lam, perm))
+    if whole_targets:
+        y = y.to(_wide_type(pred))
+    if y.is_floating_point():
+        return loss_func(pred, blend(y, lam, perm))
     y = class_numbers(y)
-    if len(lam) == 1: return _per_batch(loss_func, pred, y, perm, lam.item())
+    if len(lam) == 1:
+        return _per_batch(loss_func, pred, y, perm, lam.item())
     reduction = loss_setting(loss_func, "reduction", _unknown)
-    if reduction is _unknown: return _per_target(loss_func, pred, y, perm, lam)
+    if reduction is _unknown:
+        return _per_target(loss_func, pred, y, perm, lam)
     return _per_image(loss_func, pred, y, perm, lam)

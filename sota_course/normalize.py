@@ -15,31 +15,42 @@ import torch
 def _images(x):
     "`x` as a plain tensor `(n, channels, height, width)` that has pixels. Raises `TypeError`, `ValueError`."
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"a batch is a tensor, not {type(x).__name__}: make one with "
-                        "torch.as_tensor, channels before height and width")
+        raise TypeError(
+            f"a batch is a tensor, not {type(x).__name__}: make one with "
+            "torch.as_tensor, channels before height and width"
+        )
     shape = tuple(x.shape)
     if x.ndim not in (3, 4):
-        raise ValueError("images are (n, channels, height, width), or one is (channels, height, "
-                         f"width); this has the shape {shape}")
+        raise ValueError(
+            "images are (n, channels, height, width), or one is (channels, height, "
+            f"width); this has the shape {shape}"
+        )
     if not x.numel():
-        raise ValueError(f"there are no pixels in a batch of the shape {shape}, so it has no statistics")
+        raise ValueError(
+            f"there are no pixels in a batch of the shape {shape}, so it has no statistics"
+        )
     x = x.detach().as_subclass(torch.Tensor)
     return x if x.ndim == 4 else x[None]
 
 # %% ../nbs/02_normalize.ipynb #34c90df9
 def _float64(x):
     "`x` in float64; bytes from 0 to 1. Raises `ValueError` for other whole numbers, and for what is no number."
-    if x.device.type == "mps": x = x.cpu() # it has no float64
-    if x.dtype == torch.uint8: return x.double()/255
-    if not x.is_floating_point(): raise ValueError(f"pixels are uint8 or floats, not {x.dtype}")
+    if x.device.type == "mps":
+        x = x.cpu()  # it has no float64
+    if x.dtype == torch.uint8:
+        return x.double() / 255
+    if not x.is_floating_point():
+        raise ValueError(f"pixels are uint8 or floats, not {x.dtype}")
     if not x.isfinite().all():
-        raise ValueError("a pixel is infinite or not a number: "
-                         "statistics of such a batch mean nothing")
+        raise ValueError(
+            "a pixel is infinite or not a number: statistics of such a batch mean nothing"
+        )
     return x.double()
 
 # %% ../nbs/02_normalize.ipynb #dafde241
-def channel_stats(x:torch.Tensor, # `(n, channels, height, width)` or one image; uint8 counts as 0 to 1, floats as they are
-                 ) -> tuple: # means and population standard deviations, float64 `(channels,)`
+def channel_stats(
+    x: torch.Tensor,  # `(n, channels, height, width)` or one image; uint8 counts as 0 to 1, floats as they are
+) -> tuple:  # means and population standard deviations, float64 `(channels,)`
     "Mean and standard deviation of each channel of a batch. Raises `ValueError` for an empty batch, or one with undefined pixels."
     x = _float64(_images(x))
     return x.mean((0, 2, 3)), x.std((0, 2, 3), correction=0)
@@ -48,21 +59,24 @@ def channel_stats(x:torch.Tensor, # `(n, channels, height, width)` or one image;
 def _moments(hist):
     "Pixels, means and summed squared deviations, on the 0 to 1 scale, of counts `(channels, 256)`."
     n, values = int(hist[0].sum()), np.arange(256)
-    if not n: return 0, np.zeros(len(hist)), np.zeros(len(hist))
+    if not n:
+        return 0, np.zeros(len(hist)), np.zeros(len(hist))
     sums, squares = hist @ values, hist @ values**2
     # Python's whole numbers don't overflow.
-    ss = [(n*int(b) - int(a)**2)/(n*255**2) for a, b in zip(sums, squares)]
-    return n, sums/(255*n), np.array(ss)
+    ss = [(n * int(b) - int(a) ** 2) / (n * 255**2) for a, b in zip(sums, squares)]
+    return n, sums / (255 * n), np.array(ss)
 
 # %% ../nbs/02_normalize.ipynb #cd490f02
 def _join(a, b):
     "Pixels, means and summed squared deviations of two groups together. Chan, Golub and LeVeque, 1979."
     (n_a, mean_a, ss_a), (n_b, mean_b, ss_b) = a, b
-    if not n_a: return n_b, mean_b.copy(), ss_b.copy()
-    if not n_b: return n_a, mean_a.copy(), ss_a.copy()
+    if not n_a:
+        return n_b, mean_b.copy(), ss_b.copy()
+    if not n_b:
+        return n_a, mean_a.copy(), ss_a.copy()
     n = n_a + n_b
-    share, d = n_b/n, mean_b - mean_a
-    return n, mean_a + d*share, ss_a + ss_b + d*d*(n_a*share)
+    share, d = n_b / n, mean_b - mean_a
+    return n, mean_a + d * share, ss_a + ss_b + d * d * (n_a * share)
 
 # %% ../nbs/02_normalize.ipynb #f6c050e7
 def _byte_counts(x):
@@ -74,14 +88,16 @@ def _byte_counts(x):
 def _pil_counts(image):
     "Counts `(channels, 256)` of the bytes of a PIL image. Raises `ValueError` for one of another kind."
     if image.mode not in ("L", "RGB"):
-        raise ValueError(f"a PIL image must be L or RGB, not {image.mode}: open it with "
-                         "sota_course.images.decode.open_image")
+        raise ValueError(
+            f"a PIL image must be L or RGB, not {image.mode}: open it with "
+            "sota_course.images.decode.open_image"
+        )
     return np.array(image.histogram()).reshape(-1, 256)
 
 # %% ../nbs/02_normalize.ipynb #2a7a0003
 def _float_group(x):
     "Pixels, means and summed squared deviations of the floats `x`, `(n, channels, height, width)`."
-    x, n = _float64(x), x.numel()//x.shape[1]
+    x, n = _float64(x), x.numel() // x.shape[1]
     mean = x.mean((0, 2, 3), keepdim=True)
     ss = (x - mean).square().sum((0, 2, 3))
     return n, mean.flatten().cpu().numpy(), ss.cpu().numpy()
@@ -89,117 +105,149 @@ def _float_group(x):
 # %% ../nbs/02_normalize.ipynb #beccbcec
 class _Collected:
     "Counts of bytes and a group of floats, and what they say together."
-    def __init__(self, channels:int=3): # of every image
-        if channels < 1: raise ValueError(f"an image has at least one channel, not {channels}")
-        self.hist = np.zeros((channels, 256), dtype=np.int64) # how often each value of a byte occurs
-        self.group = 0, np.zeros(channels), np.zeros(channels) # of floats: see `_join`
+
+    def __init__(self, channels: int = 3):  # of every image
+        if channels < 1:
+            raise ValueError(f"an image has at least one channel, not {channels}")
+        self.hist = np.zeros(
+            (channels, 256), dtype=np.int64
+        )  # how often each value of a byte occurs
+        self.group = 0, np.zeros(channels), np.zeros(channels)  # of floats: see `_join`
 
     def _all(self):
         n, mean, ss = _join(self.group, _moments(self.hist))
-        if n: return n, mean, ss
+        if n:
+            return n, mean, ss
         raise ValueError("no image was looked at, so there are no statistics: call update first")
 
     @property
-    def channels(self) -> int: # of every image
+    def channels(self) -> int:  # of every image
         return len(self.hist)
 
     @property
-    def pixels(self) -> int: # of each channel
+    def pixels(self) -> int:  # of each channel
         "How many pixels were looked at."
         return self.group[0] + int(self.hist[0].sum())
 
     @property
-    def mean(self) -> torch.Tensor: # float64 `(channels,)`, bytes on the 0 to 1 scale
+    def mean(self) -> torch.Tensor:  # float64 `(channels,)`, bytes on the 0 to 1 scale
         "The mean of each channel."
         return torch.from_numpy(self._all()[1])
 
     @property
-    def std(self) -> torch.Tensor: # float64 `(channels,)`
+    def std(self) -> torch.Tensor:  # float64 `(channels,)`
         "The population standard deviation of each channel."
         n, _, ss = self._all()
-        return torch.from_numpy(np.sqrt(ss/n))
+        return torch.from_numpy(np.sqrt(ss / n))
 
     @property
-    def pair(self) -> tuple: # (means, stds)
+    def pair(self) -> tuple:  # (means, stds)
         "Both as lists of plain numbers."
         return self.mean.tolist(), self.std.tolist()
 
 # %% ../nbs/02_normalize.ipynb #2a7a0005
 def _check_channels(have, n):
     "Raises `ValueError` for an image of `n` channels where the statistics have another number."
-    if n == have: return
-    raise ValueError(f"these are statistics of {have} channels, and the image has {n}: "
-                     f"ChannelStats(channels={n}) is for those")
+    if n == have:
+        return
+    raise ValueError(
+        f"these are statistics of {have} channels, and the image has {n}: "
+        f"ChannelStats(channels={n}) is for those"
+    )
 
 # %% ../nbs/02_normalize.ipynb #2a7a0007
 class ChannelStats(_Collected):
     "Mean and standard deviation of the channels of any number of images, of any sizes: collected in pieces, joined with `merge`."
-    def update(self, batch, # tensor `(n, channels, height, width)` or of one image, uint8 or floats; or a PIL image of 8 bits
-              ) -> "ChannelStats": # itself
+
+    def update(
+        self,
+        batch,  # tensor `(n, channels, height, width)` or of one image, uint8 or floats; or a PIL image of 8 bits
+    ) -> "ChannelStats":  # itself
         "Take in a batch. Raises `ValueError` for another number of channels, no pixels, or undefined ones."
         pil = hasattr(batch, "getbands")
         x = _pil_counts(batch) if pil else _images(batch)
         _check_channels(self.channels, len(x) if pil else x.shape[1])
-        if pil: self.hist += x
-        elif x.dtype == torch.uint8: self.hist += _byte_counts(x)
-        else: self.group = _join(self.group, _float_group(x))
+        if pil:
+            self.hist += x
+        elif x.dtype == torch.uint8:
+            self.hist += _byte_counts(x)
+        else:
+            self.group = _join(self.group, _float_group(x))
         return self
 
-    def merge(self, other, # `ChannelStats` of other images, maybe from another process
-             ) -> "ChannelStats": # itself
+    def merge(
+        self,
+        other,  # `ChannelStats` of other images, maybe from another process
+    ) -> "ChannelStats":  # itself
         "Take in what `other` has collected. Raises `ValueError` for another number of channels."
         if not isinstance(other, ChannelStats):
             raise TypeError(f"only ChannelStats can be merged, not {type(other).__name__}")
         if other.channels != self.channels:
-            raise ValueError(f"statistics of {self.channels} and of {other.channels} channels "
-                             "can't be merged")
+            raise ValueError(
+                f"statistics of {self.channels} and of {other.channels} channels can't be merged"
+            )
         self.hist = self.hist + other.hist
         self.group = _join(self.group, other.group)
         return self
 
     def __repr__(self):
-        if not self.pixels: return f"ChannelStats of {self.channels} channels: no pixels yet"
+        if not self.pixels:
+            return f"ChannelStats of {self.channels} channels: no pixels yet"
         mean, std = (" ".join(f"{v:.4f}" for v in o) for o in self.pair)
         return f"ChannelStats of {self.pixels:,} pixels: mean {mean}, std {std}"
 
 # %% ../nbs/02_normalize.ipynb #1fd5afd1
-def check_stats(mean, # of each channel
-                std, # of each channel
-               ) -> tuple: # both as float64 tensors `(channels,)` on the CPU
+def check_stats(
+    mean,  # of each channel
+    std,  # of each channel
+) -> tuple:  # both as float64 tensors `(channels,)` on the CPU
     "Raises `ValueError` for statistics that nothing can be normalized with."
-    mean, std = (torch.as_tensor(o, dtype=torch.float64).detach().flatten().cpu() for o in (mean, std))
-    mean, std = mean.clone(), std.clone() # the caller's own stay his
+    mean, std = (
+        torch.as_tensor(o, dtype=torch.float64).detach().flatten().cpu() for o in (mean, std)
+    )
+    mean, std = mean.clone(), std.clone()  # the caller's own stay his
     if len(mean) != len(std) or not len(mean):
-        raise ValueError("each channel needs a mean and a standard deviation, and these are "
-                         f"{len(mean)} means and {len(std)} standard deviations")
+        raise ValueError(
+            "each channel needs a mean and a standard deviation, and these are "
+            f"{len(mean)} means and {len(std)} standard deviations"
+        )
     if not (mean.isfinite().all() and std.isfinite().all()):
-        raise ValueError("statistics must be finite numbers, not "
-                         f"mean {mean.tolist()} and std {std.tolist()}")
+        raise ValueError(
+            f"statistics must be finite numbers, not mean {mean.tolist()} and std {std.tolist()}"
+        )
     if (std <= 0).any():
         channel = int((std <= 0).nonzero()[0])
-        raise ValueError(f"channel {channel} has a standard deviation of {std.min():g}, and nothing "
-                         "can be divided by that: are all its pixels the same?")
+        raise ValueError(
+            f"channel {channel} has a standard deviation of {std.min():g}, and nothing "
+            "can be divided by that: are all its pixels the same?"
+        )
     return mean, std
 
 # %% ../nbs/02_normalize.ipynb #a85e6382
-def check_unit_stats(mean, # of each channel
-                     std, # of each channel
-                    ) -> tuple: # see `check_stats`
+def check_unit_stats(
+    mean,  # of each channel
+    std,  # of each channel
+) -> tuple:  # see `check_stats`
     "`check_stats`, for pixels from 0 to 1. Raises `ValueError` for statistics on another scale too."
     mean, std = check_stats(mean, std)
     if max(mean.max(), std.max()) > 1:
-        raise ValueError("pixels are normalized on the 0 to 1 scale, and statistics above 1 are on "
-                         f"another: mean {mean.tolist()} and std {std.tolist()}. "
-                         "Divide those of bytes by 255")
+        raise ValueError(
+            "pixels are normalized on the 0 to 1 scale, and statistics above 1 are on "
+            f"another: mean {mean.tolist()} and std {std.tolist()}. "
+            "Divide those of bytes by 255"
+        )
     return mean, std
 
 # %% ../nbs/02_normalize.ipynb #3c698260
 def _check_fit(x, n):
     "Raises `ValueError` unless `x`, `(…, channels, height, width)`, has `n` channels."
     channels = x.shape[-3] if x.ndim > 2 else "none"
-    if channels == n: return
-    problem = (f"there are statistics for {n} channels, and a batch of the shape {tuple(x.shape)} "
-               f"has {channels}")
+    if channels == n:
+        return
+    problem = (
+        f"there are statistics for {n} channels, and a batch of the shape {tuple(x.shape)} "
+        f"has {channels}"
+    )
     if x.ndim > 2 and x.shape[-1] == n:
         problem += ": its channels seem to be last, so permute it first"
     raise ValueError(problem)
@@ -208,46 +256,58 @@ def _check_fit(x, n):
 def _shaped(x, mean, std):
     "Statistics that stretch over `x`, `(…, channels, height, width)`. Raises `ValueError` where they don't fit."
     if not x.is_floating_point():
-        raise ValueError(f"{x.dtype} pixels can't be normalized: make them floats from 0 to 1 "
-                         "first, with x.float()/255")
+        raise ValueError(
+            f"{x.dtype} pixels can't be normalized: make them floats from 0 to 1 "
+            "first, with x.float()/255"
+        )
     mean, std = check_stats(mean, std)
     _check_fit(x, len(mean))
     to = dict(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
     return (o[:, None, None].to(**to) for o in (mean, std))
 
 # %% ../nbs/02_normalize.ipynb #5b249bc0
-def normalize(x:torch.Tensor, # floats `(…, channels, height, width)`
-              mean, # of each channel, on the scale of `x`
-              std, # of each channel
-             ) -> torch.Tensor: # a new tensor of the same type
+def normalize(
+    x: torch.Tensor,  # floats `(…, channels, height, width)`
+    mean,  # of each channel, on the scale of `x`
+    std,  # of each channel
+) -> torch.Tensor:  # a new tensor of the same type
     "Subtract the mean of each channel and divide by its standard deviation. Raises `ValueError` where channels don't match."
     mean, std = _shaped(x, mean, std)
-    return (x - mean).div_(std).to(x.dtype) # in place on what the subtraction made, not on x
+    return (x - mean).div_(std).to(x.dtype)  # in place on what the subtraction made, not on x
 
 # %% ../nbs/02_normalize.ipynb #2a7a0008
-def denormalize(x:torch.Tensor, # floats `(…, channels, height, width)`
-                mean, # that it was normalized with
-                std,
-               ) -> torch.Tensor: # a new tensor of the same type
+def denormalize(
+    x: torch.Tensor,  # floats `(…, channels, height, width)`
+    mean,  # that it was normalized with
+    std,
+) -> torch.Tensor:  # a new tensor of the same type
     "The way back, for looking at images. Raises `ValueError` where channels don't match."
     mean, std = _shaped(x, mean, std)
-    return (x*std).add_(mean).to(x.dtype)
+    return (x * std).add_(mean).to(x.dtype)
 
 # %% ../nbs/02_normalize.ipynb #b2c47789
-def check_scale(x:torch.Tensor, # a batch of floats that is about to be normalized
-                mean, # of each channel
-                std, # of each channel
-               ):
+def check_scale(
+    x: torch.Tensor,  # a batch of floats that is about to be normalized
+    mean,  # of each channel
+    std,  # of each channel
+):
     "Raises `ValueError` where pixels and statistics are on different scales, or the pixels are normalized already."
-    if not x.numel(): return
+    if not x.numel():
+        return
     lo, hi = (o.item() for o in x.aminmax())
     for_bytes = max(float(torch.as_tensor(o).max()) for o in (mean, std)) > 1
-    if lo < -.1:
-        raise ValueError(f"these pixels go from {lo:.3g} to {hi:.3g}: they look normalized already. "
-                         "Normalize once: take the other one out of the transforms")
+    if lo < -0.1:
+        raise ValueError(
+            f"these pixels go from {lo:.3g} to {hi:.3g}: they look normalized already. "
+            "Normalize once: take the other one out of the transforms"
+        )
     if hi > 2 and not for_bytes:
-        raise ValueError("the statistics are on the 0 to 1 scale, and the pixels go up to "
-                         f"{hi:.3g}: divide the pixels by 255")
+        raise ValueError(
+            "the statistics are on the 0 to 1 scale, and the pixels go up to "
+            f"{hi:.3g}: divide the pixels by 255"
+        )
     if lo < hi <= 2 and for_bytes:
-        raise ValueError("the statistics are on the 0 to 255 scale, and the pixels only go up to "
-                         f"{hi:.3g}: divide the statistics by 255")
+        raise ValueError(
+            "the statistics are on the 0 to 255 scale, and the pixels only go up to "
+            f"{hi:.3g}: divide the statistics by 255"
+        )

@@ -17,46 +17,61 @@ import torch.nn.functional as F
 from .core import size_pair
 
 # %% ../nbs/03_resize.ipynb #c3426b39
-def box(x): return ((x >= -0.5) & (x < 0.5)).to(x.dtype)
-def triangle(x): return (1 - x.abs()).clamp(min=0)
-def lanczos(x): return torch.where(x.abs() < 3, torch.sinc(x)*torch.sinc(x/3), torch.zeros_like(x))
+def box(x):
+    return ((x >= -0.5) & (x < 0.5)).to(x.dtype)
+
+
+def triangle(x):
+    return (1 - x.abs()).clamp(min=0)
+
+
+def lanczos(x):
+    return torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), torch.zeros_like(x))
+
 
 KERNELS = dict(nearest=box, bilinear=triangle, lanczos=lanczos)
 
 # %% ../nbs/03_resize.ipynb #443414d6
-def resize_weights(n_in:int, # old pixels along one axis
-                   n_out:int, # new pixels
-                   method:str="bilinear", # a name in `KERNELS`
-                   antialias:bool=True, # widen the kernel when shrinking; not for "nearest"
-                   first:int=0, # the first new pixel that is wanted
-                   count:int=None, # how many are wanted; default: all
-                  ) -> torch.Tensor: # `(count, n_in)`, float64; rows sum to 1
+def resize_weights(
+    n_in: int,  # old pixels along one axis
+    n_out: int,  # new pixels
+    method: str = "bilinear",  # a name in `KERNELS`
+    antialias: bool = True,  # widen the kernel when shrinking; not for "nearest"
+    first: int = 0,  # the first new pixel that is wanted
+    count: int = None,  # how many are wanted; default: all
+) -> torch.Tensor:  # `(count, n_in)`, float64; rows sum to 1
     """The weight of each old pixel in each new one. Raises `ValueError` for an unknown method or an
     axis without pixels."""
     if method not in KERNELS:
         raise ValueError(f"method must be one of {', '.join(KERNELS)}, not {method!r}")
     if n_in < 1 or n_out < 1:
-        raise ValueError("an image needs at least one pixel along each side: "
-                         f"{n_in} can't become {n_out}")
-    widen = max(n_in/n_out, 1.) if antialias and method != "nearest" else 1.
+        raise ValueError(
+            f"an image needs at least one pixel along each side: {n_in} can't become {n_out}"
+        )
+    widen = max(n_in / n_out, 1.0) if antialias and method != "nearest" else 1.0
     end = n_out if count is None else first + count
     new = torch.arange(first, end, dtype=torch.double)
-    centres = (2*new + 1)*n_in/(2*n_out) # in old pixels
+    centres = (2 * new + 1) * n_in / (2 * n_out)  # in old pixels
     pixels = torch.arange(n_in, dtype=torch.double) + 0.5
-    w = KERNELS[method](centres[:, None]/widen - pixels/widen)
-    return w/w.sum(1, keepdim=True)
+    w = KERNELS[method](centres[:, None] / widen - pixels / widen)
+    return w / w.sum(1, keepdim=True)
 
 # %% ../nbs/03_resize.ipynb #dd1183c2
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+
 def _check_tensor(x):
     "Raises `TypeError` or `ValueError` unless `x` is a tensor with height and width."
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"a tensor (…, height, width) is needed, not {type(x).__name__}: "
-                        "torchvision's pil_to_tensor makes one of a PIL image")
+        raise TypeError(
+            f"a tensor (…, height, width) is needed, not {type(x).__name__}: "
+            "torchvision's pil_to_tensor makes one of a PIL image"
+        )
     if x.ndim < 2 or 0 in x.shape[-2:]:
-        raise ValueError("an image needs height and width of at least one pixel, and this has the "
-                         f"shape {tuple(x.shape)}")
+        raise ValueError(
+            "an image needs height and width of at least one pixel, and this has the "
+            f"shape {tuple(x.shape)}"
+        )
 
 # %% ../nbs/03_resize.ipynb #27e8d0b4
 def _check_image(x):
@@ -65,13 +80,16 @@ def _check_image(x):
     if x.dtype != torch.uint8 and x.dtype not in FLOATS:
         raise TypeError(f"pixels must be uint8 or floats, not {x.dtype}")
     if x.dtype in FLOATS and not torch.isfinite(x).all():
-        raise ValueError("the image holds NaN or infinite pixels, which would spread over the "
-                         "whole of it: repair them first")
+        raise ValueError(
+            "the image holds NaN or infinite pixels, which would spread over the "
+            "whole of it: repair them first"
+        )
 
 # %% ../nbs/03_resize.ipynb #f5a90b62
 def _ordered(y, x):
     "`y` (…, channels, height, width), in memory by planes or by pixels, as `x` is."
-    if x.ndim < 3: return y
+    if x.ndim < 3:
+        return y
     channel, row, column = x.stride()[-3:]
     by_pixels = x.shape[-3] > 1 and 0 < channel < min(row, column)
     return y.movedim(-3, -1).contiguous().movedim(-1, -3) if by_pixels else y.contiguous()
@@ -83,15 +101,17 @@ def _apply(x, rows, cols):
     with torch.autocast(x.device.type, enabled=False):
         y = x if x.dtype == torch.float64 else x.float()
         y = rows.to(y.device, y.dtype) @ (y @ cols.to(y.device, y.dtype).T)
-    if x.dtype == torch.uint8: y = y.round().clamp(0, 255)
+    if x.dtype == torch.uint8:
+        y = y.round().clamp(0, 255)
     return _ordered(y.to(x.dtype), x)
 
 # %% ../nbs/03_resize.ipynb #7ed3daf4
-def resize(x:torch.Tensor, # one image or a batch, (…, height, width): uint8 or floats
-           size, # side of a square, or (height, width)
-           method:str="bilinear", # "nearest", "bilinear" or "lanczos"
-           antialias:bool=True, # look at all pixels when shrinking
-          ) -> torch.Tensor: # (…, height, width), always new, of the type and in the order of `x`
+def resize(
+    x: torch.Tensor,  # one image or a batch, (…, height, width): uint8 or floats
+    size,  # side of a square, or (height, width)
+    method: str = "bilinear",  # "nearest", "bilinear" or "lanczos"
+    antialias: bool = True,  # look at all pixels when shrinking
+) -> torch.Tensor:  # (…, height, width), always new, of the type and in the order of `x`
     "Resize `x` to exactly `size`. Raises `TypeError` or `ValueError` for what is no image."
     _check_image(x)
     (h, w), (new_h, new_w) = x.shape[-2:], size_pair(size)
@@ -100,25 +120,29 @@ def resize(x:torch.Tensor, # one image or a batch, (…, height, width): uint8 o
     return _apply(x, rows, cols)
 
 # %% ../nbs/03_resize.ipynb #be0fc5a8
-def center_crop(x:torch.Tensor, # (…, height, width), of any type
-                size, # side of a square, or (height, width)
-               ) -> torch.Tensor: # a view of `x`
+def center_crop(
+    x: torch.Tensor,  # (…, height, width), of any type
+    size,  # side of a square, or (height, width)
+) -> torch.Tensor:  # a view of `x`
     "The middle of `x`. Raises `ValueError` where `x` is smaller; `TypeError`."
     _check_tensor(x)
     (h, w), (ch, cw) = x.shape[-2:], size_pair(size)
     if h < ch or w < cw:
-        raise ValueError(f"a crop of {ch} x {cw} doesn't fit into an image of {h} x {w}: resize it "
-                         "first, or use `to_square` with how=\"pad\"")
-    top, left = round((h - ch)/2), round((w - cw)/2)
-    return x[..., top:top + ch, left:left + cw]
+        raise ValueError(
+            f"a crop of {ch} x {cw} doesn't fit into an image of {h} x {w}: resize it "
+            'first, or use `to_square` with how="pad"'
+        )
+    top, left = round((h - ch) / 2), round((w - cw) / 2)
+    return x[..., top : top + ch, left : left + cw]
 
 # %% ../nbs/03_resize.ipynb #8c97962d
-def mirror_index(n:int, # pixels along an axis, at least 1
-                 size:int, # how many are wanted, fewer or more
-                ) -> torch.Tensor: # `size` numbers of pixels, from 0 to `n` - 1
+def mirror_index(
+    n: int,  # pixels along an axis, at least 1
+    size: int,  # how many are wanted, fewer or more
+) -> torch.Tensor:  # `size` numbers of pixels, from 0 to `n` - 1
     "Which of `n` pixels each of `size` shows, with the `n` in the middle and mirrored around them."
-    i = (torch.arange(size) - (size - n)//2) % max(2*n - 2, 1)
-    return torch.where(i < n, i, 2*n - 2 - i)
+    i = (torch.arange(size) - (size - n) // 2) % max(2 * n - 2, 1)
+    return torch.where(i < n, i, 2 * n - 2 - i)
 
 # %% ../nbs/03_resize.ipynb #756b136c
 def _check_square(size, how):
@@ -126,28 +150,34 @@ def _check_square(size, how):
     if how not in ("crop", "squish", "pad"):
         raise ValueError(f"how must be crop, squish or pad, not {how!r}")
     side, width = size_pair(size)
-    if side == width: return side
-    raise ValueError(f"a square has one side, and {side} x {width} is none: "
-                     "resize makes rectangles")
+    if side == width:
+        return side
+    raise ValueError(
+        f"a square has one side, and {side} x {width} is none: resize makes rectangles"
+    )
 
 # %% ../nbs/03_resize.ipynb #e8e30878
-def to_square(x:torch.Tensor, # one image or a batch, (…, height, width)
-              size:int, # side of the square, in pixels
-              how:str="crop", # "crop", "squish" or "pad"
-              method:str="bilinear", # a name in `KERNELS`
-             ) -> torch.Tensor: # (…, size, size)
+def to_square(
+    x: torch.Tensor,  # one image or a batch, (…, height, width)
+    size: int,  # side of the square, in pixels
+    how: str = "crop",  # "crop", "squish" or "pad"
+    method: str = "bilinear",  # a name in `KERNELS`
+) -> torch.Tensor:  # (…, size, size)
     """Make a square of a rectangle, with antialiasing. Raises `TypeError` or `ValueError` for what
     is no image."""
     _check_image(x)
     size = _check_square(size, how)
-    if how == "squish": return resize(x, size, method)
+    if how == "squish":
+        return resize(x, size, method)
     h, w = x.shape[-2:]
     side = min(h, w) if how == "crop" else max(h, w)
-    shape = max(1, size*h//side), max(1, size*w//side)
+    shape = max(1, size * h // side), max(1, size * w // side)
     if how == "crop":
         # Only the pixels of the crop are computed: most of a strip of 1 x 10,000 is thrown away.
-        rows, cols = (resize_weights(n, o, method, first=round((o - size)/2), count=size)
-                      for n, o in zip((h, w), shape))
+        rows, cols = (
+            resize_weights(n, o, method, first=round((o - size) / 2), count=size)
+            for n, o in zip((h, w), shape)
+        )
         return _apply(x, rows, cols)
     y = resize(x, shape, method)
     top_down, across = (mirror_index(o, size).to(x.device) for o in shape)
@@ -157,82 +187,104 @@ def to_square(x:torch.Tensor, # one image or a batch, (…, height, width)
 def _uniform(lo, hi, generator):
     return torch.empty(1).uniform_(lo, hi, generator=generator)
 
+
 def _below(n, generator):
     "A whole number from 0 to `n`, with `n`."
     return torch.randint(0, n + 1, (1,), generator=generator).item()
 
-def crop_box(h:int, # height of the image
-             w:int, # width
-             scale:tuple=(0.08, 1.), # least and greatest share of its area
-             ratio:tuple=(3/4, 4/3), # least and greatest width over height
-             generator:torch.Generator=None, # default: torch's own on the CPU
-            ) -> tuple: # top, left, height, width
+
+def crop_box(
+    h: int,  # height of the image
+    w: int,  # width
+    scale: tuple = (0.08, 1.0),  # least and greatest share of its area
+    ratio: tuple = (3 / 4, 4 / 3),  # least and greatest width over height
+    generator: torch.Generator = None,  # default: torch's own on the CPU
+) -> tuple:  # top, left, height, width
     """A random box within `h` x `w`, drawn as torchvision's `RandomResizedCrop` draws it.
     Raises `ValueError`."""
     if not (h > 0 and w > 0 and 0 < scale[0] <= scale[1] and 0 < ratio[0] <= ratio[1]):
-        raise ValueError(f"there is no crop of {scale} of the area with width over height {ratio} "
-                         f"in an image of {h} x {w}")
+        raise ValueError(
+            f"there is no crop of {scale} of the area with width over height {ratio} "
+            f"in an image of {h} x {w}"
+        )
     lo, hi = torch.log(torch.tensor(ratio)).tolist()
     for _ in range(10):
-        area = h*w*_uniform(*scale, generator).item()
+        area = h * w * _uniform(*scale, generator).item()
         r = _uniform(lo, hi, generator).exp().item()
-        cw, ch = round(math.sqrt(area*r)), round(math.sqrt(area/r))
-        if not (0 < cw <= w and 0 < ch <= h): continue
+        cw, ch = round(math.sqrt(area * r)), round(math.sqrt(area / r))
+        if not (0 < cw <= w and 0 < ch <= h):
+            continue
         top = _below(h - ch, generator)
         left = _below(w - cw, generator)
         return top, left, ch, cw
-    r = min(max(w/h, ratio[0]), ratio[1])
-    ch, cw = max(1, min(h, round(w/r))), max(1, min(w, round(h*r)))
-    return (h - ch)//2, (w - cw)//2, ch, cw
+    r = min(max(w / h, ratio[0]), ratio[1])
+    ch, cw = max(1, min(h, round(w / r))), max(1, min(w, round(h * r)))
+    return (h - ch) // 2, (w - cw) // 2, ch, cw
 
 # %% ../nbs/03_resize.ipynb #18e6f093
-def random_resized_crop(x:torch.Tensor, # one image (channels, height, width), or a batch of them
-                        size, # side of a square, or (height, width)
-                        scale:tuple=(0.08, 1.), # see `crop_box`
-                        ratio:tuple=(3/4, 4/3), # see `crop_box`
-                        method:str="bilinear", # a name in `KERNELS`
-                        generator:torch.Generator=None, # default: torch's own on the CPU
-                       ) -> torch.Tensor:
+def random_resized_crop(
+    x: torch.Tensor,  # one image (channels, height, width), or a batch of them
+    size,  # side of a square, or (height, width)
+    scale: tuple = (0.08, 1.0),  # see `crop_box`
+    ratio: tuple = (3 / 4, 4 / 3),  # see `crop_box`
+    method: str = "bilinear",  # a name in `KERNELS`
+    generator: torch.Generator = None,  # default: torch's own on the CPU
+) -> torch.Tensor:
     """A random part of each image, resized to `size` with antialiasing. Szegedy et al.,
     arXiv:1409.4842. Raises `TypeError` or `ValueError` for what is no image."""
     _check_image(x)
     if x.ndim == 4:
-        if not len(x): return x.new_empty(*x.shape[:2], *size_pair(size))
+        if not len(x):
+            return x.new_empty(*x.shape[:2], *size_pair(size))
         crops = [random_resized_crop(o, size, scale, ratio, method, generator) for o in x]
         return _ordered(torch.stack(crops), x)
     top, left, h, w = crop_box(*x.shape[-2:], scale, ratio, generator)
-    return resize(x[..., top:top + h, left:left + w], size, method)
+    return resize(x[..., top : top + h, left : left + w], size, method)
 
 # %% ../nbs/03_resize.ipynb #6e3d0b53
 def _places(top, left, h, w, n, a):
     "The matrix of a box in a square of `n` pixels that is turned by `a`, for places from -1 to 1."
-    return torch.tensor([[w*math.cos(a), -h*math.sin(a), 2*left + w - n],
-                         [w*math.sin(a), h*math.cos(a), 2*top + h - n]], dtype=torch.double)/n
+    return (
+        torch.tensor(
+            [
+                [w * math.cos(a), -h * math.sin(a), 2 * left + w - n],
+                [w * math.sin(a), h * math.cos(a), 2 * top + h - n],
+            ],
+            dtype=torch.double,
+        )
+        / n
+    )
+
 
 def _check_turn(box, angle):
     "Raises `ValueError` for a box or an angle that can't be."
     numbers = len(box) == 4 and all(math.isfinite(o) for o in (*box, angle))
     if not numbers or min(box[2:]) <= 0:
-        raise ValueError("a turned crop needs a box (top, left, height, width) with pixels in it, "
-                         f"and an angle in degrees, not {box} and {angle}")
+        raise ValueError(
+            "a turned crop needs a box (top, left, height, width) with pixels in it, "
+            f"and an angle in degrees, not {box} and {angle}"
+        )
 
 # %% ../nbs/03_resize.ipynb #f5ad854f
-def rotated_crop(x:torch.Tensor, # a square image (channels, height, width), floats
-                 box:tuple, # top, left, height and width, such as `crop_box` gives
-                 angle:float, # in degrees
-                 size:int, # side of the result, in pixels
-                ) -> torch.Tensor: # (channels, size, size)
+def rotated_crop(
+    x: torch.Tensor,  # a square image (channels, height, width), floats
+    box: tuple,  # top, left, height and width, such as `crop_box` gives
+    angle: float,  # in degrees
+    size: int,  # side of the result, in pixels
+) -> torch.Tensor:  # (channels, size, size)
     """The part `box` of `x`, turned around its middle, by a single interpolation.
     Raises `TypeError`, `ValueError`."""
     _check_image(x)
     if not x.is_floating_point():
         raise TypeError(f"pixels must be floats to be interpolated, not {x.dtype}")
     if x.ndim != 3 or x.shape[-1] != x.shape[-2]:
-        raise ValueError("one square image (channels, height, width) is needed, "
-                         f"not {tuple(x.shape)}: see to_square")
+        raise ValueError(
+            "one square image (channels, height, width) is needed, "
+            f"not {tuple(x.shape)}: see to_square"
+        )
     _check_turn(box, angle)
     m = _places(*box, x.shape[-1], math.radians(angle))
-    with torch.autocast(x.device.type, enabled=False): # half precision is too coarse for places
+    with torch.autocast(x.device.type, enabled=False):  # half precision is too coarse for places
         y = x if x.dtype == torch.float64 else x.float()
         grid = F.affine_grid(m[None].to(y), (1, len(x), *size_pair(size)), align_corners=False)
         y = F.grid_sample(y[None], grid, padding_mode="reflection", align_corners=False)[0]
@@ -242,21 +294,23 @@ def rotated_crop(x:torch.Tensor, # a square image (channels, height, width), flo
 def _side_between(size, larger, angle):
     "The side of the larger square. Raises `ValueError` for what can't be."
     size, width = size_pair(size)
-    if size != width: raise ValueError(f"a square has one side, and {size} x {width} is none")
+    if size != width:
+        raise ValueError(f"a square has one side, and {size} x {width} is none")
     if not 0 < larger < math.inf:
         raise ValueError(f"larger is how many times `size` the square in between has, not {larger}")
     if not 0 <= angle < math.inf:
         raise ValueError(f"angle is the greatest rotation, in degrees, not {angle}")
-    return max(1, round(size*larger))
+    return max(1, round(size * larger))
 
 # %% ../nbs/03_resize.ipynb #12668b63
-def presize(x:torch.Tensor, # an image (channels, height, width), floats
-            size:int, # side of the result, in pixels
-            larger:float=1.25, # side of the square in between, relative to `size`
-            scale:tuple=(0.75, 1.), # least and greatest share of its area
-            angle:float=10., # greatest rotation to either side, in degrees
-            generator:torch.Generator=None, # default: torch's own on the CPU
-           ) -> torch.Tensor: # (channels, size, size)
+def presize(
+    x: torch.Tensor,  # an image (channels, height, width), floats
+    size: int,  # side of the result, in pixels
+    larger: float = 1.25,  # side of the square in between, relative to `size`
+    scale: tuple = (0.75, 1.0),  # least and greatest share of its area
+    angle: float = 10.0,  # greatest rotation to either side, in degrees
+    generator: torch.Generator = None,  # default: torch's own on the CPU
+) -> torch.Tensor:  # (channels, size, size)
     """A random part of `x`, turned at random: first a larger square, then a single interpolation.
     Raises `TypeError`, `ValueError`."""
     x = to_square(x, _side_between(size, larger, angle))

@@ -14,15 +14,16 @@ from .core import size_pair
 from .resize import mirror_index
 
 # %% ../nbs/04_tta.ipynb #0e3d2d46
-def crop_places(h:int, # height of the image, in pixels
-                w:int, # its width
-                size, # side of the crops, or (height, width)
-               ) -> list: # (top, left) of five crops
+def crop_places(
+    h: int,  # height of the image, in pixels
+    w: int,  # its width
+    size,  # side of the crops, or (height, width)
+) -> list:  # (top, left) of five crops
     """Where the crops at the four corners and in the centre begin, in torchvision's order and with
     its rounding."""
     th, tw = size_pair(size)
     bottom, right = h - th, w - tw
-    return [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom/2), round(right/2))]
+    return [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
 
 # %% ../nbs/04_tta.ipynb #f982ca7c
 PADS = ("zeros", "border", "reflection")
@@ -30,18 +31,20 @@ PADS = ("zeros", "border", "reflection")
 # %% ../nbs/04_tta.ipynb #6504bffd
 def _columns(n, size, pad):
     "Which of `n` rows or columns each of `size` takes, and whether it lies inside."
-    at = torch.arange(size) - (size - n)//2
+    at = torch.arange(size) - (size - n) // 2
     inside = (at >= 0) & (at < n)
     return mirror_index(n, size) if pad == "reflection" else at.clamp(0, n - 1), inside
 
 # %% ../nbs/04_tta.ipynb #8eaca3f8
 def _widened(x, dim, size, pad):
     "`x` with at least `size` rows or columns."
-    if x.shape[dim] >= size: return x
+    if x.shape[dim] >= size:
+        return x
     at, inside = (o.to(x.device) for o in _columns(x.shape[dim], size, pad))
     y = x.index_select(dim, at)
-    if pad != "zeros": return y
-    shape = [1]*x.ndim
+    if pad != "zeros":
+        return y
+    shape = [1] * x.ndim
     shape[dim] = -1
     return y.masked_fill(~inside.view(shape), 0)
 
@@ -49,53 +52,63 @@ def _widened(x, dim, size, pad):
 def _check_crops(x, pad):
     "Raises `TypeError`, `ValueError` unless `x` is a tensor of images and `pad` a way to pad."
     if not isinstance(x, torch.Tensor) or x.ndim < 2:
-        raise TypeError("crops are cut from a tensor (…, height, width), not from "
-                        f"{type(x).__name__}: torchvision's to_tensor makes one of an image")
+        raise TypeError(
+            "crops are cut from a tensor (…, height, width), not from "
+            f"{type(x).__name__}: torchvision's to_tensor makes one of an image"
+        )
     if pad is not None and pad not in PADS:
         raise ValueError(f"pad must be None, {' or '.join(PADS)}, not {pad!r}")
 
 # %% ../nbs/04_tta.ipynb #a8357e9e
-def make_room(x:torch.Tensor, # images (…, height, width), of any type
-              size, # side of the crops, or (height, width)
-              pad:str=None, # what surrounds an image that is too small: see `PADS`; None: an error
-             ) -> torch.Tensor: # `x`, or a larger one
+def make_room(
+    x: torch.Tensor,  # images (…, height, width), of any type
+    size,  # side of the crops, or (height, width)
+    pad: str = None,  # what surrounds an image that is too small: see `PADS`; None: an error
+) -> torch.Tensor:  # `x`, or a larger one
     """`x`, padded where that is asked for, so that crops of `size` fit.
     Raises `TypeError`, `ValueError`."""
     _check_crops(x, pad)
     (h, w), (th, tw) = x.shape[-2:], size_pair(size)
-    if th <= h and tw <= w: return x
-    if pad is not None and h*w: return _widened(_widened(x, -2, th, pad), -1, tw, pad)
+    if th <= h and tw <= w:
+        return x
+    if pad is not None and h * w:
+        return _widened(_widened(x, -2, th, pad), -1, tw, pad)
     hint = ""
     if x.ndim > 2 and w in (1, 3, 4):
         hint = " (are its channels last? They must come before height and width)"
-    raise ValueError(f"a crop of {th} x {tw} doesn't fit into {h} x {w} pixels{hint}: take a "
-                     "smaller size, enlarge the image, or pad it: five_crop has pad=, and "
-                     "tta_predict takes views=partial(five_crop, pad=\"zeros\")")
+    raise ValueError(
+        f"a crop of {th} x {tw} doesn't fit into {h} x {w} pixels{hint}: take a "
+        "smaller size, enlarge the image, or pad it: five_crop has pad=, and "
+        'tta_predict takes views=partial(five_crop, pad="zeros")'
+    )
 
 # %% ../nbs/04_tta.ipynb #4a274eed
-def crop_slices(x:torch.Tensor, # images (…, height, width), at least as large as `size`
-                size, # side of the crops, or (height, width)
-               ) -> list: # of five tensors (…, size, size)
+def crop_slices(
+    x: torch.Tensor,  # images (…, height, width), at least as large as `size`
+    size,  # side of the crops, or (height, width)
+) -> list:  # of five tensors (…, size, size)
     "The five crops as slices of `x`, without a copy."
     th, tw = size_pair(size)
     places = crop_places(*x.shape[-2:], size)
-    return [x[..., top:top + th, left:left + tw] for top, left in places]
+    return [x[..., top : top + th, left : left + tw] for top, left in places]
 
 # %% ../nbs/04_tta.ipynb #a9407c40
-def five_crop(x:torch.Tensor, # images (…, height, width), of any type
-              size, # side of the crops, or (height, width)
-              pad:str=None, # what surrounds an image that is too small: see `PADS`; None: an error
-             ) -> torch.Tensor: # (5, …, size, size)
+def five_crop(
+    x: torch.Tensor,  # images (…, height, width), of any type
+    size,  # side of the crops, or (height, width)
+    pad: str = None,  # what surrounds an image that is too small: see `PADS`; None: an error
+) -> torch.Tensor:  # (5, …, size, size)
     """Top left, top right, bottom left, bottom right and centre. Raises `ValueError` where they
     don't fit. Krizhevsky et al., NeurIPS 2012."""
     return torch.stack(crop_slices(make_room(x, size, pad), size))
 
 # %% ../nbs/04_tta.ipynb #93510806
-def ten_crop(x:torch.Tensor, # images (…, height, width), of any type
-             size, # side of the crops, or (height, width)
-             vertical:bool=False, # mirror top to bottom, not left to right
-             pad:str=None, # see `five_crop`
-            ) -> torch.Tensor: # (10, …, size, size)
+def ten_crop(
+    x: torch.Tensor,  # images (…, height, width), of any type
+    size,  # side of the crops, or (height, width)
+    vertical: bool = False,  # mirror top to bottom, not left to right
+    pad: str = None,  # see `five_crop`
+) -> torch.Tensor:  # (10, …, size, size)
     "The five crops of the images, then those of their mirror images."
     x = make_room(x, size, pad)
     mirrored = x.flip(-2 if vertical else -1)
@@ -114,32 +127,48 @@ def _check_views(p, reduce, distribution):
         raise TypeError(f"probabilities are a tensor of floats, not {kind}")
     if p.ndim < 2:
         raise ValueError(f"probabilities are (views, …, classes), and these are {tuple(p.shape)}")
-    if not len(p): raise ValueError("there are no views to merge")
-    if not distribution: return
+    if not len(p):
+        raise ValueError("there are no views to merge")
+    if not distribution:
+        return
     if ((p < -1e-3) | (p > 1 + 1e-3)).any():
         raise ValueError("probabilities go from 0 to 1, and these don't: softmax comes first")
     if ((p.sum(-1, dtype=torch.float32) - 1).abs() > 0.02).any():
-        raise ValueError("rows of probabilities sum to 1, and these don't: "
-                         "for multi-label, pass distribution=False")
+        raise ValueError(
+            "rows of probabilities sum to 1, and these don't: "
+            "for multi-label, pass distribution=False"
+        )
 
 # %% ../nbs/04_tta.ipynb #5c0e71a2
-def merge_views(p:torch.Tensor, # (views, …, classes), probabilities
-                reduce:str="mean", # "mean", or "max", divided by its sum
-                distribution:bool=True, # rows sum to 1; False for multi-label
-               ) -> torch.Tensor: # (…, classes)
+def merge_views(
+    p: torch.Tensor,  # (views, …, classes), probabilities
+    reduce: str = "mean",  # "mean", or "max", divided by its sum
+    distribution: bool = True,  # rows sum to 1; False for multi-label
+) -> torch.Tensor:  # (…, classes)
     "A row for each image from its views; NaN stays NaN. Raises `TypeError`, `ValueError`."
     _check_views(p, reduce, distribution)
-    if reduce == "mean": return p.mean(0)
+    if reduce == "mean":
+        return p.mean(0)
     m = p.amax(0)
-    return m/m.sum(-1, keepdim=True) if distribution else m
+    return m / m.sum(-1, keepdim=True) if distribution else m
 
 # %% ../nbs/04_tta.ipynb #a700716c
-CLASS_INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-                 torch.uint16, torch.uint32, torch.uint64)
+CLASS_INDICES = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
-def check_predictions(p:torch.Tensor, # (n, classes)
-                      targets:torch.Tensor, # (n,), class indices
-                     ) -> torch.Tensor: # `targets` in int64
+
+def check_predictions(
+    p: torch.Tensor,  # (n, classes)
+    targets: torch.Tensor,  # (n,), class indices
+) -> torch.Tensor:  # `targets` in int64
     "Raises `ValueError` unless `p` is a row of numbers for each of the class indices `targets`."
     if p.ndim != 2:
         raise ValueError(f"predictions are a table (n, classes), and this is {tuple(p.shape)}")
@@ -148,18 +177,22 @@ def check_predictions(p:torch.Tensor, # (n, classes)
         raise ValueError(f"{len(p)} predictions need as many class indices, whole numbers in a row")
     targets = targets.long()
     if len(p) and not 0 <= targets.min() <= targets.max() < p.shape[1]:
-        raise ValueError(f"class indices go from 0 to {p.shape[1] - 1} here, and these from "
-                         f"{targets.min()} to {targets.max()}")
+        raise ValueError(
+            f"class indices go from 0 to {p.shape[1] - 1} here, and these from "
+            f"{targets.min()} to {targets.max()}"
+        )
     return targets
 
 # %% ../nbs/04_tta.ipynb #4b7fd0c3
-def changed_predictions(before:torch.Tensor, # probabilities (n, classes)
-                        after:torch.Tensor, # probabilities (n, classes) of the same images
-                        targets:torch.Tensor, # (n,), class indices
-                       ) -> tuple: # indices: became right, became wrong
+def changed_predictions(
+    before: torch.Tensor,  # probabilities (n, classes)
+    after: torch.Tensor,  # probabilities (n, classes) of the same images
+    targets: torch.Tensor,  # (n,), class indices
+) -> tuple:  # indices: became right, became wrong
     "Which predictions changed for the better, and which for the worse. Raises `ValueError`."
     for o in (before, after):
         classes = check_predictions(o, targets)
-        if o.isnan().any(): raise ValueError("a prediction is NaN, so that it names no class")
+        if o.isnan().any():
+            raise ValueError("a prediction is NaN, so that it names no class")
     was, now = (o.argmax(1) == classes for o in (before, after))
     return (~was & now).nonzero()[:, 0], (was & ~now).nonzero()[:, 0]

@@ -1,4 +1,5 @@
 "The commands that people type: `make …` on a fresh clone, a second time, and where something is missing."
+
 import fcntl
 import os
 import re
@@ -14,41 +15,81 @@ import pytest
 import environment
 from notebooks import root
 
-TARGETS = ("course", "lab", "test", "test-oldest", "test-colab", "test-newest", "docs", "bench", "help")
+TARGETS = (
+    "course",
+    "lab",
+    "test",
+    "test-oldest",
+    "test-colab",
+    "test-newest",
+    "docs",
+    "bench",
+    "help",
+)
 
 
 def make(*args, cwd=root, **env):
     "Run `make` as from a shell, also where a `make` runs these tests."
-    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "TORCH")}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "TORCH")
+    }
     env = {k: str(v) for k, v in (inherited | {"PYTHON": sys.executable} | env).items()}
-    return subprocess.run(["make", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+    return subprocess.run(
+        ["make", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=900
+    )
 
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     "The project without its requirements, at a path with spaces: its environment is made in seconds."
-    folder = tmp_path/"a folder with spaces"
-    for name in ("Makefile", "pyproject.toml", "setup.py", "settings.ini", "README.md", "LICENSE", "scripts", "sota_course", "results"):
-        path = root/name
-        if path.is_dir(): shutil.copytree(path, folder/name, ignore=shutil.ignore_patterns("__pycache__"))
-        else: folder.mkdir(exist_ok=True); shutil.copy(path, folder/name)
-    settings = (folder/"settings.ini").read_text()
-    (folder/"settings.ini").write_text(re.sub(r"^(\w*requirements =)\n(?: .+\n)+", r"\1\n", settings, flags=re.M))
+    folder = tmp_path / "a folder with spaces"
+    for name in (
+        "Makefile",
+        "pyproject.toml",
+        "setup.py",
+        "settings.ini",
+        "README.md",
+        "LICENSE",
+        "scripts",
+        "sota_course",
+        "results",
+    ):
+        path = root / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(exist_ok=True)
+            shutil.copy(path, folder / name)
+    settings = (folder / "settings.ini").read_text()
+    (folder / "settings.ini").write_text(
+        re.sub(r"^(\w*requirements =)\n(?: .+\n)+", r"\1\n", settings, flags=re.M)
+    )
     return folder
 
 
-def setup(folder, **env): return make("env", "TORCH=", cwd=folder, **env)
+def setup(folder, **env):
+    return make("env", "TORCH=", cwd=folder, **env)
 
 
 def python(folder, code):
     "What `code` prints in the checkout's environment."
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run([folder/".venv"/"bin"/"python", "-c", code], cwd=folder.parent, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [folder / ".venv" / "bin" / "python", "-c", code],
+        cwd=folder.parent,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
 
 
 def test_help_names_every_command():
     shown = make(cwd=root).stdout
-    for o in TARGETS: assert re.search(rf"^make {o} +\S", shown, re.M), o
+    for o in TARGETS:
+        assert re.search(rf"^make {o} +\S", shown, re.M), o
 
 
 def test_every_command_sets_up_first():
@@ -60,59 +101,82 @@ def test_every_command_sets_up_first():
 
 def test_course_calls_the_training_command():
     assert "sota-train --data drawn " in make("--dry-run", "course").stdout
-    assert re.search(r"^\s*sota-train\s*=", (root/"settings.ini").read_text(), re.M)
+    assert re.search(r"^\s*sota-train\s*=", (root / "settings.ini").read_text(), re.M)
 
 
 def test_a_fresh_clone(checkout, tmp_path):
     "Another environment is active, HOME is empty, and modules lie about that would break pip: none of it matters."
-    (tmp_path/"lies").mkdir()
-    (tmp_path/"lies"/"pip.py").write_text("raise SystemExit('the wrong pip')")
-    first = setup(checkout, PYTHONPATH=tmp_path/"lies", VIRTUAL_ENV=tmp_path/"other", PIP_TARGET=tmp_path/"target", HOME="")
+    (tmp_path / "lies").mkdir()
+    (tmp_path / "lies" / "pip.py").write_text("raise SystemExit('the wrong pip')")
+    first = setup(
+        checkout,
+        PYTHONPATH=tmp_path / "lies",
+        VIRTUAL_ENV=tmp_path / "other",
+        PIP_TARGET=tmp_path / "target",
+        HOME="",
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     assert "installing sota_course" in first.stdout
-    assert python(checkout, "import sota_course; print(sota_course.__file__)") == str(checkout/"sota_course"/"__init__.py")
-    assert not (tmp_path/"target").exists()
+    assert python(checkout, "import sota_course; print(sota_course.__file__)") == str(
+        checkout / "sota_course" / "__init__.py"
+    )
+    assert not (tmp_path / "target").exists()
     # The commands that pip wrote work too, in spite of the spaces.
-    assert subprocess.run([checkout/".venv/bin/pip", "--version"], capture_output=True).returncode == 0
+    assert (
+        subprocess.run([checkout / ".venv/bin/pip", "--version"], capture_output=True).returncode
+        == 0
+    )
 
     second = setup(checkout)
     assert (second.returncode, second.stdout) == (0, ""), "set up twice"
 
-    settings = checkout/"settings.ini"
-    settings.write_text(settings.read_text().replace("\nrequirements =\n", "\nrequirements =\n    pip>=1\n"))
+    settings = checkout / "settings.ini"
+    settings.write_text(
+        settings.read_text().replace("\nrequirements =\n", "\nrequirements =\n    pip>=1\n")
+    )
     assert "installing sota_course" in setup(checkout).stdout, "a new requirement was not installed"
-    assert python(checkout, "from importlib.metadata import requires; print(requires('sota_course'))") == "['pip>=1']"
+    assert (
+        python(checkout, "from importlib.metadata import requires; print(requires('sota_course'))")
+        == "['pip>=1']"
+    )
     assert setup(checkout).stdout == ""
 
     # Made by another Python (its note says so): made anew.
-    (checkout/".venv"/"left over").touch()
-    note = checkout/".venv/.sota_course/made.json"
+    (checkout / ".venv" / "left over").touch()
+    note = checkout / ".venv/.sota_course/made.json"
     note.write_text(note.read_text().replace(sys.version.split()[0], "3.9.0"))
     assert "making .venv" in setup(checkout).stdout
-    assert not (checkout/".venv"/"left over").exists()
+    assert not (checkout / ".venv" / "left over").exists()
 
 
 def test_an_interrupted_set_up_is_made_anew(checkout):
     cmd = [sys.executable, "scripts/environment.py"]
-    run = subprocess.Popen(cmd, cwd=checkout, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        cmd, cwd=checkout, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     for line in run.stdout:
-        if "installing sota_course" in line: break
-    time.sleep(.5)
+        if "installing sota_course" in line:
+            break
+    time.sleep(0.5)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    (checkout/".venv"/"half written").touch()
+    (checkout / ".venv" / "half written").touch()
     again = setup(checkout)
     assert again.returncode == 0 and "making .venv" in again.stdout, again.stdout + again.stderr
-    assert not (checkout/".venv"/"half written").exists()
+    assert not (checkout / ".venv" / "half written").exists()
     assert setup(checkout).stdout == ""
 
 
 def test_a_failed_install_says_so_and_goes_on_next_time(checkout):
-    settings = checkout/"settings.ini"
+    settings = checkout / "settings.ini"
     text = settings.read_text()
     settings.write_text(text.replace("\nrequirements =\n", "\nrequirements =\n    pip>=9999\n"))
     failed = setup(checkout)
-    assert failed.returncode and "set-up failed: pip could not install" in failed.stderr and "pip>=9999" in failed.stderr
+    assert (
+        failed.returncode
+        and "set-up failed: pip could not install" in failed.stderr
+        and "pip>=9999" in failed.stderr
+    )
     settings.write_text(text)
     again = setup(checkout)
     assert again.returncode == 0 and "making .venv" not in again.stdout
@@ -121,41 +185,71 @@ def test_a_failed_install_says_so_and_goes_on_next_time(checkout):
 def test_the_second_of_two_waits(checkout):
     fd = os.open(checkout, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    run = subprocess.Popen([sys.executable, "scripts/environment.py"], cwd=checkout, stdout=subprocess.PIPE, text=True)
-    try: assert "waiting" in run.stdout.readline()
+    run = subprocess.Popen(
+        [sys.executable, "scripts/environment.py"], cwd=checkout, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert "waiting" in run.stdout.readline()
     finally:
         run.kill()
         run.communicate()
         os.close(fd)
-    assert not (checkout/".venv").exists()
+    assert not (checkout / ".venv").exists()
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
     pins = environment.pinned("oldest").split()
-    settings = (root/"settings.ini").read_text()
-    assert len(pins) > 4 and all(o.replace("==", ">=") in settings for o in pins) and "fastai==2.8.8" in pins
+    settings = (root / "settings.ini").read_text()
+    assert (
+        len(pins) > 4
+        and all(o.replace("==", ">=") in settings for o in pins)
+        and "fastai==2.8.8" in pins
+    )
     assert environment.pinned("scripts/colab.txt").count("==") > 3 and environment.pinned("") == ""
 
 
 def test_another_version_is_another_environment(monkeypatch):
     "Changed pins are installed: they are part of what is remembered."
-    one, two = (environment.wanted({"pins": environment.pinned(o)}) for o in ("oldest", "scripts/colab.txt"))
+    one, two = (
+        environment.wanted({"pins": environment.pinned(o)}) for o in ("oldest", "scripts/colab.txt")
+    )
     assert one != two
 
 
 def test_pins_hold(checkout, tmp_path):
     "An environment of its own, with the version that was asked for."
-    settings = checkout/"settings.ini"
-    settings.write_text(settings.read_text().replace("\nrequirements =\n", "\nrequirements =\n    iniconfig>=2.0.0\n"))
-    done = subprocess.run([sys.executable, "scripts/environment.py", "--venv", ".venv-oldest", "--extras", "", "--pins", "oldest"],
-                          cwd=checkout, capture_output=True, text=True)
-    assert done.returncode == 0 and not (checkout/".venv").exists(), done.stdout + done.stderr
-    version = [checkout/".venv-oldest"/"bin"/"python", "-c", "from importlib.metadata import version; print(version('iniconfig'))"]
+    settings = checkout / "settings.ini"
+    settings.write_text(
+        settings.read_text().replace(
+            "\nrequirements =\n", "\nrequirements =\n    iniconfig>=2.0.0\n"
+        )
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "scripts/environment.py",
+            "--venv",
+            ".venv-oldest",
+            "--extras",
+            "",
+            "--pins",
+            "oldest",
+        ],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not (checkout / ".venv").exists(), done.stdout + done.stderr
+    version = [
+        checkout / ".venv-oldest" / "bin" / "python",
+        "-c",
+        "from importlib.metadata import version; print(version('iniconfig'))",
+    ]
     assert subprocess.run(version, capture_output=True, text=True).stdout.strip() == "2.0.0"
 
 
 def fake(tmp_path, script):
-    (path := tmp_path/"python3").write_text(f"#!/bin/sh\n{script}\n")
+    (path := tmp_path / "python3").write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
 
@@ -163,32 +257,42 @@ def fake(tmp_path, script):
 def test_python_too_old(tmp_path):
     old = fake(tmp_path, 'if [ "$1" = --version ]; then echo Python 3.8.10; else exit 1; fi')
     run = make("env", PYTHON=old)
-    assert run.returncode and f"needs Python 3.10 or newer; {old} is Python 3.8.10" in run.stderr and "PYTHON=" in run.stderr
+    assert (
+        run.returncode
+        and f"needs Python 3.10 or newer; {old} is Python 3.8.10" in run.stderr
+        and "PYTHON=" in run.stderr
+    )
 
 
 def test_no_python(tmp_path):
-    run = make("env", PYTHON=tmp_path/"nowhere")
+    run = make("env", PYTHON=tmp_path / "nowhere")
     assert run.returncode and f'there is no "{tmp_path}/nowhere" here' in run.stderr
 
 
 def test_no_venv_module(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "venv", tmp_path/".venv")
+    monkeypatch.setattr(environment, "venv", tmp_path / ".venv")
     monkeypatch.setattr(environment, "has_venv", lambda: False)
     monkeypatch.setattr(environment, "apt", lambda: False)
-    with pytest.raises(environment.SetupError, match=r"apt-get install python3\.\d+-venv"): environment.make()
+    with pytest.raises(environment.SetupError, match=r"apt-get install python3\.\d+-venv"):
+        environment.make()
 
 
 def test_a_foreign_environment_is_kept(monkeypatch, tmp_path):
     "One that this project did not make is used, if it is of the right Python, and never deleted."
-    for name, value in {"venv": tmp_path/".venv", "python": tmp_path/".venv/bin/python", "state": tmp_path/".venv/.sota_course"}.items():
+    for name, value in {
+        "venv": tmp_path / ".venv",
+        "python": tmp_path / ".venv/bin/python",
+        "state": tmp_path / ".venv/.sota_course",
+    }.items():
         monkeypatch.setattr(environment, name, value)
     assert not environment.usable()
-    (tmp_path/".venv/bin").mkdir(parents=True)
-    (tmp_path/".venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
     assert environment.usable()
-    (tmp_path/".venv/bin/python").unlink()
-    (fake(tmp_path, "echo 3 9")).rename(tmp_path/".venv/bin/python")
-    with pytest.raises(environment.SetupError, match="delete it"): environment.usable()
+    (tmp_path / ".venv/bin/python").unlink()
+    (fake(tmp_path, "echo 3 9")).rename(tmp_path / ".venv/bin/python")
+    with pytest.raises(environment.SetupError, match="delete it"):
+        environment.usable()
 
 
 def test_no_chromium(monkeypatch, capsys):

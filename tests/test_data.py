@@ -1,11 +1,19 @@
 "Data sets, their layout and their batches: what fastai does with them, what is refused, and what is left on disk."
+
 import warnings
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
-from fastai.vision.all import ClassificationInterpretation, CrossEntropyLossFlat, Learner, accuracy, load_learner, nn
+from fastai.vision.all import (
+    ClassificationInterpretation,
+    CrossEntropyLossFlat,
+    Learner,
+    accuracy,
+    load_learner,
+    nn,
+)
 from hypothesis import given, strategies as st
 from PIL import Image
 
@@ -17,19 +25,22 @@ matplotlib.use("agg")
 
 
 @pytest.fixture(scope="module")
-def path(): return get_data("drawn", n_train=60, n_val=30, progress=False)
+def path():
+    return get_data("drawn", n_train=60, n_val=30, progress=False)
 
 
 def folder(root, **counts):
     "A data set below `root`: train_cat=3 makes three pictures in train/cat."
     for i, (name, n) in enumerate(counts.items()):
-        where = Path(root)/name.replace("_", "/", 1)
+        where = Path(root) / name.replace("_", "/", 1)
         where.mkdir(parents=True)
-        for j in range(n): Image.new("RGB", (12, 10), (40*i, 9*j, 90)).save(where/f"{j}.png")
+        for j in range(n):
+            Image.new("RGB", (12, 10), (40 * i, 9 * j, 90)).save(where / f"{j}.png")
     return Path(root)
 
 
 # ---- fastai on top ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_all_of_fastai_on_top(path, tmp_path, pipeline):
@@ -37,31 +48,44 @@ def test_all_of_fastai_on_top(path, tmp_path, pipeline):
     dls = get_dls(16, 32, path, presize=40, pipeline=pipeline, num_workers=0, progress=False)
     net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 10))
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path)
-    files = image_files(path/"val")
+    files = image_files(path / "val")
     names = [class_name(o) for o in files]
-    dls.show_batch(); dls.valid.show_batch(max_n=2); dls.train_ds.show(dls.train_ds[0])
+    dls.show_batch()
+    dls.valid.show_batch(max_n=2)
+    dls.train_ds.show(dls.train_ds[0])
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         learn.fit(1)
-        learn.show_results(); learn.show_results(ds_idx=0, max_n=2)
+        learn.show_results()
+        learn.show_results(ds_idx=0, max_n=2)
         preds, targs = learn.get_preds()
         interp = ClassificationInterpretation.from_learner(learn)
-        interp.plot_top_losses(4); interp.plot_confusion_matrix(); interp.print_classification_report()
-        assert interp.confusion_matrix().sum() == 30 and all(len(o) == 3 for o in interp.most_confused())
+        interp.plot_top_losses(4)
+        interp.plot_confusion_matrix()
+        interp.print_classification_report()
+        assert interp.confusion_matrix().sum() == 30 and all(
+            len(o) == 3 for o in interp.most_confused()
+        )
         labelled, bare = dls.test_dl(files, with_labels=True), dls.test_dl(files)
-        labelled.show_batch(max_n=4); bare.show_batch(max_n=4)
-        assert [dls.vocab[o] for _, y in labelled for o in y] == names and len(bare.one_batch()) == 1
+        labelled.show_batch(max_n=4)
+        bare.show_batch(max_n=4)
+        assert [dls.vocab[o] for _, y in labelled for o in y] == names and len(
+            bare.one_batch()
+        ) == 1
         p, t = learn.get_preds(dl=labelled)
         assert [dls.vocab[o] for o in t] == names and torch.allclose(p, preds, atol=1e-5)
         assert torch.allclose(learn.get_preds(dl=bare)[0], preds, atol=1e-5)
-        assert ClassificationInterpretation.from_learner(learn, dl=labelled).confusion_matrix().sum() == 30
+        assert (
+            ClassificationInterpretation.from_learner(learn, dl=labelled).confusion_matrix().sum()
+            == 30
+        )
         # Each name belongs to its picture, however often it goes there and back.
         x = dls.valid.one_batch()
         assert [o[1] for o in dls.valid.decode_batch(x)] == names[:9]
         name, i, probs = learn.predict(files[0])
         assert name == dls.vocab[i] and torch.allclose(probs, preds[0], atol=1e-5)
         learn.export("model.pkl")
-        again = load_learner(tmp_path/"model.pkl")
+        again = load_learner(tmp_path / "model.pkl")
         with again.no_bar():
             assert torch.allclose(again.predict(files[0])[2], probs, atol=1e-5)
             q, u = again.get_preds(dl=again.dls.test_dl(files, with_labels=True))
@@ -75,33 +99,66 @@ def test_label_functions_have_no_annotations():
 
 # ---- names and folders -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["nosuch", "/no/such/folder", Path("no/such"), "", "x"*400, "a\0b", "~"])
+
+@pytest.mark.parametrize(
+    "name", ["nosuch", "/no/such/folder", Path("no/such"), "", "x" * 400, "a\0b", "~"]
+)
 def test_what_is_not_there_is_a_sentence(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError) as e: get_data(name)
+    with pytest.raises(DataError) as e:
+        get_data(name)
     assert len(str(e.value).splitlines()) == 1 and ("imagenette-160" in str(e.value) or name == "")
 
 
 def test_a_near_match_is_a_hint():
-    with pytest.raises(DataError, match="no folder 'imagenete-160': did you mean 'imagenette-160'\\? Choose"): get_data("imagenete-160")
-    with pytest.raises(DataError, match="no folder 'qqqqq'\\. Choose"): get_data("qqqqq")
+    with pytest.raises(
+        DataError, match="no folder 'imagenete-160': did you mean 'imagenette-160'\\? Choose"
+    ):
+        get_data("imagenete-160")
+    with pytest.raises(DataError, match="no folder 'qqqqq'\\. Choose"):
+        get_data("qqqqq")
 
 
 @pytest.mark.parametrize("name", [None, 5, 1.5, True, [], ["drawn"], {}, b"drawn"])
 def test_what_names_nothing_is_refused(name):
     for f in (get_data, check_layout, data_block):
-        with pytest.raises(TypeError, match="named by a string or a path, not by"): f(name)
+        with pytest.raises(TypeError, match="named by a string or a path, not by"):
+            f(name)
 
 
-@pytest.mark.parametrize("given", [dict(n_train=-1), dict(n_train=1.5), dict(n_val="30"), dict(seed=None), dict(seed=True), dict(noise=1), dict(noise="0"),
-                                   dict(noise=float("nan")), dict(noise=None), dict(n_workers=-1), dict(n_workers=1.5), dict(colour="red")])
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(n_train=-1),
+        dict(n_train=1.5),
+        dict(n_val="30"),
+        dict(seed=None),
+        dict(seed=True),
+        dict(noise=1),
+        dict(noise="0"),
+        dict(noise=float("nan")),
+        dict(noise=None),
+        dict(n_workers=-1),
+        dict(n_workers=1.5),
+        dict(colour="red"),
+    ],
+)
 def test_bad_arguments_of_a_drawing_are_named(given):
-    with pytest.raises((ValueError, TypeError), match=next(iter(given))): get_data("drawn", progress=False, **given)
+    with pytest.raises((ValueError, TypeError), match=next(iter(given))):
+        get_data("drawn", progress=False, **given)
 
 
 def test_each_drawing_has_a_folder_of_its_own():
-    made = [get_data("drawn", n_train=1, n_val=1, progress=False, **o) for o in
-            (dict(seed=10000001), dict(seed=10000002), dict(noise=.1234567), dict(noise=.1234568), dict(noise=.1))]
+    made = [
+        get_data("drawn", n_train=1, n_val=1, progress=False, **o)
+        for o in (
+            dict(seed=10000001),
+            dict(seed=10000002),
+            dict(noise=0.1234567),
+            dict(noise=0.1234568),
+            dict(noise=0.1),
+        )
+    ]
     assert len(set(made)) == 5 and made[-1].name.endswith("-1-1-42-0.1")
     assert get_data("drawn", n_train=1, n_val=1, seed=10000001, progress=False) == made[0]
 
@@ -113,59 +170,134 @@ CASES = {
     "8 training and 0 validation images": dict(train_cat=4, train_dog=4, val_cat=0, val_dog=0),
     "0 training and 4 validation images": dict(train_cat=0, train_dog=0, val_cat=2, val_dog=2),
     "of the class 'cat'.*two": dict(train_cat=8, train_dog=0, val_cat=4, val_dog=0),
-    "no training images, of dog": dict(train_cat=4, train_owl=4, train_dog=0, val_cat=2, val_owl=2, val_dog=2),
-    "class 'church' in 2 folders, church and n03028079": dict(train_church=4, train_n03028079=4, train_dog=1, val_church=2, val_n03028079=2, val_dog=1),
-    "has 8 training images, fewer than a batch of 9": dict(train_cat=4, train_dog=4, val_cat=2, val_dog=2),
+    "no training images, of dog": dict(
+        train_cat=4, train_owl=4, train_dog=0, val_cat=2, val_owl=2, val_dog=2
+    ),
+    "class 'church' in 2 folders, church and n03028079": dict(
+        train_church=4, train_n03028079=4, train_dog=1, val_church=2, val_n03028079=2, val_dog=1
+    ),
+    "has 8 training images, fewer than a batch of 9": dict(
+        train_cat=4, train_dog=4, val_cat=2, val_dog=2
+    ),
 }
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("error", CASES)
 def test_a_set_that_teaches_nothing_is_refused(tmp_path, error, pipeline):
-    root = folder(tmp_path/"set", **CASES[error])
-    with pytest.raises(DataError, match=error): get_dls(9, 8, root, pipeline=pipeline, num_workers=0, progress=False)
+    root = folder(tmp_path / "set", **CASES[error])
+    with pytest.raises(DataError, match=error):
+        get_dls(9, 8, root, pipeline=pipeline, num_workers=0, progress=False)
 
 
-@pytest.mark.parametrize("valid_pct", [.001, .999])
+@pytest.mark.parametrize("valid_pct", [0.001, 0.999])
 def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, valid_pct):
-    root = folder(tmp_path/"set", train_cat=4, train_dog=4, val_cat=2, val_dog=2)
+    root = folder(tmp_path / "set", train_cat=4, train_dog=4, val_cat=2, val_dog=2)
     with pytest.raises(DataError, match="both need some|two classes|no training images"):
         get_dls(1, 8, root, valid_pct=valid_pct, progress=False)
 
 
 def test_an_incomplete_batch_can_be_kept(tmp_path):
-    root = folder(tmp_path/"set", train_cat=4, train_dog=4, val_cat=2, val_dog=2)
+    root = folder(tmp_path / "set", train_cat=4, train_dog=4, val_cat=2, val_dog=2)
     assert len(get_dls(9, 8, root, drop_last=False, progress=False).one_batch()[1]) == 8
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("pipeline", PIPELINES)
-@pytest.mark.parametrize("change,error", [
-    *((dict([(name, value)]), f"{name} must be") for name in ("bs", "size", "presize") for value in (0, -3, 2.5, True, "8", float("nan"), [8])),
-    *((dict(min_scale=o), "min_scale is a share") for o in (0, 1.1, -.5, float("nan"), "0.5", True, None)),
-    *((dict(valid_pct=o), "valid_pct is a share") for o in (0, 1, 1.5, -.2, float("nan"), "0.2", True)),
-    (dict(presize=15), "presize=15 is less than size=16"), (dict(valid_pct=.5, seed=1.5), "seed must be"), (dict(valid_pct=.5, seed=-1), "seed must be"),
-    *((dict(stats=o), "stats|mean|std|standard") for o in (5, "photos", [], [1], ([.5]*3, [0.]*3), ([float("nan")]*3, [.2]*3), True)),
-    (dict(method="stretch"), "method must be one of"), (dict(method=[]), "method must be one of"), (dict(pipeline=None), "pipeline must be one of")])
+@pytest.mark.parametrize(
+    "change,error",
+    [
+        *(
+            (dict([(name, value)]), f"{name} must be")
+            for name in ("bs", "size", "presize")
+            for value in (0, -3, 2.5, True, "8", float("nan"), [8])
+        ),
+        *(
+            (dict(min_scale=o), "min_scale is a share")
+            for o in (0, 1.1, -0.5, float("nan"), "0.5", True, None)
+        ),
+        *(
+            (dict(valid_pct=o), "valid_pct is a share")
+            for o in (0, 1, 1.5, -0.2, float("nan"), "0.2", True)
+        ),
+        (dict(presize=15), "presize=15 is less than size=16"),
+        (dict(valid_pct=0.5, seed=1.5), "seed must be"),
+        (dict(valid_pct=0.5, seed=-1), "seed must be"),
+        *(
+            (dict(stats=o), "stats|mean|std|standard")
+            for o in (
+                5,
+                "photos",
+                [],
+                [1],
+                ([0.5] * 3, [0.0] * 3),
+                ([float("nan")] * 3, [0.2] * 3),
+                True,
+            )
+        ),
+        (dict(method="stretch"), "method must be one of"),
+        (dict(method=[]), "method must be one of"),
+        (dict(pipeline=None), "pipeline must be one of"),
+    ],
+)
 def test_nonsense_is_named(path, pipeline, change, error):
     with pytest.raises((ValueError, TypeError), match=error):
-        get_dls(**{**dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False), **change})
+        get_dls(
+            **{
+                **dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False),
+                **change,
+            }
+        )
 
 
-NUMBERS = st.one_of(st.integers(-2, 40), st.floats(width=16), st.sampled_from([torch.tensor(4), float("inf")]))
-ANYTHING = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=5), st.binary(max_size=3), st.lists(NUMBERS, max_size=3),
-                     st.tuples(*[st.lists(st.floats(-1, 2, width=16), min_size=3, max_size=3)]*2), st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2))
+NUMBERS = st.one_of(
+    st.integers(-2, 40), st.floats(width=16), st.sampled_from([torch.tensor(4), float("inf")])
+)
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    NUMBERS,
+    st.text(max_size=5),
+    st.binary(max_size=3),
+    st.lists(NUMBERS, max_size=3),
+    st.tuples(*[st.lists(st.floats(-1, 2, width=16), min_size=3, max_size=3)] * 2),
+    st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2),
+)
 
 
-@given(st.sampled_from(["bs", "size", "presize", "method", "stats", "min_scale", "pipeline", "valid_pct", "seed", "path"]), ANYTHING,
-       st.sampled_from(sorted(PIPELINES)))
+@given(
+    st.sampled_from(
+        [
+            "bs",
+            "size",
+            "presize",
+            "method",
+            "stats",
+            "min_scale",
+            "pipeline",
+            "valid_pct",
+            "seed",
+            "path",
+        ]
+    ),
+    ANYTHING,
+    st.sampled_from(sorted(PIPELINES)),
+)
 @pytest.mark.filterwarnings("ignore")
 def test_property_any_argument_works_or_is_refused(path, name, value, pipeline):
-    if name == "path" and value is None: return   # the whole drawn set, which takes long
-    args = dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False) | {name: value}
-    try: dls = get_dls(**args)
-    except (ValueError, TypeError, DataError): return
+    if name == "path" and value is None:
+        return  # the whole drawn set, which takes long
+    args = dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False) | {
+        name: value
+    }
+    try:
+        dls = get_dls(**args)
+    except (ValueError, TypeError, DataError):
+        return
     x, y = dls.one_batch()
-    assert x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"])) and x.isfinite().all()
+    assert (
+        x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"])) and x.isfinite().all()
+    )
     assert len(dls.valid_ds) and len(set(dls.vocab)) == 10

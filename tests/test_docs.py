@@ -1,4 +1,5 @@
 "The site, built once: what it holds, and how it behaves in a browser, offline and below a sub-path."
+
 import functools
 import json
 import re
@@ -12,104 +13,164 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT/"scripts"), str(ROOT/"docs")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "docs")]
 from links import BADGES, address, page_name, source
 
-NOTEBOOKS = sorted(o.relative_to(ROOT/"nbs").as_posix() for o in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in o.parts)
-MODULES = sorted(".".join(o.relative_to(ROOT/"sota_course").with_suffix("").parts)
-                 for o in (ROOT/"sota_course").rglob("[!_]*.py"))
+NOTEBOOKS = sorted(
+    o.relative_to(ROOT / "nbs").as_posix()
+    for o in (ROOT / "nbs").rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in o.parts
+)
+MODULES = sorted(
+    ".".join(o.relative_to(ROOT / "sota_course").with_suffix("").parts)
+    for o in (ROOT / "sota_course").rglob("[!_]*.py")
+)
 
 
-def build(out): return subprocess.run([sys.executable, ROOT/"docs/build.py", "--out", out], cwd=ROOT, capture_output=True, text=True)
+def build(out):
+    return subprocess.run(
+        [sys.executable, ROOT / "docs/build.py", "--out", out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
-def cells(nb): return json.loads((ROOT/"nbs"/nb).read_text(encoding="utf-8"))["cells"]
+def cells(nb):
+    return json.loads((ROOT / "nbs" / nb).read_text(encoding="utf-8"))["cells"]
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    out = tmp_path_factory.mktemp("www")/"below"/"site"
+    out = tmp_path_factory.mktemp("www") / "below" / "site"
     ran = build(out)
     assert ran.returncode == 0, ran.stderr
     assert not re.search("warning|error", ran.stderr, re.I), ran.stderr
     return out
 
 
-def pages(site): return sorted(o.relative_to(site).as_posix() for o in site.rglob("*.html") if "_static" not in o.parts)
+def pages(site):
+    return sorted(
+        o.relative_to(site).as_posix() for o in site.rglob("*.html") if "_static" not in o.parts
+    )
 
 
 # --- without a browser ---
 
+
 def test_every_notebook_and_module_has_its_page_and_twin(site):
     for name in [*map(page_name, NOTEBOOKS), *(f"api/{o}" for o in MODULES)]:
-        assert (site/f"{name}.html").is_file() and (site/f"{name}.html.md").is_file(), name
+        assert (site / f"{name}.html").is_file() and (site / f"{name}.html.md").is_file(), name
 
 
 def test_llms_txt_lists_every_page(site):
-    text = (site/"llms.txt").read_text(encoding="utf-8")
+    text = (site / "llms.txt").read_text(encoding="utf-8")
     listed = re.findall(r"\]\(([^)]*)\)", text)
-    assert sorted(listed) == sorted(f"{address().docs}{o}.html.md" for o in [*map(page_name, NOTEBOOKS), *(f"api/{o}" for o in MODULES)])
-    for nb in NOTEBOOKS: assert source(cells(nb)[0]).splitlines()[0].removeprefix("# ") in text
+    assert sorted(listed) == sorted(
+        f"{address().docs}{o}.html.md"
+        for o in [*map(page_name, NOTEBOOKS), *(f"api/{o}" for o in MODULES)]
+    )
+    for nb in NOTEBOOKS:
+        assert source(cells(nb)[0]).splitlines()[0].removeprefix("# ") in text
 
 
 def test_the_navigation_has_a_group_for_each_room(site):
-    text = (site/"llms.txt").read_text(encoding="utf-8")
+    text = (site / "llms.txt").read_text(encoding="utf-8")
     groups = {o.partition("\n")[0]: o for o in text.split("\n## ")[1:]}
     assert list(groups) == ["Chapters", "Images", "Training", "Course", "Library", "Reference"]
-    places = {"Images": "images/", "Training": "training/", "Course": "course/", "Reference": "api/"}
+    places = {
+        "Images": "images/",
+        "Training": "training/",
+        "Course": "course/",
+        "Reference": "api/",
+    }
     for group, place in places.items():
-        assert all(f"({address().docs}{place}" in o for o in groups[group].splitlines() if o.startswith("- ")), group
+        assert all(
+            f"({address().docs}{place}" in o
+            for o in groups[group].splitlines()
+            if o.startswith("- ")
+        ), group
     assert groups["Chapters"].count("\n- ") == len([o for o in NOTEBOOKS if o[0].isdigit()])
 
 
 def test_docstrings_point_to_pages_that_exist(site):
     for module in MODULES:
-        url = re.search(r"^Docs: (\S+?)\"*$", (ROOT/f"sota_course/{module.replace('.', '/')}.py").read_text(encoding="utf-8"), re.M)[1]
-        assert (site/url.removeprefix(address().docs)).is_file(), url
+        url = re.search(
+            r"^Docs: (\S+?)\"*$",
+            (ROOT / f"sota_course/{module.replace('.', '/')}.py").read_text(encoding="utf-8"),
+            re.M,
+        )[1]
+        assert (site / url.removeprefix(address().docs)).is_file(), url
 
 
 def test_names_that_nbdev_links_to_are_on_their_pages(site):
     from sota_course._modidx import d
+
     for names in d["syms"].values():
         for name, (target, _) in names.items():
             page, anchor = target.split("#")
-            if any(o.startswith("_") for o in name.split(".")): continue
-            assert f'id="{anchor}"' in (site/page).read_text(encoding="utf-8"), f"{name}: no {anchor} on {page}"
+            if any(o.startswith("_") for o in name.split(".")):
+                continue
+            assert f'id="{anchor}"' in (site / page).read_text(encoding="utf-8"), (
+                f"{name}: no {anchor} on {page}"
+            )
 
 
 def test_nothing_of_this_machine_is_on_the_site(site):
     for path in site.rglob("*"):
-        if not path.is_file() or "_static" in path.parts: continue
+        if not path.is_file() or "_static" in path.parts:
+            continue
         data = path.read_bytes()
         for word in (ROOT, Path.home(), site.parent, sys.prefix):
-            if len(str(word)) > 5: assert str(word).encode() not in data, f"{word} in {path.name}"
+            if len(str(word)) > 5:
+                assert str(word).encode() not in data, f"{word} in {path.name}"
 
 
 def test_hidden_cells_and_directives_are_not_on_the_pages(site):
     for nb in NOTEBOOKS:
-        text = (site/f"{page_name(nb)}.html.md").read_text(encoding="utf-8")
+        text = (site / f"{page_name(nb)}.html.md").read_text(encoding="utf-8")
         assert not re.search(r"^#\|", text, re.M), nb
-        hidden = [source(o) for o in cells(nb) if re.match(r"#\| *(hide|include: *false)\s*$", source(o).partition("\n")[0])]
-        for code in hidden: assert code.partition("\n")[2].strip() not in text, nb
+        hidden = [
+            source(o)
+            for o in cells(nb)
+            if re.match(r"#\| *(hide|include: *false)\s*$", source(o).partition("\n")[0])
+        ]
+        for code in hidden:
+            assert code.partition("\n")[2].strip() not in text, nb
 
 
 def test_a_failed_build_leaves_the_former_site(tmp_path, monkeypatch):
     import build as builder
-    (tmp_path/"site").mkdir()
-    (tmp_path/"site/index.html").write_text("former")
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("former")
     monkeypatch.setattr(builder, "build_main", lambda args: 1)
-    with pytest.raises(SystemExit, match="not built"): builder.build(tmp_path/"site")
-    assert (tmp_path/"site/index.html").read_text() == "former"
+    with pytest.raises(SystemExit, match="not built"):
+        builder.build(tmp_path / "site")
+    assert (tmp_path / "site/index.html").read_text() == "former"
     assert [o.name for o in tmp_path.iterdir()] == ["site"]
 
 
-@pytest.mark.parametrize("data", [{"text/html": '<img src="data:image/png;base64,AA==">'}, {"text/html": '<img alt=" " src="x.png">'},
-                                  {"image/png": "AA==", "text/plain": "<Figure>"}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text/html": '<img src="data:image/png;base64,AA==">'},
+        {"text/html": '<img alt=" " src="x.png">'},
+        {"image/png": "AA==", "text/plain": "<Figure>"},
+    ],
+)
 def test_a_picture_without_alt_text_fails_the_build(tmp_path, data):
     import build as builder
     from fastcore.nbio import dict2nb
-    cell = dict(cell_type="code", id="c0ffee", metadata={}, source="plot()", execution_count=None,
-                outputs=[dict(output_type="display_data", metadata={}, data=data)])
+
+    cell = dict(
+        cell_type="code",
+        id="c0ffee",
+        metadata={},
+        source="plot()",
+        execution_count=None,
+        outputs=[dict(output_type="display_data", metadata={}, data=data)],
+    )
     cell = dict2nb(dict(cells=[cell], metadata={})).cells[0]
     cell.directives_ = {}
     with pytest.raises(ValueError, match="x.ipynb, cell c0ffee: a picture without alt text"):
@@ -120,13 +181,16 @@ def test_a_picture_without_alt_text_fails_the_build(tmp_path, data):
 def small(tmp_path, monkeypatch):
     "A site of one page with the given Markdown, without the notebooks."
     import build as builder
+
     def make(md):
         def one(self):
             self.write("index.md", md)
             self.pages.append(builder.Page("index", "Title", "A summary.", "", md))
+
         monkeypatch.setattr(builder.Site, "make", one)
-        builder.build(tmp_path/"site")
-        return (tmp_path/"site/index.html").read_text(encoding="utf-8")
+        builder.build(tmp_path / "site")
+        return (tmp_path / "site/index.html").read_text(encoding="utf-8")
+
     return make
 
 
@@ -136,21 +200,25 @@ def test_formulas_need_no_script(small):
 
 
 def test_a_formula_that_cannot_be_shown_fails_the_build(small, tmp_path, capfd):
-    with pytest.raises(SystemExit): small("# Title\n\n$\\nosuchcommand{x}$\n")
+    with pytest.raises(SystemExit):
+        small("# Title\n\n$\\nosuchcommand{x}$\n")
     assert "index: can't show the formula" in capfd.readouterr().err
-    assert not (tmp_path/"site").exists()
+    assert not (tmp_path / "site").exists()
 
 
 def test_a_link_to_no_page_fails_the_build(small, tmp_path, capfd):
-    with pytest.raises(SystemExit): small("# Title\n\n[there](nowhere.ipynb)\n")
+    with pytest.raises(SystemExit):
+        small("# Title\n\n[there](nowhere.ipynb)\n")
     assert "nowhere.ipynb" in capfd.readouterr().err
-    assert not (tmp_path/"site").exists()
+    assert not (tmp_path / "site").exists()
 
 
 # --- in a browser ---
 
+
 class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture(scope="session")
@@ -172,9 +240,19 @@ def new_page(browser, **kwargs):
 def watch(page, base):
     "What goes wrong on `page` from now on: messages of errors, requests to other places, answers that say no."
     wrong = []
-    page.on("console", lambda m: wrong.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda m: wrong.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda e: wrong.append(str(e)))
-    page.on("request", lambda r: None if r.url.startswith((base, "data:", "blob:")) else wrong.append(f"request to {r.url}"))
+    page.on(
+        "request",
+        lambda r: (
+            None
+            if r.url.startswith((base, "data:", "blob:"))
+            else wrong.append(f"request to {r.url}")
+        ),
+    )
     page.on("response", lambda r: wrong.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     return wrong
 
@@ -195,7 +273,10 @@ LOOK = """() => {
 @pytest.fixture(scope="session")
 def visits(site, served, browser):
     "What the browser found on each page, on a phone's width."
-    res, context = {}, browser.new_context(viewport=dict(width=390, height=800)) # one for all: scripts and styles are fetched once
+    res, context = (
+        {},
+        browser.new_context(viewport=dict(width=390, height=800)),
+    )  # one for all: scripts and styles are fetched once
     for name in pages(site):
         page = new_page(context)
         wrong = watch(page, served)
@@ -206,35 +287,50 @@ def visits(site, served, browser):
     return res
 
 
-def found(visits, what): return {name: o[what] for name, o in visits.items() if o[what]}
+def found(visits, what):
+    return {name: o[what] for name, o in visits.items() if o[what]}
 
 
 @pytest.mark.browser
-def test_pages_load_without_errors_and_from_nowhere_else(visits): assert not found(visits, "wrong")
+def test_pages_load_without_errors_and_from_nowhere_else(visits):
+    assert not found(visits, "wrong")
 
 
 @pytest.mark.browser
 def test_every_link_within_the_site_leads_somewhere(visits, served, site):
     broken = []
     for name, o in visits.items():
-        if name == "404.html": continue  # served at any address, it links to the site's own
+        if name == "404.html":
+            continue  # served at any address, it links to the site's own
         for link in o["links"]:
             url, anchor = urldefrag(link)
-            if not url.startswith(served): continue
+            if not url.startswith(served):
+                continue
             target = unquote(url.removeprefix(served)) or "index.html"
             target = target.partition("?")[0]
             known = visits.get(target)
-            if not (site/target).is_file() or anchor and known and unquote(anchor) not in known["ids"]: broken.append((name, link))
+            if (
+                not (site / target).is_file()
+                or anchor
+                and known
+                and unquote(anchor) not in known["ids"]
+            ):
+                broken.append((name, link))
     assert not broken
 
 
 @pytest.mark.browser
 def test_pictures_have_words_and_are_shown_at_a_sane_width(visits):
-    assert not found(visits, "speechless") and not found(visits, "unseen") and not found(visits, "wide")
+    assert (
+        not found(visits, "speechless")
+        and not found(visits, "unseen")
+        and not found(visits, "wide")
+    )
 
 
 @pytest.mark.browser
-def test_pages_fit_a_phone(visits): assert not {name: o["overflow"] for name, o in visits.items() if o["overflow"] > 0}
+def test_pages_fit_a_phone(visits):
+    assert not {name: o["overflow"] for name, o in visits.items() if o["overflow"] > 0}
 
 
 @pytest.mark.browser
@@ -259,7 +355,9 @@ def test_search_finds_a_function(page, served):
     page.locator("input[type=search]:visible").last.fill(name)
     page.keyboard.press("Enter")
     page.wait_for_url("**/search.html*")
-    hit = page.locator(f"#search-results li a[href*='api/{module}.html#sota_course.{module}.{name}']").first
+    hit = page.locator(
+        f"#search-results li a[href*='api/{module}.html#sota_course.{module}.{name}']"
+    ).first
     hit.wait_for()
     hit.click()
     page.wait_for_url(f"**/api/{module}.html*")
@@ -269,7 +367,11 @@ def test_search_finds_a_function(page, served):
 
 @pytest.mark.browser
 def test_dark_mode_can_be_switched_on_and_stays(page, served):
-    def look(): return page.evaluate("() => [document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor]")
+    def look():
+        return page.evaluate(
+            "() => [document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor]"
+        )
+
     page.goto(served)
     light = look()
     page.get_by_role("button", name="Color mode").click()
@@ -287,26 +389,34 @@ def test_the_colab_button_opens_the_right_notebook(page, served):
         page.goto(served + page_name(nb) + ".html")
         button = page.get_by_role("link", name="Open in Colab")
         assert button.count() == len(badge), nb
-        if badge: assert button.get_attribute("href") == f"https://colab.research.google.com/github/{address().repo}/blob/main/nbs/{nb}"
+        if badge:
+            assert (
+                button.get_attribute("href")
+                == f"https://colab.research.google.com/github/{address().repo}/blob/main/nbs/{nb}"
+            )
 
 
 @pytest.mark.browser
 def test_the_reference_shows_docments(page, served):
     from fastcore.docments import docments
     from sota_course.course import figures
+
     page.goto(served + "api/course.figures.html")
     for f in figures.__all__:
         entry = page.locator(f"dl.py:has([id='sota_course.course.figures.{f}'])")
         shown = [o.replace("’", "'") for o in entry.locator("tr").all_inner_texts()]
         for name, words in docments(getattr(figures, f)).items():
-            if words: assert any(o.startswith(name) and words.replace("`", "") in o for o in shown), f"{f}: {name}"
+            if words:
+                assert any(o.startswith(name) and words.replace("`", "") in o for o in shown), (
+                    f"{f}: {name}"
+                )
 
 
 @pytest.mark.browser
 def test_the_site_works_from_a_folder(browser, site):
     page = new_page(browser)
     wrong = watch(page, "file://")
-    page.goto((site/"index.html").as_uri())
+    page.goto((site / "index.html").as_uri())
     page.locator("a.right-next").click()
     page.wait_for_load_state()
     assert page.title() != "" and not page.url.endswith("/index.html")

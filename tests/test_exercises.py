@@ -1,4 +1,5 @@
 "What a learner's function is told when it fails: its own line, and that it returns something at all."
+
 import statistics
 
 import pytest
@@ -11,45 +12,69 @@ from sota_course.label_smoothing import smooth_targets
 
 def by_torch(x):
     y = x + 1
-    return F.cross_entropy(y, y[:1, 0])    # the learner's line
+    return F.cross_entropy(y, y[:1, 0])  # the learner's line
 
 
 def by_python(x):
-    return statistics.mean([])    # the learner's line
+    return statistics.mean([])  # the learner's line
 
 
 def by_the_course(x):
-    return smooth_targets([7], 3)    # the learner's line
+    return smooth_targets([7], 3)  # the learner's line
 
 
-def helper(x): return x.nope    # the learner's line
-def by_a_helper(x): return helper(x)
+def helper(x):
+    return x.nope  # the learner's line
 
 
-@pytest.mark.parametrize("f, error", [(by_torch, "RuntimeError|ValueError|IndexError"), (by_python, "StatisticsError"), (by_the_course, "ValueError: class 7"), (by_a_helper, "AttributeError")])
+def by_a_helper(x):
+    return helper(x)
+
+
+@pytest.mark.parametrize(
+    "f, error",
+    [
+        (by_torch, "RuntimeError|ValueError|IndexError"),
+        (by_python, "StatisticsError"),
+        (by_the_course, "ValueError: class 7"),
+        (by_a_helper, "AttributeError"),
+    ],
+)
 def test_the_learners_own_line_is_shown(f, error):
-    with pytest.raises(Wrong, match=f"your code raised ({error})") as e: call_answer(f, torch.zeros(2, 3))
-    assert "the learner's line" in e.value.hint and f"in {'helper' if f is by_a_helper else f.__name__}:" in e.value.hint
+    with pytest.raises(Wrong, match=f"your code raised ({error})") as e:
+        call_answer(f, torch.zeros(2, 3))
+    assert (
+        "the learner's line" in e.value.hint
+        and f"in {'helper' if f is by_a_helper else f.__name__}:" in e.value.hint
+    )
 
 
 def test_a_function_of_a_library_has_a_line_of_its_own():
-    with pytest.raises(Wrong) as e: call_answer(F.cross_entropy, torch.zeros(2, 3), torch.zeros(5).long())
+    with pytest.raises(Wrong) as e:
+        call_answer(F.cross_entropy, torch.zeros(2, 3), torch.zeros(5).long())
     assert "it happened in cross_entropy" in e.value.hint
-    with pytest.raises(Wrong) as e: call_answer(len, 3)
+    with pytest.raises(Wrong) as e:
+        call_answer(len, 3)
     assert e.value.hint == "" and "TypeError" in e.value.mistake
 
 
 @pytest.mark.parametrize("name", ["mixup.2", "mixup.4", "label_smoothing.2", "label_smoothing.3"])
 def test_a_function_that_returns_nothing(name):
     verdict = check(name, lambda *args: None)
-    assert not verdict and verdict.mistake == "your function returns nothing" and "return" in verdict.hint
+    assert (
+        not verdict
+        and verdict.mistake == "your function returns nothing"
+        and "return" in verdict.hint
+    )
 
 
 @pytest.mark.parametrize("name", [None, 5, [], "", ".", "..", "tta.1", "a b", "nosuch"])
 def test_what_is_no_chapter_is_refused(name):
-    with pytest.raises(ValueError, match="there is no chapter"): exercises(name)
+    with pytest.raises(ValueError, match="there is no chapter"):
+        exercises(name)
 
 
 @pytest.mark.parametrize("qa", [None, 5, "ab", ["a"], {1, 2}])
 def test_questions_are_a_dict(qa):
-    with pytest.raises(TypeError, match="a dict with their answers"): questions(qa)
+    with pytest.raises(TypeError, match="a dict with their answers"):
+        questions(qa)

@@ -1,4 +1,5 @@
 "Imports point one way, in pyproject.toml's order; a technique brings nothing but torch and numpy."
+
 import ast
 import importlib.util
 import subprocess
@@ -10,8 +11,11 @@ import pytest
 from notebooks import root
 
 PACKAGE = "sota_course"
-PATHS = {".".join(o.relative_to(root).with_suffix("").parts): o
-         for o in sorted((root/PACKAGE).rglob("*.py")) if not o.name.startswith("_")}
+PATHS = {
+    ".".join(o.relative_to(root).with_suffix("").parts): o
+    for o in sorted((root / PACKAGE).rglob("*.py"))
+    if not o.name.startswith("_")
+}
 PURE = "core", "normalize", "resize", "tta", "mixup", "label_smoothing"
 HEAVY = "fastai", "fastcore", "pandas", "matplotlib", "PIL", "IPython"
 
@@ -36,7 +40,7 @@ def test_the_contracts_are_kept():
 
 def layers():
     "The modules that the contract puts in order."
-    text = (root/"pyproject.toml").read_text(encoding="utf-8")
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
     text = text.split("layers = [")[1].split("\n]")[0]
     return [o.strip() for o in text.replace('"', "").replace("|", ",").split(",") if o.strip()]
 
@@ -49,10 +53,12 @@ def imports(tree, module, package):
     "Of a syntax tree: each imported module in full, with the name that is taken from it, if any."
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for o in node.names: yield o.name, ""
+            for o in node.names:
+                yield o.name, ""
         elif isinstance(node, ast.ImportFrom):
-            full = importlib.util.resolve_name("."*node.level + (node.module or ""), package)
-            for o in node.names: yield full, o.name
+            full = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            for o in node.names:
+                yield full, o.name
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             yield ast.unparse(node.args[0]).strip("'\""), ""
 
@@ -60,8 +66,11 @@ def imports(tree, module, package):
 @pytest.mark.parametrize("module", PATHS)
 def test_no_private_name_of_another_module_is_imported(module):
     tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
-    found = [f"{o}.{name}" for o, name in imports(tree, module, module.rpartition(".")[0])
-             if o.startswith(PACKAGE) and name.startswith("_")]
+    found = [
+        f"{o}.{name}"
+        for o, name in imports(tree, module, module.rpartition(".")[0])
+        if o.startswith(PACKAGE) and name.startswith("_")
+    ]
     assert not found
 
 

@@ -1,4 +1,5 @@
 "The notebooks in a real JupyterLab, in a real browser: they run from the menu, show pictures, and their sliders move."
+
 import ast
 import json
 import os
@@ -20,8 +21,16 @@ from playwright.sync_api import expect
 from notebooks import root
 
 pytestmark = pytest.mark.browser
-SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}, # every cell is in the page, also those out of sight
-            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
+SETTINGS = {
+    "notebook-extension/tracker": {
+        "windowingMode": "none"
+    },  # every cell is in the page, also those out of sight
+    "apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
+}
 # What a cell wrote to stderr looks the same, but for the traceback.
 ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
 # A cell was run when it has its number, and a failed one stops those after it.
@@ -36,17 +45,27 @@ SLIDER = ".noUi-handle"
 LABEL = ".jp-OutputArea .widget-label"
 
 
-def read(path): return nbformat.read(path, as_version=4)
+def read(path):
+    return nbformat.read(path, as_version=4)
 
 
 def names(cell):
-    "Which names a cell gives a value, or calls a method of by itself, as in `run.train()`; and which it uses. What only defines or imports makes \"*\"."
+    'Which names a cell gives a value, or calls a method of by itself, as in `run.train()`; and which it uses. What only defines or imports makes "*".'
     tree = ast.parse(re.sub(r"^(\s*)%.*", r"\1pass", cell.source, flags=re.M))
-    nodes, defining = list(ast.walk(tree)), (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+    nodes, defining = (
+        list(ast.walk(tree)),
+        (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
+    )
     used = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load)}
-    made = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)} | {o.name for o in nodes if isinstance(o, defining[:2])}
-    calls = [o.value.func for o in tree.body if isinstance(o, ast.Expr) and isinstance(o.value, ast.Call)]
-    made |= {o.value.id for o in calls if isinstance(o, ast.Attribute) and isinstance(o.value, ast.Name)}
+    made = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)} | {
+        o.name for o in nodes if isinstance(o, defining[:2])
+    }
+    calls = [
+        o.value.func for o in tree.body if isinstance(o, ast.Expr) and isinstance(o.value, ast.Call)
+    ]
+    made |= {
+        o.value.id for o in calls if isinstance(o, ast.Attribute) and isinstance(o.value, ast.Name)
+    }
     return made | ({"*"} if all(isinstance(o, defining) for o in tree.body) else set()), used
 
 
@@ -56,49 +75,82 @@ def cut(path):
     code = [o for o in nb.cells if o.cell_type == "code"]
     at = next((i for i, o in enumerate(code) if o.source.startswith("explore(")), -1)
     nb.cells, needed = [], set()
-    for o in reversed(code[:at + 1]):
+    for o in reversed(code[: at + 1]):
         made, used = names(o)
-        if nb.cells and not made & (needed | {"*"}): continue
+        if nb.cells and not made & (needed | {"*"}):
+            continue
         o.source, needed = o.source.replace("epochs=3", "epochs=1"), needed | used
         nb.cells.insert(0, o)
     return nb
 
 
 WHOLE = ["index.ipynb", "00_data.ipynb"]
-CHAPTERS = {o.name: nb for o in sorted((root/"nbs").glob("0*.ipynb")) if o.name not in WHOLE and (nb := cut(o)).cells}
+CHAPTERS = {
+    o.name: nb
+    for o in sorted((root / "nbs").glob("0*.ipynb"))
+    if o.name not in WHOLE and (nb := cut(o)).cells
+}
 
 
 @contextmanager
 def serving(home, folder, command):
     "JupyterLab's address and token while `command`, run in `folder`, serves it; what it keeps goes to `home`."
-    env = os.environ | {f"JUPYTER_{o}_DIR": str(home/o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home/"workspaces"), "PYTHONPATH": str(root)}
+    env = os.environ | {
+        f"JUPYTER_{o}_DIR": str(home / o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")
+    }
+    env |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "PYTHONPATH": str(root),
+    }
     for name, value in SETTINGS.items():
-        (file := home/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
+        (file := home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings").parent.mkdir(
+            parents=True, exist_ok=True
+        )
         file.write_text(json.dumps(value))
     token = secrets.token_hex(16)
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}",
-               "--LabApp.extension_manager=readonly", "--LabApp.news_url=", "--ServerApp.open_browser=False"]
-    with open(home/"log", "wb") as log:
-        server = subprocess.Popen([*command, *options], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        "--port=0",
+        f"--IdentityProvider.token={token}",
+        "--LabApp.extension_manager=readonly",
+        "--LabApp.news_url=",
+        "--ServerApp.open_browser=False",
+    ]
+    with open(home / "log", "wb") as log:
+        server = subprocess.Popen(
+            [*command, *options],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
     try:
         yield wait_for(server, home), token
     finally:
         server.terminate()
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: server.kill()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    whole = {o: read(root/"nbs"/o) for o in (*WHOLE, "course/figures.ipynb")}
+    whole = {o: read(root / "nbs" / o) for o in (*WHOLE, "course/figures.ipynb")}
     for name, nb in (whole | {f"cut_{o}": nb for o, nb in CHAPTERS.items()}).items():
         for o in nb.cells:
-            if o.cell_type == "code": o.outputs = []
-        nbformat.write(nb, folder/name.split("/")[-1])
-    with serving(home, folder, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"]) as (url, token):
+            if o.cell_type == "code":
+                o.outputs = []
+        nbformat.write(nb, folder / name.split("/")[-1])
+    with serving(
+        home, folder, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"]
+    ) as (url, token):
         yield url, token, folder
 
 
@@ -106,13 +158,15 @@ def wait_for(server, home, seconds=90) -> str:
     "The server's address, once it answers: it took a free port, and says which in its runtime folder."
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.poll() is None:
-        for info in (home/"runtime").glob("jpserver-*.json"):
+        for info in (home / "runtime").glob("jpserver-*.json"):
             try:
                 url = json.loads(info.read_text())["url"]
-                with urllib.request.urlopen(f"{url}api", timeout=5): return url
-            except (OSError, ValueError): pass # half written, or not yet listening
-        time.sleep(.2)
-    pytest.fail("JupyterLab did not start:\n" + (home/"log").read_text()[-3000:])
+                with urllib.request.urlopen(f"{url}api", timeout=5):
+                    return url
+            except (OSError, ValueError):
+                pass  # half written, or not yet listening
+        time.sleep(0.2)
+    pytest.fail("JupyterLab did not start:\n" + (home / "log").read_text()[-3000:])
 
 
 @pytest.fixture(scope="module")
@@ -128,26 +182,39 @@ def run(context, lab, tmp_path):
     "Open a notebook and choose Run > Run All Cells: the page, when all have run."
     url, token, folder = lab
     page = context.new_page()
+
     def open_and_run(name, seconds=240):
         page.goto(f"{url}lab/tree/{name}?token={token}&reset", timeout=120_000)
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
         page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=120_000)
-        for label, text in ((".lm-MenuBar-itemLabel", "Run"), (".lm-Menu-itemLabel", "Run All Cells")):
+        for label, text in (
+            (".lm-MenuBar-itemLabel", "Run"),
+            (".lm-Menu-itemLabel", "Run All Cells"),
+        ):
             page.locator(label, has_text=re.compile(f"^{text}$")).click()
-        page.wait_for_function(FINISHED, timeout=seconds*1000)
+        page.wait_for_function(FINISHED, timeout=seconds * 1000)
         return page
+
     yield open_and_run
-    page.screenshot(path=tmp_path/"lab.png")
+    page.screenshot(path=tmp_path / "lab.png")
     page.close()
 
 
-def errors(page): return [text for o in page.locator(ERROR).all() if "Traceback" in (text := o.inner_text())]
+def errors(page):
+    return [text for o in page.locator(ERROR).all() if "Traceback" in (text := o.inner_text())]
 
 
-def bare(page): return page.eval_on_selector_all(PICTURE, "imgs => imgs.filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.outerHTML.slice(0, 200))")
+def bare(page):
+    return page.eval_on_selector_all(
+        PICTURE,
+        "imgs => imgs.filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.outerHTML.slice(0, 200))",
+    )
 
 
-def clipped(page): return page.eval_on_selector_all(LABEL, "labels => labels.filter(o => o.scrollWidth > o.clientWidth).map(o => o.textContent)")
+def clipped(page):
+    return page.eval_on_selector_all(
+        LABEL, "labels => labels.filter(o => o.scrollWidth > o.clientWidth).map(o => o.textContent)"
+    )
 
 
 def move(page):
@@ -173,14 +240,21 @@ def test_runs_from_the_menu(run, name):
     page = run(name)
     assert errors(page) == []
     assert page.locator(PICTURE).count() > 0, "shows no picture"
-    assert bool(move(page)) == any(o.source.startswith("explore(") for o in read(root/"nbs"/name).cells)
+    assert bool(move(page)) == any(
+        o.source.startswith("explore(") for o in read(root / "nbs" / name).cells
+    )
     assert bare(page) == [], "pictures that don't load, or have no alternative text"
 
 
 def test_an_error_is_seen(run, lab):
     "Or the test above would pass whatever happens."
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in ("x = 1", "1/0", "x")],
-                                            metadata={"kernelspec": {"name": "python3", "display_name": "python3"}}), lab[2]/"bad.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(o) for o in ("x = 1", "1/0", "x")],
+            metadata={"kernelspec": {"name": "python3", "display_name": "python3"}},
+        ),
+        lab[2] / "bad.ipynb",
+    )
     assert "ZeroDivisionError" in errors(run("bad.ipynb"))[0]
 
 
@@ -200,7 +274,14 @@ def test_every_slider_of_a_chapter_moves_its_picture(run, name):
     assert errors(page) == [] and move(page) and bare(page) == []
 
 
-LINKED = ["CONTRIBUTING.md", "LICENSE", "CITATION.cff", "results/README.md", "nbs/index.ipynb", "nbs/00_data.ipynb"]
+LINKED = [
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "CITATION.cff",
+    "results/README.md",
+    "nbs/index.ipynb",
+    "nbs/00_data.ipynb",
+]
 
 
 @pytest.fixture(scope="module")
@@ -208,18 +289,25 @@ def make_lab(tmp_path_factory):
     "What `make lab` starts, in a copy of what the front page links to: its address and token, and its home."
     folder, home = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter")
     for o in (*LINKED, "Makefile", "pyproject.toml"):
-        (folder/o).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root/o, folder/o)
-    lines = subprocess.run(["make", "--no-print-directory", "-n", "lab"], cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
+        (folder / o).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / o, folder / o)
+    lines = subprocess.run(
+        ["make", "--no-print-directory", "-n", "lab"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     python, *words = shlex.split(lines[-1])
     assert python == ".venv/bin/python"
-    with serving(home, folder, [sys.executable, *words]) as (url, token): yield url, token, home
+    with serving(home, folder, [sys.executable, *words]) as (url, token):
+        yield url, token, home
 
 
 def test_make_lab_opens_the_front_page(make_lab):
     url, token, home = make_lab
     # The page that a browser is started with, where there is one.
-    pages = [o.read_text() for o in (home/"runtime").glob("jpserver-file-to-run-*-open.html")]
+    pages = [o.read_text() for o in (home / "runtime").glob("jpserver-file-to-run-*-open.html")]
     assert len(pages) == 1 and "/lab/tree/nbs/index.ipynb" in pages[0]
 
 
@@ -232,9 +320,19 @@ def front(make_lab, context):
     page.close()
 
 
-@pytest.mark.parametrize("link,title", [("CONTRIBUTING.md", "CONTRIBUTING.md"), ("LICENSE", "LICENSE"), ("CITATION.cff", "CITATION.cff"),
-                                        ("results", "README.md"), ("Data", "00_data.ipynb")])
+@pytest.mark.parametrize(
+    "link,title",
+    [
+        ("CONTRIBUTING.md", "CONTRIBUTING.md"),
+        ("LICENSE", "LICENSE"),
+        ("CITATION.cff", "CITATION.cff"),
+        ("results", "README.md"),
+        ("Data", "00_data.ipynb"),
+    ],
+)
 def test_links_of_the_front_page_open_files(front, link, title):
     front.locator(".jp-Notebook a", has_text=re.compile(f"^{link}$")).first.click()
-    expect(front.locator(".lm-DockPanel-tabBar .lm-TabBar-tabLabel", has_text=title).first).to_be_visible(timeout=60_000)
+    expect(
+        front.locator(".lm-DockPanel-tabBar .lm-TabBar-tabLabel", has_text=title).first
+    ).to_be_visible(timeout=60_000)
     expect(front.locator(".jp-Dialog")).to_have_count(0)

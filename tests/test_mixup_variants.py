@@ -1,4 +1,5 @@
 "ResizeMix and RegMixup from the outside: types, layouts, any loss, and callbacks in a learner."
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,18 @@ from sota_course.training.mixing import MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
 from test_mixup import FLOATS, LOSSES, W, IndexOnly, batch, fit, layouts, learner, preview
 
-def small(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 
 
 @given(side=st.floats(0, 1), h=st.integers(1, 30), w=st.integers(1, 30), n=st.integers(0, 5))
 def test_patches_lie_inside(side, h, w, n):
     top, bottom, left, right = patch_boxes(torch.full((n,), side), h, w).unbind(1)
-    assert ((0 <= top) & (top <= bottom) & (bottom <= h) & (0 <= left) & (left <= right) & (right <= w)).all()
-    assert ((bottom - top) == round(side*h)).all() or abs(side*h % 1 - 0.5) < 1e-3
+    assert (
+        (0 <= top) & (top <= bottom) & (bottom <= h) & (0 <= left) & (left <= right) & (right <= w)
+    ).all()
+    assert ((bottom - top) == round(side * h)).all() or abs(side * h % 1 - 0.5) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -30,8 +35,12 @@ def test_resizemix_is_a_resize_and_a_paste(dtype):
     t, b, l, r = boxes[0]
     want = F.interpolate(x[perm[:1]].float(), (b - t, r - l), mode="bilinear", antialias=True)[0]
     assert got.dtype == dtype and torch.allclose(got[0, :, t:b, l:r].float(), want, atol=1e-2)
-    outside = torch.ones(8, 8, dtype=torch.bool); outside[t:b, l:r] = False
-    assert torch.equal(got[0][:, outside], x[0][:, outside]) and outside.float().mean() == box_weights(boxes, 8, 8)[0]
+    outside = torch.ones(8, 8, dtype=torch.bool)
+    outside[t:b, l:r] = False
+    assert (
+        torch.equal(got[0][:, outside], x[0][:, outside])
+        and outside.float().mean() == box_weights(boxes, 8, 8)[0]
+    )
 
 
 @pytest.mark.parametrize("kind", layouts(batch()[0]))
@@ -39,26 +48,49 @@ def test_resizemix_layouts(kind):
     x, *_, perm = batch()
     x, boxes = layouts(x)[kind], patch_boxes(torch.full((6,), 0.5), 8, 8)
     before = x.clone()
-    assert torch.allclose(torch.Tensor(resizemix(x, perm, boxes)), resizemix(torch.Tensor(x).contiguous(), perm, boxes), atol=1e-6) and torch.equal(x, before)
+    assert torch.allclose(
+        torch.Tensor(resizemix(x, perm, boxes)),
+        resizemix(torch.Tensor(x).contiguous(), perm, boxes),
+        atol=1e-6,
+    ) and torch.equal(x, before)
 
 
-@pytest.mark.parametrize("make", [lambda **k: ResizeMix(**k), lambda **k: RegMixup(**k), lambda **k: ResizeMix(per="batch", **k), lambda **k: RegMixup(per="batch", **k)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **k: ResizeMix(**k),
+        lambda **k: RegMixup(**k),
+        lambda **k: ResizeMix(per="batch", **k),
+        lambda **k: RegMixup(per="batch", **k),
+    ],
+)
 @pytest.mark.parametrize("loss", ["torch", "fastai", "function", "both", "part", "focal", "bare"])
 def test_any_loss(make, loss):
     learn = fit(learner(make(off_last=1), loss_func=LOSSES[loss], model=small()), 2)
-    assert torch.stack(learn.recorder.losses).isfinite().all() and len(learn.recorder.values[0]) == 3
+    assert (
+        torch.stack(learn.recorder.losses).isfinite().all() and len(learn.recorder.values[0]) == 3
+    )
     assert len(learn.validate()) == 1
 
 
 @pytest.mark.parametrize("n, bs", [(9, 8), (3, 1)])
-@pytest.mark.parametrize("cbs", [lambda: [ResizeMix(draw="image"), MixUp(1., draw="image")], lambda: [RegMixup()], lambda: [ResizeMix(p=0.5)]])
+@pytest.mark.parametrize(
+    "cbs",
+    [
+        lambda: [ResizeMix(draw="image"), MixUp(1.0, draw="image")],
+        lambda: [RegMixup()],
+        lambda: [ResizeMix(p=0.5)],
+    ],
+)
 def test_small_batches(n, bs, cbs):
     assert torch.stack(fit(learner(cbs(), n, bs, model=small())).recorder.losses).isfinite().all()
 
 
 def test_regmixup_adds_the_two_losses():
     class Fixed(RegMixup):
-        def weights(self, n): return torch.full((n,), 0.3)
+        def weights(self, n):
+            return torch.full((n,), 0.3)
+
     learn = learner(Fixed(eta=0.5), n=8, bs=8, model=small())
     x, y = next(iter(learn.dls.train))
     perms = []
@@ -69,14 +101,20 @@ def test_regmixup_adds_the_two_losses():
     fit(learn)
     model = small()
     model.load_state_dict(before)
-    want = F.cross_entropy(model(x), y) + 0.5*mixed_loss(F.cross_entropy, model(0.3*x + 0.7*x[perms[0]]), y, perms[0], torch.full((8,), 0.3))
+    want = F.cross_entropy(model(x), y) + 0.5 * mixed_loss(
+        F.cross_entropy, model(0.3 * x + 0.7 * x[perms[0]]), y, perms[0], torch.full((8,), 0.3)
+    )
     assert torch.allclose(learn.recorder.losses[0], want, atol=1e-5)
 
 
 def test_other_callbacks_see_the_clean_half():
     sizes = []
+
     class Look(GradientAccumulation):
-        def after_loss(self): sizes.append((len(self.learn.pred), len(self.learn.yb[0]))); super().after_loss()
+        def after_loss(self):
+            sizes.append((len(self.learn.pred), len(self.learn.yb[0])))
+            super().after_loss()
+
     fit(learner([RegMixup(), Look(8)], n=16, bs=8, model=small()))
     assert set(sizes) == {(8, 8)}
 
@@ -84,53 +122,101 @@ def test_other_callbacks_see_the_clean_half():
 @pytest.mark.parametrize("make", [ResizeMix, RegMixup, lambda **k: ResizeMix(draw="image", **k)])
 @pytest.mark.parametrize("loss", [IndexOnly(), FocalLoss(weight=W)])
 def test_one_weight_for_the_batch_is_one(make, loss):
-    "With per=\"batch\" any loss of class numbers will do, as the error says where it isn't set."
-    assert torch.stack(fit(learner(make(per="batch"), loss_func=loss, model=small())).recorder.losses).isfinite().all()
-    with pytest.raises(ValueError, match='use per="batch" and draw="batch"'): fit(learner(make(), loss_func=loss, model=small()))
+    'With per="batch" any loss of class numbers will do, as the error says where it isn\'t set.'
+    assert (
+        torch.stack(fit(learner(make(per="batch"), loss_func=loss, model=small())).recorder.losses)
+        .isfinite()
+        .all()
+    )
+    with pytest.raises(ValueError, match='use per="batch" and draw="batch"'):
+        fit(learner(make(), loss_func=loss, model=small()))
     cb, (x, *_, perm) = make(per="batch"), batch()
     assert all(cb.mix(x, cb.weights(6), perm)[1].shape == (1,) for _ in range(9))
 
 
 @pytest.mark.parametrize("kwargs", [dict(fold=True), dict(alpha=0.3)])
 def test_what_means_nothing_to_resizemix_is_refused(kwargs):
-    with pytest.raises(TypeError, match=f"no use for {next(iter(kwargs))}"): ResizeMix(**kwargs)
-    assert not {"alpha", "fold"} & ResizeMix().settings.keys() and ResizeMix().__name__.startswith("ResizeMix(per=elem")
+    with pytest.raises(TypeError, match=f"no use for {next(iter(kwargs))}"):
+        ResizeMix(**kwargs)
+    assert not {"alpha", "fold"} & ResizeMix().settings.keys() and ResizeMix().__name__.startswith(
+        "ResizeMix(per=elem"
+    )
 
 
 def test_wrong_use_is_named():
-    with pytest.raises(ValueError, match="don't combine it"): fit(learner([RegMixup(), MixUp(1.)]))
-    with pytest.raises(ValueError, match="smallest"): ResizeMix(0.9, 0.2)
-    with pytest.raises(ValueError, match="from 0 up"): RegMixup(-1.)
-    with pytest.raises(ValueError, match="floats"): resizemix((batch()[0]*255).byte(), torch.arange(6), torch.zeros(6, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="don't combine it"):
+        fit(learner([RegMixup(), MixUp(1.0)]))
+    with pytest.raises(ValueError, match="smallest"):
+        ResizeMix(0.9, 0.2)
+    with pytest.raises(ValueError, match="from 0 up"):
+        RegMixup(-1.0)
+    with pytest.raises(ValueError, match="floats"):
+        resizemix((batch()[0] * 255).byte(), torch.arange(6), torch.zeros(6, 4, dtype=torch.long))
 
 
-@pytest.mark.parametrize("error, words, f", [
-    (ValueError, "weights must lie between 0 and 1",
-     lambda x, perm, boxes: patch_boxes(torch.tensor([1.5]), 8, 8)),
-    (ValueError, "weights must lie between 0 and 1",
-     lambda x, perm, boxes: patch_boxes(torch.tensor([torch.nan]), 8, 8)),
-    (TypeError, "sides must be a tensor", lambda x, perm, boxes: patch_boxes([0.5], 8, 8)),
-    (ValueError, "a side of the images must be 1 or more",
-     lambda x, perm, boxes: patch_boxes(torch.tensor([0.5]), 8, 0)),
-    (ValueError, "positions from 0 to 5", lambda x, perm, boxes: resizemix(x, perm - 1, boxes)),
-    (TypeError, "perm needs one position",
-     lambda x, perm, boxes: resizemix(x, perm.float(), boxes)),
-    (ValueError, "perm needs one position", lambda x, perm, boxes: resizemix(x, perm[:2], boxes)),
-    (ValueError, "boxes needs a rectangle for each of 6",
-     lambda x, perm, boxes: resizemix(x, perm, boxes[:2])),
-    (TypeError, "boxes needs a rectangle for each of 6",
-     lambda x, perm, boxes: resizemix(x, perm, boxes.float())),
-    (ValueError, "must lie inside the image", lambda x, perm, boxes: resizemix(x, perm, boxes - 9)),
-    (ValueError, "must lie inside the image",
-     lambda x, perm, boxes: resizemix(x, perm, boxes.flip(1))),
-    (ValueError, "eta must be a number from 0 up",
-     lambda x, perm, boxes: RegMixup(eta=float("nan"))),
-    (ValueError, "eta must be a number from 0 up", lambda x, perm, boxes: RegMixup(eta=-1.)),
-])
+@pytest.mark.parametrize(
+    "error, words, f",
+    [
+        (
+            ValueError,
+            "weights must lie between 0 and 1",
+            lambda x, perm, boxes: patch_boxes(torch.tensor([1.5]), 8, 8),
+        ),
+        (
+            ValueError,
+            "weights must lie between 0 and 1",
+            lambda x, perm, boxes: patch_boxes(torch.tensor([torch.nan]), 8, 8),
+        ),
+        (TypeError, "sides must be a tensor", lambda x, perm, boxes: patch_boxes([0.5], 8, 8)),
+        (
+            ValueError,
+            "a side of the images must be 1 or more",
+            lambda x, perm, boxes: patch_boxes(torch.tensor([0.5]), 8, 0),
+        ),
+        (ValueError, "positions from 0 to 5", lambda x, perm, boxes: resizemix(x, perm - 1, boxes)),
+        (
+            TypeError,
+            "perm needs one position",
+            lambda x, perm, boxes: resizemix(x, perm.float(), boxes),
+        ),
+        (
+            ValueError,
+            "perm needs one position",
+            lambda x, perm, boxes: resizemix(x, perm[:2], boxes),
+        ),
+        (
+            ValueError,
+            "boxes needs a rectangle for each of 6",
+            lambda x, perm, boxes: resizemix(x, perm, boxes[:2]),
+        ),
+        (
+            TypeError,
+            "boxes needs a rectangle for each of 6",
+            lambda x, perm, boxes: resizemix(x, perm, boxes.float()),
+        ),
+        (
+            ValueError,
+            "must lie inside the image",
+            lambda x, perm, boxes: resizemix(x, perm, boxes - 9),
+        ),
+        (
+            ValueError,
+            "must lie inside the image",
+            lambda x, perm, boxes: resizemix(x, perm, boxes.flip(1)),
+        ),
+        (
+            ValueError,
+            "eta must be a number from 0 up",
+            lambda x, perm, boxes: RegMixup(eta=float("nan")),
+        ),
+        (ValueError, "eta must be a number from 0 up", lambda x, perm, boxes: RegMixup(eta=-1.0)),
+    ],
+)
 def test_what_does_not_fit_is_named(error, words, f):
     x, *_, perm = batch()
     before = x.clone()
-    with pytest.raises(error, match=words): f(x, perm, patch_boxes(torch.full((6,), 0.5), 8, 8))
+    with pytest.raises(error, match=words):
+        f(x, perm, patch_boxes(torch.full((6,), 0.5), 8, 8))
     assert torch.equal(x, before)
 
 
@@ -138,7 +224,8 @@ def test_a_preview_of_regmixup_begins_with_mixed_images():
     "Those that fastai's show_batch takes are the first."
     cb = RegMixup()
     learn = learner(cb, n=32, bs=16, model=small())
-    with learn: x, y = preview(learn)
+    with learn:
+        x, y = preview(learn)
     assert len(cb.x) == 32
     assert torch.equal(cb.x[16:], x)
     assert not torch.isclose(cb.x[:16], x).all()

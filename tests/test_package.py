@@ -1,4 +1,5 @@
 "The wheel, as someone gets it who has never seen this repository: it installs, imports, and runs a notebook by itself."
+
 import os
 import re
 import shutil
@@ -13,7 +14,11 @@ import pytest
 
 from notebooks import execute, files, root
 
-MODULES = sorted(".".join(o.relative_to(root).with_suffix("").parts) for o in (root/"sota_course").rglob("*.py") if not o.stem.startswith("_"))
+MODULES = sorted(
+    ".".join(o.relative_to(root).with_suffix("").parts)
+    for o in (root / "sota_course").rglob("*.py")
+    if not o.stem.startswith("_")
+)
 # What pip and commands must not see of the environment that the tests run in
 OURS = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")
 
@@ -28,7 +33,7 @@ def run(*cmd, cwd=None, **env):
 def build(folder, out, *options):
     "A wheel of the committed files, and of nothing that lies beside them."
     for path in files():
-        (new := folder/path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        (new := folder / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, new)
     run(sys.executable, "-m", "build", *options, "--outdir", out, folder)
 
@@ -42,27 +47,49 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def metadata(wheel):
-    with zipfile.ZipFile(wheel) as z: return message_from_string(z.read(next(o for o in z.namelist() if o.endswith("METADATA"))).decode())
+    with zipfile.ZipFile(wheel) as z:
+        return message_from_string(
+            z.read(next(o for o in z.namelist() if o.endswith("METADATA"))).decode()
+        )
 
 
 @pytest.fixture(scope="module")
 def clean(wheel, tmp_path_factory) -> Path:
     "The Python of a new environment with the wheel and what it requires; torch is the build that the Makefile names."
-    folder = tmp_path_factory.mktemp("clean")/"venv"
+    folder = tmp_path_factory.mktemp("clean") / "venv"
     run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", folder)
-    python = folder/"bin"/"python"
-    torch = (os.environ.get("TORCH") or re.search(r"^TORCH \?= (.+)$", (root/"Makefile").read_text(), re.M)[1]).split()
+    python = folder / "bin" / "python"
+    torch = (
+        os.environ.get("TORCH")
+        or re.search(r"^TORCH \?= (.+)$", (root / "Makefile").read_text(), re.M)[1]
+    ).split()
     # ipykernel stands for the notebook that Colab would bring.
-    run(python, "-m", "pip", "install", "-q", "--no-compile", "--no-input", "--disable-pip-version-check", wheel, "ipykernel", *torch, cwd=folder)
-    run(python, root/"scripts"/"torchvision_cpu.py", cwd=folder)
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-compile",
+        "--no-input",
+        "--disable-pip-version-check",
+        wheel,
+        "ipykernel",
+        *torch,
+        cwd=folder,
+    )
+    run(python, root / "scripts" / "torchvision_cpu.py", cwd=folder)
     return python
 
 
 def test_contents(wheel):
-    with zipfile.ZipFile(wheel) as z: names = [o for o in z.namelist() if ".dist-info/" not in o]
+    with zipfile.ZipFile(wheel) as z:
+        names = [o for o in z.namelist() if ".dist-info/" not in o]
     ours = [o.relative_to(root).as_posix() for o in files()]
     results = [f"sota_course/{o}" for o in ours if re.fullmatch(r"results/([^/]+/)?[^/]+\.json", o)]
-    assert results and sorted(names) == sorted([o for o in ours if o.startswith("sota_course/")] + results)
+    assert results and sorted(names) == sorted(
+        [o for o in ours if o.startswith("sota_course/")] + results
+    )
 
 
 def test_metadata(wheel):
@@ -73,21 +100,36 @@ def test_metadata(wheel):
     assert set(meta.get_all("Provides-Extra")) == {"dev", "bench"}
     requires = [o for o in meta.get_all("Requires-Dist")]
     assert not [o for o in requires if re.search(r"[<~!]|==", o.split(";")[0])], "lower bounds only"
-    assert all(any(o.startswith(peer) and "bench" in o for o in requires) for peer in ("timm", "kornia", "ttach"))
+    assert all(
+        any(o.startswith(peer) and "bench" in o for o in requires)
+        for peer in ("timm", "kornia", "ttach")
+    )
 
 
 def test_a_requirement_in_settings_reaches_the_wheel(tmp_path):
-    folder = tmp_path/"source"
-    build(folder, tmp_path/"one", "--wheel")
-    settings = folder/"settings.ini"
-    changed = settings.read_text().replace("matplotlib>=3.8", "matplotlib>=3.9\n    some-new-thing>=7")
-    changed = re.sub(r"(?m)^(console_scripts =\n)", r"\1    sota-new=sota_course.recipe:new\n", changed)
+    folder = tmp_path / "source"
+    build(folder, tmp_path / "one", "--wheel")
+    settings = folder / "settings.ini"
+    changed = settings.read_text().replace(
+        "matplotlib>=3.8", "matplotlib>=3.9\n    some-new-thing>=7"
+    )
+    changed = re.sub(
+        r"(?m)^(console_scripts =\n)", r"\1    sota-new=sota_course.recipe:new\n", changed
+    )
     settings.write_text(changed)
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path/"two", folder)
-    one, two = [set(metadata(next((tmp_path/o).glob("*.whl"))).get_all("Requires-Dist")) for o in ("one", "two")]
-    assert two - one == {"matplotlib>=3.9", "some-new-thing>=7"} and one - two == {"matplotlib>=3.8"}
-    with zipfile.ZipFile(next((tmp_path/"two").glob("*.whl"))) as z:
-        assert "sota-new = sota_course.recipe:new" in z.read(next(o for o in z.namelist() if o.endswith("entry_points.txt"))).decode()
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "two", folder)
+    one, two = [
+        set(metadata(next((tmp_path / o).glob("*.whl"))).get_all("Requires-Dist"))
+        for o in ("one", "two")
+    ]
+    assert two - one == {"matplotlib>=3.9", "some-new-thing>=7"} and one - two == {
+        "matplotlib>=3.8"
+    }
+    with zipfile.ZipFile(next((tmp_path / "two").glob("*.whl"))) as z:
+        assert (
+            "sota-new = sota_course.recipe:new"
+            in z.read(next(o for o in z.namelist() if o.endswith("entry_points.txt"))).decode()
+        )
 
 
 def test_every_module_imports(clean, tmp_path):
@@ -98,19 +140,23 @@ def test_every_module_imports(clean, tmp_path):
 
 def test_commands(clean, tmp_path):
     config = ConfigParser(delimiters=["="])
-    config.read(root/"settings.ini")
+    config.read(root / "settings.ini")
     for line in config["DEFAULT"]["console_scripts"].split():
         name = line.split("=")[0]
-        assert "usage" in run(clean.parent/name, "--help", cwd=tmp_path).lower(), name
+        assert "usage" in run(clean.parent / name, "--help", cwd=tmp_path).lower(), name
 
 
 def test_a_notebook_alone(clean, tmp_path):
     "What Colab does: one notebook in an empty folder, with the package from pip and no repository near."
-    shutil.copy(root/"nbs"/"00_data.ipynb", tmp_path)
-    nb, _ = execute(tmp_path/"00_data.ipynb", python=clean, paths=())
-    assert any(o.output_type != "stream" for c in nb.cells if c.cell_type == "code" for o in c.outputs)
+    shutil.copy(root / "nbs" / "00_data.ipynb", tmp_path)
+    nb, _ = execute(tmp_path / "00_data.ipynb", python=clean, paths=())
+    assert any(
+        o.output_type != "stream" for c in nb.cells if c.cell_type == "code" for o in c.outputs
+    )
 
 
 def test_the_measured_runs_come_along(clean, tmp_path):
-    code = "from sota_course.training.runs import load_results; print(*load_results('imagenette-64'))"
+    code = (
+        "from sota_course.training.runs import load_results; print(*load_results('imagenette-64'))"
+    )
     assert "cached" in run(clean, "-c", code, cwd=tmp_path).split()

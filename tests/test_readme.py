@@ -1,4 +1,5 @@
 "README.md is the front page, nbs/index.ipynb, with links that work anywhere."
+
 import re
 import sys
 from pathlib import Path
@@ -8,39 +9,61 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/"scripts"))
+sys.path.insert(0, str(ROOT / "scripts"))
 import notebooks
 import readme
 from links import address
 
 
 def test_readme_is_made_from_the_front_page():
-    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme.readme(), "run `python scripts/readme.py`"
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme.readme(), (
+        "run `python scripts/readme.py`"
+    )
 
 
 def test_tables_of_the_front_page_are_up_to_date():
     "Chapters and results come and go; the committed tables show those that are there."
-    path = ROOT/"nbs/index.ipynb"
+    path = ROOT / "nbs/index.ipynb"
     now, _ = notebooks.execute(path)
-    def tables(nb): return [o["data"]["text/markdown"] for c in nb.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+
+    def tables(nb):
+        return [
+            o["data"]["text/markdown"]
+            for c in nb.cells
+            for o in c.get("outputs", [])
+            if "text/markdown" in o.get("data", {})
+        ]
+
     then = tables(nbformat.read(path, as_version=4))
-    assert then == tables(now), "run `python scripts/notebooks.py run --save nbs/index.ipynb` and `python scripts/readme.py`"
+    assert then == tables(now), (
+        "run `python scripts/notebooks.py run --save nbs/index.ipynb` and `python scripts/readme.py`"
+    )
     assert len(then) == 2
 
 
 def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
-    targets = re.findall(r"\]\(([^)]*)\)", (ROOT/"README.md").read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert not [o for o in targets if not o.startswith("https://")]
     below = address().blob("")
-    missing = [o for o in targets if o.startswith(below) and not (ROOT/o.removeprefix(below)).exists()]
+    missing = [
+        o for o in targets if o.startswith(below) and not (ROOT / o.removeprefix(below)).exists()
+    ]
     assert not missing
 
 
 def test_the_first_use_runs(tmp_path, monkeypatch):
     "As it stands there, but for fewer images, smaller ones, and a single epoch."
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S))
+    code = "\n".join(
+        re.findall(
+            r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+        )
+    )
     assert len(code.splitlines()) <= 8
-    for old, new in {'"drawn"': '"drawn", n_train=64, n_val=32', "dls(64, 64,": "dls(32, 32,", "cycle(5,": "cycle(1,"}.items():
+    for old, new in {
+        '"drawn"': '"drawn", n_train=64, n_val=32',
+        "dls(64, 64,": "dls(32, 32,",
+        "cycle(5,": "cycle(1,",
+    }.items():
         assert code.count(old) == 1
         code = code.replace(old, new)
     monkeypatch.chdir(tmp_path)
@@ -55,38 +78,70 @@ def notebook(tmp_path):
     def make(*cells):
         nb = nbformat.v4.new_notebook()
         for kind, source, *outputs in cells:
-            nb.cells.append(nbformat.v4.new_code_cell(source, outputs=outputs) if kind == "code" else nbformat.v4.new_markdown_cell(source))
-        nbformat.write(nb, tmp_path/"x.ipynb")
-        return readme.markdown(tmp_path/"x.ipynb", str.upper, readme.words)
+            nb.cells.append(
+                nbformat.v4.new_code_cell(source, outputs=outputs)
+                if kind == "code"
+                else nbformat.v4.new_markdown_cell(source)
+            )
+        nbformat.write(nb, tmp_path / "x.ipynb")
+        return readme.markdown(tmp_path / "x.ipynb", str.upper, readme.words)
+
     return make
 
 
-def output(**data): return nbformat.v4.new_output("execute_result", {f"text/{k}": v for k, v in data.items()})
+def output(**data):
+    return nbformat.v4.new_output("execute_result", {f"text/{k}": v for k, v in data.items()})
 
 
 @pytest.mark.parametrize("directive", ["hide", "include: false", "default_exp x"])
 def test_hidden_cells_stay_hidden(notebook, directive):
-    assert notebook(("code", f"#| {directive}\nsecret = 1", output(plain="1")), ("markdown", "seen")) == "SEEN\n"
+    assert (
+        notebook(("code", f"#| {directive}\nsecret = 1", output(plain="1")), ("markdown", "seen"))
+        == "SEEN\n"
+    )
 
 
 def test_code_or_outputs_can_be_hidden(notebook):
-    made = notebook(("code", "#| echo: false\nsecret = 1", output(plain="1")), ("code", "#| output: false\nshown = 2", output(plain="2")),
-                    ("code", "#| export\nkept = 3"), ("code", "a = 1\nb = 2 #| hide_line"))
-    assert made == "```\n1\n```\n\n```python\nshown = 2\n```\n\n```python\nkept = 3\n```\n\n```python\na = 1\n```\n"
+    made = notebook(
+        ("code", "#| echo: false\nsecret = 1", output(plain="1")),
+        ("code", "#| output: false\nshown = 2", output(plain="2")),
+        ("code", "#| export\nkept = 3"),
+        ("code", "a = 1\nb = 2 #| hide_line"),
+    )
+    assert (
+        made
+        == "```\n1\n```\n\n```python\nshown = 2\n```\n\n```python\nkept = 3\n```\n\n```python\na = 1\n```\n"
+    )
 
 
 def test_outputs_are_kept_as_markdown_tables_words_or_text(notebook):
-    made = notebook(("code", "x", output(markdown="| a |", plain="<object>")),
-                    ("code", "y", output(html='<img alt="a curve" src="data:image/png;base64,AA==">', plain="<HTML>")),
-                    ("code", "z", output(html="<b>1</b>", plain="1")))
-    assert made == "```python\nx\n```\n\n| A |\n\n```python\ny\n```\n\n*A CURVE*\n\n```python\nz\n```\n\n```\n1\n```\n"
+    made = notebook(
+        ("code", "x", output(markdown="| a |", plain="<object>")),
+        (
+            "code",
+            "y",
+            output(html='<img alt="a curve" src="data:image/png;base64,AA==">', plain="<HTML>"),
+        ),
+        ("code", "z", output(html="<b>1</b>", plain="1")),
+    )
+    assert (
+        made
+        == "```python\nx\n```\n\n| A |\n\n```python\ny\n```\n\n*A CURVE*\n\n```python\nz\n```\n\n```\n1\n```\n"
+    )
 
 
 def test_what_training_prints_becomes_a_table(notebook):
     fit = "<style>x</style><table><thead><tr><th>epoch</th><th>loss</th></tr></thead><tr><td>0</td><td>2 &lt; 3</td></tr></table>"
-    made = notebook(("code", "#| echo: false\nx", output(html=fit, plain="<IPython.core.display.HTML object>")),
-                    ("code", "#| echo: false\ny", output(html="<progress></progress>", plain="<IPython.core.display.HTML object>")))
+    made = notebook(
+        ("code", "#| echo: false\nx", output(html=fit, plain="<IPython.core.display.HTML object>")),
+        (
+            "code",
+            "#| echo: false\ny",
+            output(html="<progress></progress>", plain="<IPython.core.display.HTML object>"),
+        ),
+    )
     assert made == "| EPOCH | LOSS |\n| --- | --- |\n| 0 | 2 < 3 |\n"
 
 
-def test_a_fence_is_longer_than_any_inside(): assert readme.fence("a\n```\nb") == "````\na\n```\nb\n````"
+def test_a_fence_is_longer_than_any_inside():
+    assert readme.fence("a\n```\nb") == "````\na\n```\nb\n````"

@@ -1,4 +1,5 @@
 "`sota-train` as its users meet it: its files, its exit code and what it says, by a process where signals matter, else within this one."
+
 import json
 import math
 import os
@@ -26,51 +27,88 @@ SOTA_TRAIN = [sys.executable, "-c", "from sota_course.training.command import ma
 def small():
     "A drawn set that trains in seconds."
     from sota_course.data import get_data
+
     return get_data("drawn", n_train=200, n_val=50, progress=False)
 
 
-def sota_train(*args): return subprocess.run([*SOTA_TRAIN, *map(str, args)], capture_output=True, text=True, timeout=300)
+def sota_train(*args):
+    return subprocess.run(
+        [*SOTA_TRAIN, *map(str, args)], capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
     "The command within this process, since a new one spends its time on importing: exit code, output, what it says of errors."
+
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["sota-train", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped: main()
+        with pytest.raises(SystemExit) as stopped:
+            main()
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return stopped.value.code, said.out, said.err
-    before, hook = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}, sys.unraisablehook
+
+    before, hook = (
+        {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)},
+        sys.unraisablehook,
+    )
     yield call
     sys.unraisablehook = hook
-    for o, handler in before.items(): signal.signal(o, handler)
+    for o, handler in before.items():
+        signal.signal(o, handler)
 
 
 @pytest.fixture
 def refused(command):
     "What the command says when it refuses: one sentence, and 2."
+
     def call(*args):
         code, _, said = command(*args)
         assert code == 2 and said.startswith("sota-train: ") and len(said.splitlines()) == 1, said
         return said
+
     return call
 
 
-def options(data, out, epochs=2): return ["--data", data, "--size", 32, "--arch", "xresnet10", "--epochs", epochs, "--bs", 20, "--out", out, "--name", "try"]
+def options(data, out, epochs=2):
+    return [
+        "--data",
+        data,
+        "--size",
+        32,
+        "--arch",
+        "xresnet10",
+        "--epochs",
+        epochs,
+        "--bs",
+        20,
+        "--out",
+        out,
+        "--name",
+        "try",
+    ]
 
 
 def stop_when(cmd, word, signum):
     "Run `cmd`, send it `signum` once a line that starts with `word` was printed, and wait for its end."
-    process = subprocess.Popen([*SOTA_TRAIN, *map(str, cmd)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+    process = subprocess.Popen(
+        [*SOTA_TRAIN, *map(str, cmd)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
     guard = threading.Timer(240, process.kill)
     guard.start()
     try:
         for line in process.stdout:
-            if line.strip().strip("[").startswith(word): break
+            if line.strip().strip("[").startswith(word):
+                break
         process.send_signal(signum)
         _, err = process.communicate()
-    finally: guard.cancel()
+    finally:
+        guard.cancel()
     return process.returncode, err
 
 
@@ -82,72 +120,103 @@ def whole(small, tmp_path_factory):
 
 
 def scores(folder):
-    res = json.loads((folder/"try-seed0.json").read_text())
-    return [res[o] for o in ("accuracy", "nll", "ece")], [(o["train_loss"], o["valid_loss"]) for o in res["history"]]
+    res = json.loads((folder / "try-seed0.json").read_text())
+    return [res[o] for o in ("accuracy", "nll", "ece")], [
+        (o["train_loss"], o["valid_loss"]) for o in res["history"]
+    ]
 
 
 def test_it_says_where_the_result_and_the_picture_are(whole):
     done, out = whole
     assert done.returncode == 0, done.stderr
-    assert str(out/"try-seed0.json") in done.stdout and str(out/"try-seed0.png") in done.stdout
-    assert "accuracy" in done.stdout and (out/"try-seed0.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(o.name for o in out.iterdir()) == ["try-seed0-model", "try-seed0.json", "try-seed0.png"]
+    assert str(out / "try-seed0.json") in done.stdout and str(out / "try-seed0.png") in done.stdout
+    assert "accuracy" in done.stdout and (out / "try-seed0.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(o.name for o in out.iterdir()) == [
+        "try-seed0-model",
+        "try-seed0.json",
+        "try-seed0.png",
+    ]
 
 
 def test_output_that_is_no_terminal_has_a_table_with_a_header(whole):
     lines = [o.split() for o in whole[0].stdout.splitlines()]
-    assert lines[0] == ["epoch", "train_loss", "valid_loss", "accuracy", "time"], "before anything else"
+    assert lines[0] == ["epoch", "train_loss", "valid_loss", "accuracy", "time"], (
+        "before anything else"
+    )
     assert [o[0] for o in lines[1:4]] == ["0", "1", "2"] and {len(o) for o in lines[:4]} == {5}
-    assert float(lines[3][3]) == pytest.approx(json.loads((whole[1]/"try-seed0.json").read_text())["accuracy"], abs=1e-5)
+    assert float(lines[3][3]) == pytest.approx(
+        json.loads((whole[1] / "try-seed0.json").read_text())["accuracy"], abs=1e-5
+    )
 
 
 def test_it_says_how_to_use_the_model_and_that_works(whole, small):
     done, out = whole
     said = [o.strip() for o in done.stdout.splitlines()[-2:]]
-    picture = next((small/"val").rglob("*.JPEG"))
+    picture = next((small / "val").rglob("*.JPEG"))
     names = {}
     exec(said[0], names)
     predicted = eval(said[1].replace("'image.jpg'", repr(str(picture))), names)
     assert len(predicted) == 10 and sum(predicted.values()) == pytest.approx(1)
-    assert accuracy(out/"try-seed0-model", small) == json.loads((out/"try-seed0.json").read_text())["accuracy"]
+    assert (
+        accuracy(out / "try-seed0-model", small)
+        == json.loads((out / "try-seed0.json").read_text())["accuracy"]
+    )
 
 
 def accuracy(folder, data):
     "The share of the validation pictures that a saved model names rightly."
     from sota_course.data import class_name
     from sota_course.training.models import load_model
-    model, files = load_model(folder), sorted((data/"val").rglob("*.JPEG"))
+
+    model, files = load_model(folder), sorted((data / "val").rglob("*.JPEG"))
     best = model.probabilities(files).argmax(1).tolist()
-    return sum(model.classes[i] == class_name(o) for i, o in zip(best, files))/len(files)
+    return sum(model.classes[i] == class_name(o) for i, o in zip(best, files)) / len(files)
 
 
 def test_the_fastai_pipeline_leaves_a_model_too(small, tmp_path, command):
-    code, out, _ = command(*options(small, tmp_path, 1), "--pipeline", "fastai", "--presize", 64, "--workers", 0)
+    code, out, _ = command(
+        *options(small, tmp_path, 1), "--pipeline", "fastai", "--presize", 64, "--workers", 0
+    )
     assert code == 0 and "load_model" in out
-    assert accuracy(tmp_path/"try-seed0-model", small) == pytest.approx(json.loads((tmp_path/"try-seed0.json").read_text())["accuracy"], abs=.021)
+    assert accuracy(tmp_path / "try-seed0-model", small) == pytest.approx(
+        json.loads((tmp_path / "try-seed0.json").read_text())["accuracy"], abs=0.021
+    )
 
 
 def test_a_model_that_cannot_be_described_is_a_sentence(small, tmp_path, command, monkeypatch):
-    def refuse(learn, folder): raise ValueError("a card can't describe it")
+    def refuse(learn, folder):
+        raise ValueError("a card can't describe it")
+
     monkeypatch.setattr("sota_course.training.session.save_model", refuse)
     code, out, _ = command(*options(small, tmp_path, 1))
-    assert code == 0 and "No model was saved: a card can't describe it." in out and "load_model" not in out
+    assert (
+        code == 0
+        and "No model was saved: a card can't describe it." in out
+        and "load_model" not in out
+    )
 
 
 def test_the_result_names_its_circumstances_and_no_folder_of_this_machine(whole, small):
-    text = (whole[1]/"try-seed0.json").read_text()
+    text = (whole[1] / "try-seed0.json").read_text()
     res = json.loads(text)
-    assert res["command"] == f"sota-train --data {small.name} --size 32 --arch xresnet10 --epochs 3 --seed 0 --bs 20"
+    assert (
+        res["command"]
+        == f"sota-train --data {small.name} --size 32 --arch xresnet10 --epochs 3 --seed 0 --bs 20"
+    )
     assert str(small.parent) not in text and str(whole[1]) not in text
     assert {"cpu", "cores", "torch", "fastai", "sota_course", "python"} <= set(res["environment"])
     assert (res["config"]["n_train"], res["config"]["n_valid"], len(res["history"])) == (200, 50, 3)
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_and_resumed_ends_as_if_undisturbed(small, tmp_path, whole, command, signum, code):
+def test_interrupted_and_resumed_ends_as_if_undisturbed(
+    small, tmp_path, whole, command, signum, code
+):
     status, err = stop_when(options(small, tmp_path, epochs=3), "0", signum)
     assert status == code and "Traceback" not in err, err
-    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], "the checkpoint, and nothing half-written"
+    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], (
+        "the checkpoint, and nothing half-written"
+    )
     again = err.strip().splitlines()[-1].strip()
     assert again.startswith("sota-train") and again.endswith("--resume")
     assert command(*shlex.split(again)[1:])[0] == 0
@@ -163,31 +232,46 @@ def test_a_kill_leaves_a_checkpoint_too(small, tmp_path, whole, command):
 
 def test_nothing_that_was_trained_is_overwritten_unasked(small, whole, refused):
     _, out = whole
-    before = (out/"try-seed0.json").read_bytes()
+    before = (out / "try-seed0.json").read_bytes()
     assert "--overwrite" in refused(*options(small, out, epochs=3))
-    assert (out/"try-seed0.json").read_bytes() == before
+    assert (out / "try-seed0.json").read_bytes() == before
 
 
-def test_resuming_with_other_settings_says_which_differ(small, tmp_path, command, refused, monkeypatch):
+def test_resuming_with_other_settings_says_which_differ(
+    small, tmp_path, command, refused, monkeypatch
+):
     half(small, tmp_path, command, monkeypatch)
     assert "epochs was 2 and is now 4" in refused(*options(small, tmp_path, epochs=4), "--resume")
-    assert (tmp_path/"try-seed0.pt").exists()
+    assert (tmp_path / "try-seed0.pt").exists()
 
 
 NONE = ("", " ")
 NUMBERS = ("nan", "inf", "-inf", "-1", "two", "", "1e400")
 WRONG = dict(
-    data=NONE, size=(*NUMBERS, "0", "7", "3277", "6.5"), arch=(*NONE, "resnet-51", "XResNet18"), epochs=(*NUMBERS, "0", "1.5", "1000000"),
-    seed=(*NUMBERS, "1.5", 2**32), bs=(*NUMBERS, "0", "1", "2.5", "1000000000"), lr=(*NUMBERS, "0", "-0.0"),
-    presize=(*NUMBERS, "0", "31", "4097"), method=(*NONE, "stretch"), min_scale=(*NUMBERS, "0", "1e-9", "1.1"), stats=(*NONE, "cifar"),
-    pipeline=(*NONE, "torch"), valid_pct=(*NUMBERS, "0", "1", "20"), workers=(*NUMBERS, "100000"),
-    name=("", "a/b", "..", "/", "../x", "a\\b", ".hidden", "a\nb", "x"*101), out=NONE,
+    data=NONE,
+    size=(*NUMBERS, "0", "7", "3277", "6.5"),
+    arch=(*NONE, "resnet-51", "XResNet18"),
+    epochs=(*NUMBERS, "0", "1.5", "1000000"),
+    seed=(*NUMBERS, "1.5", 2**32),
+    bs=(*NUMBERS, "0", "1", "2.5", "1000000000"),
+    lr=(*NUMBERS, "0", "-0.0"),
+    presize=(*NUMBERS, "0", "31", "4097"),
+    method=(*NONE, "stretch"),
+    min_scale=(*NUMBERS, "0", "1e-9", "1.1"),
+    stats=(*NONE, "cifar"),
+    pipeline=(*NONE, "torch"),
+    valid_pct=(*NUMBERS, "0", "1", "20"),
+    workers=(*NUMBERS, "100000"),
+    name=("", "a/b", "..", "/", "../x", "a\\b", ".hidden", "a\nb", "x" * 101),
+    out=NONE,
 )
 
 
 @pytest.mark.parametrize("option", sorted(WRONG))
-def test_a_wrong_value_is_refused_before_anything_is_imported_or_made(option, tmp_path, monkeypatch, refused):
-    monkeypatch.setitem(sys.modules, "sota_course.training.session", None) # an import would fail
+def test_a_wrong_value_is_refused_before_anything_is_imported_or_made(
+    option, tmp_path, monkeypatch, refused
+):
+    monkeypatch.setitem(sys.modules, "sota_course.training.session", None)  # an import would fail
     monkeypatch.chdir(tmp_path)
     flag = f"--{option.replace('_', '-')}"
     for value in WRONG[option]:
@@ -199,17 +283,40 @@ def test_every_option_is_held_against_wrong_values():
     assert set(WRONG) == set(RULES)
 
 
-@pytest.mark.parametrize("args, word", [
-    (["--nosuch"], "--nosuch"), (["--lr"], "--lr"), (["drawn"], "drawn"), (["--tta=yes"], "--tta"),
-    (["--resume", "--overwrite"], "choose one"), (["--data", "/", "--name", ""], "--name"),
-])
-def test_what_is_no_option_is_refused_too(args, word, refused): assert word in refused(*args)
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        (["--nosuch"], "--nosuch"),
+        (["--lr"], "--lr"),
+        (["drawn"], "drawn"),
+        (["--tta=yes"], "--tta"),
+        (["--resume", "--overwrite"], "choose one"),
+        (["--data", "/", "--name", ""], "--name"),
+    ],
+)
+def test_what_is_no_option_is_refused_too(args, word, refused):
+    assert word in refused(*args)
 
 
-TYPED = st.one_of(st.floats(), st.integers(), st.text(max_size=20), st.sampled_from(["1e-3", "nan", "inf", "-0", "cached", "0.5", "32"]))
-LEGAL = dict(lr=lambda o: math.isfinite(float(o)) and float(o) > 0, min_scale=lambda o: 0 < float(o) <= 1, valid_pct=lambda o: 0 < float(o) < 1,
-             size=lambda o: int(o) > 0, presize=lambda o: int(o) > 0, epochs=lambda o: int(o) > 0, bs=lambda o: int(o) > 1, workers=lambda o: int(o) >= 0,
-             seed=lambda o: int(o) >= 0, name=lambda o: str(o) and Path(str(o)).name == str(o), arch=lambda o: o.startswith("xresnet"))
+TYPED = st.one_of(
+    st.floats(),
+    st.integers(),
+    st.text(max_size=20),
+    st.sampled_from(["1e-3", "nan", "inf", "-0", "cached", "0.5", "32"]),
+)
+LEGAL = dict(
+    lr=lambda o: math.isfinite(float(o)) and float(o) > 0,
+    min_scale=lambda o: 0 < float(o) <= 1,
+    valid_pct=lambda o: 0 < float(o) < 1,
+    size=lambda o: int(o) > 0,
+    presize=lambda o: int(o) > 0,
+    epochs=lambda o: int(o) > 0,
+    bs=lambda o: int(o) > 1,
+    workers=lambda o: int(o) >= 0,
+    seed=lambda o: int(o) >= 0,
+    name=lambda o: str(o) and Path(str(o)).name == str(o),
+    arch=lambda o: o.startswith("xresnet"),
+)
 
 
 @given(TYPED)
@@ -221,27 +328,39 @@ def test_property_whatever_is_typed_is_refused_in_a_sentence_or_legal(value):
             patch.setattr(sota_course.training.command, "train", seen_by(seen))
             patch.setattr("builtins.print", lambda *o, file=None: said.append(str(o[0])))
             code = sota_course.training.command._code(Signals())
-        if code: assert code == 2 and not seen and len(said) == 1
-        else: assert len(seen) == 1 and LEGAL.get(option, bool)(str(value)), option
+        if code:
+            assert code == 2 and not seen and len(said) == 1
+        else:
+            assert len(seen) == 1 and LEGAL.get(option, bool)(str(value)), option
 
 
 def seen_by(calls):
     "`train`, which notes its arguments in place of training."
     import inspect
-    def train(**kwargs): calls.append(kwargs)
-    train.__signature__, train.__doc__, train.__module__ = inspect.signature(sota_course.training.command.train), "", "sota_course.training.command"
+
+    def train(**kwargs):
+        calls.append(kwargs)
+
+    train.__signature__, train.__doc__, train.__module__ = (
+        inspect.signature(sota_course.training.command.train),
+        "",
+        "sota_course.training.command",
+    )
     train.__annotations__ = sota_course.training.command.train.__annotations__
     return train
 
 
-@pytest.mark.parametrize("args, word", [
-    (["--data", "imagenete"], "did you mean"),
-    (["--data", "nosuch"], "nosuch"),
-    (["--data", "no/such/folder"], "no/such/folder"),
-    (["--resume"], "nothing to resume"),
-    (["--valid-pct", "0.0001"], "0 validation images"),
-    (["--bs", "1000"], "smaller bs"),
-])
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        (["--data", "imagenete"], "did you mean"),
+        (["--data", "nosuch"], "nosuch"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--resume"], "nothing to resume"),
+        (["--valid-pct", "0.0001"], "0 validation images"),
+        (["--bs", "1000"], "smaller bs"),
+    ],
+)
 def test_what_only_the_data_can_tell_is_a_sentence_too(small, tmp_path, refused, args, word):
     said = refused("--data", small, "--size", 32, "--arch", "xresnet10", "--out", tmp_path, *args)
     assert word in said
@@ -251,32 +370,62 @@ def test_what_only_the_data_can_tell_is_a_sentence_too(small, tmp_path, refused,
 def drawn(folder, *classes):
     "A data set with some of the drawn classes."
     from sota_course.data import get_data
+
     data = get_data("drawn", n_train=200, n_val=50, progress=False)
     for split in ("train", "val"):
-        for o in classes: shutil.copytree(data/split/o, folder/split/o)
+        for o in classes:
+            shutil.copytree(data / split / o, folder / split / o)
     return folder
 
 
 def test_a_single_class_is_refused(tmp_path, refused):
-    data = drawn(tmp_path/"data", "n03028079")
+    data = drawn(tmp_path / "data", "n03028079")
     for pipeline in ("cached", "fastai"):
-        said = refused("--data", data, "--size", 32, "--bs", 4, "--out", tmp_path/"out", "--pipeline", pipeline)
-        assert "the single class 'n03028079'" in said and not (tmp_path/"out").exists()
+        said = refused(
+            "--data",
+            data,
+            "--size",
+            32,
+            "--bs",
+            4,
+            "--out",
+            tmp_path / "out",
+            "--pipeline",
+            pipeline,
+        )
+        assert "the single class 'n03028079'" in said and not (tmp_path / "out").exists()
 
 
 def test_data_named_by_a_dot_gives_its_name(tmp_path, monkeypatch, command):
-    data = drawn(tmp_path/"two", "n03028079", "n03888257")
+    data = drawn(tmp_path / "two", "n03028079", "n03888257")
     monkeypatch.chdir(data)
-    code, _, said = command("--data", ".", "--size", 32, "--arch", "xresnet10", "--bs", 8, "--epochs", 1, "--out", tmp_path/"out")
+    code, _, said = command(
+        "--data",
+        ".",
+        "--size",
+        32,
+        "--arch",
+        "xresnet10",
+        "--bs",
+        8,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "out",
+    )
     assert code == 0, said
-    text = (tmp_path/"out"/"two-xresnet10-32px-seed0.json").read_text()
-    assert json.loads(text)["command"].startswith("sota-train --data two ") and str(tmp_path) not in text
+    text = (tmp_path / "out" / "two-xresnet10-32px-seed0.json").read_text()
+    assert (
+        json.loads(text)["command"].startswith("sota-train --data two ")
+        and str(tmp_path) not in text
+    )
 
 
 def bad_outs(folder):
-    (folder/"file").touch()
-    outs = [folder/"file", folder/"file"/"below", folder/("x"*300)]
-    if sys.platform == "linux": outs.append(Path("/proc/nothing/here")) # which takes no files, not even from root
+    (folder / "file").touch()
+    outs = [folder / "file", folder / "file" / "below", folder / ("x" * 300)]
+    if sys.platform == "linux":
+        outs.append(Path("/proc/nothing/here"))  # which takes no files, not even from root
     return outs
 
 
@@ -291,31 +440,58 @@ def test_an_out_that_takes_no_files_is_named(tmp_path, monkeypatch, refused):
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_an_out_without_permission_is_named(tmp_path, refused):
     tmp_path.chmod(0o500)
-    try: assert "--out" in refused("--out", tmp_path/"new")
-    finally: tmp_path.chmod(0o700)
+    try:
+        assert "--out" in refused("--out", tmp_path / "new")
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_a_bad_image_stops_it_before_the_first_epoch_by_name(tmp_path, command):
     from sota_course.data import get_data
-    data = shutil.copytree(get_data("drawn", n_train=40, n_val=20, progress=False), tmp_path/"data")
-    victim = next((data/"train").rglob("*.JPEG"))
+
+    data = shutil.copytree(
+        get_data("drawn", n_train=40, n_val=20, progress=False), tmp_path / "data"
+    )
+    victim = next((data / "train").rglob("*.JPEG"))
     victim.write_bytes(victim.read_bytes()[:200])
     for pipeline in ("cached", "fastai"):
-        code, _, said = command("--data", data, "--size", 32, "--arch", "xresnet10", "--bs", 20, "--out", tmp_path/"out", "--pipeline", pipeline)
-        assert code == 2 and victim.name in said and not (tmp_path/"out").exists()
+        code, _, said = command(
+            "--data",
+            data,
+            "--size",
+            32,
+            "--arch",
+            "xresnet10",
+            "--bs",
+            20,
+            "--out",
+            tmp_path / "out",
+            "--pipeline",
+            pipeline,
+        )
+        assert code == 2 and victim.name in said and not (tmp_path / "out").exists()
 
 
 def test_a_training_that_diverges_is_no_result(small, tmp_path, command):
     code, out, said = command(*options(small, tmp_path), "--lr", "1e6")
-    assert code == 1 and "diverged" in said and "lower --lr" in said and len(said.strip().splitlines()) == 1
-    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], "no result, no picture, no model"
+    assert (
+        code == 1
+        and "diverged" in said
+        and "lower --lr" in said
+        and len(said.strip().splitlines()) == 1
+    )
+    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], (
+        "no result, no picture, no model"
+    )
     code, _, said = command(*options(small, tmp_path, 1), "--overwrite")
     assert code == 0, said
 
 
-def test_a_refusal_costs_nothing_of_what_overwrite_would_replace(small, whole, tmp_path, refused, command):
+def test_a_refusal_costs_nothing_of_what_overwrite_would_replace(
+    small, whole, tmp_path, refused, command
+):
     shutil.copytree(whole[1], tmp_path, dirs_exist_ok=True)
-    (tmp_path/"try-seed0-model"/"notes.txt").write_text("mine")
+    (tmp_path / "try-seed0-model" / "notes.txt").write_text("mine")
     before = contents(tmp_path)
     refused(*options(small, tmp_path, 3), "--overwrite", "--bs", 1000)
     refused(*options("nosuch", tmp_path, 3), "--overwrite")
@@ -327,18 +503,27 @@ def test_a_refusal_costs_nothing_of_what_overwrite_would_replace(small, whole, t
     assert not [o for o in before if before[o] == after[o] and "notes" not in o]
 
 
-def contents(folder): return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob("*") if o.is_file()}
+def contents(folder):
+    return {
+        o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob("*") if o.is_file()
+    }
 
 
 def test_too_little_memory_is_a_sentence(small, tmp_path, refused, monkeypatch):
-    def out_of_memory(*args): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    def out_of_memory(*args):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+        )
+
     monkeypatch.setattr("sota_course.training.session.baseline_learner", out_of_memory)
     assert "lower one of them" in refused(*options(small, tmp_path))
 
 
 # Stopped at any moment
 
-class Killed(BaseException): "Nothing catches it, as nothing catches a kill."
+
+class Killed(BaseException):
+    "Nothing catches it, as nothing catches a kill."
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +531,8 @@ def trained(small, tmp_path_factory):
     "The folder of a run that was killed when its epochs were over and nothing else was done."
     out = tmp_path_factory.mktemp("trained")
     args = [*options(small, out, 1), "--tta"]
-    with pytest.MonkeyPatch.context() as patch: killed_at(patch, "_save", "before", args)
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, "_save", "before", args)
     assert [o.name for o in out.iterdir()] == ["try-seed0.pt"]
     return out
 
@@ -354,53 +540,77 @@ def trained(small, tmp_path_factory):
 STEPS = ("_save", "_add_tta", "_draw", "save", "unlink")
 
 
-def numbers(folder): return scores(folder), json.loads((folder/"try-seed0.json").read_text())["extra"]
+def numbers(folder):
+    return scores(folder), json.loads((folder / "try-seed0.json").read_text())["extra"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(small, tmp_path_factory):
     "The numbers of the same run when nobody kills it."
     out = tmp_path_factory.mktemp("undisturbed")
-    sota_course.training.command.train(data=small, size=32, arch="xresnet10", epochs=1, bs=20, out=out, name="try", tta=True)
+    sota_course.training.command.train(
+        data=small, size=32, arch="xresnet10", epochs=1, bs=20, out=out, name="try", tta=True
+    )
     return numbers(out)
 
 
 def killed_at(patch, step, when, args):
     "Run the command, and kill it before the step or after it."
-    owner = {"save": sota_course.training.runs.Result, "unlink": Path}.get(step, sota_course.training.session)
+    owner = {"save": sota_course.training.runs.Result, "unlink": Path}.get(
+        step, sota_course.training.session
+    )
     real = getattr(owner, step)
+
     def wrapped(*args, **kwargs):
-        if step == "unlink" and args[0].suffix != ".pt": return real(*args, **kwargs)
-        if when == "after": real(*args, **kwargs)
+        if step == "unlink" and args[0].suffix != ".pt":
+            return real(*args, **kwargs)
+        if when == "after":
+            real(*args, **kwargs)
         raise Killed
+
     with patch.context() as inner:
         inner.setattr(owner, step, wrapped)
         inner.setattr(sys, "argv", ["sota-train", *map(str, args)])
         before = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with pytest.raises(Killed): main()
+            with pytest.raises(Killed):
+                main()
         finally:
-            for o, handler in before.items(): signal.signal(o, handler)
+            for o, handler in before.items():
+                signal.signal(o, handler)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_between_two_steps_of_its_end_it_is_completed(small, trained, undisturbed, tmp_path, monkeypatch, command, step, when):
-    out = shutil.copytree(trained, tmp_path/"out")
+def test_killed_between_two_steps_of_its_end_it_is_completed(
+    small, trained, undisturbed, tmp_path, monkeypatch, command, step, when
+):
+    out = shutil.copytree(trained, tmp_path / "out")
     args = [*options(small, out, 1), "--tta", "--resume"]
     killed_at(monkeypatch, step, when, args)
     code, said, err = command(*args)
     assert code == 0, err
-    assert sorted(contents(out)) == ["try-seed0-model/card.json", "try-seed0-model/model.safetensors", "try-seed0.json", "try-seed0.png"]
+    assert sorted(contents(out)) == [
+        "try-seed0-model/card.json",
+        "try-seed0-model/model.safetensors",
+        "try-seed0.json",
+        "try-seed0.png",
+    ]
     assert "load_model" in said and "learn.tta()" in said and "try-seed0.png" in said
     assert numbers(out) == undisturbed
 
 
 def test_what_a_kill_left_half_written_goes(small, trained, tmp_path, command):
-    out = shutil.copytree(trained, tmp_path/"out")
-    (out/"try-seed0-model").mkdir()
-    for o in ("try-seed0.png", "try-seed0.json", "try-seed0.pt", "try-seed0-model/card.json", "try-seed0-model/model.safetensors"):
-        (out/f"{o}.999999999.part").touch() # no process has this number
+    out = shutil.copytree(trained, tmp_path / "out")
+    (out / "try-seed0-model").mkdir()
+    for o in (
+        "try-seed0.png",
+        "try-seed0.json",
+        "try-seed0.pt",
+        "try-seed0-model/card.json",
+        "try-seed0-model/model.safetensors",
+    ):
+        (out / f"{o}.999999999.part").touch()  # no process has this number
     code, _, err = command(*options(small, out, 1), "--resume")
     assert code == 0, err
     assert not list(out.rglob("*.part"))
@@ -409,34 +619,37 @@ def test_what_a_kill_left_half_written_goes(small, trained, tmp_path, command):
 @pytest.fixture
 def finished(whole, tmp_path):
     "A finished run of three epochs without TTA."
-    return shutil.copytree(whole[1], tmp_path/"finished")
+    return shutil.copytree(whole[1], tmp_path / "finished")
 
 
 def test_tta_is_added_to_a_finished_run(small, finished, command):
-    before = json.loads((finished/"try-seed0.json").read_text())
+    before = json.loads((finished / "try-seed0.json").read_text())
     code, out, err = command(*options(small, finished, 3), "--resume", "--tta")
     assert code == 0 and "finished before" in out and "learn.tta()" in out, err
-    after = json.loads((finished/"try-seed0.json").read_text())
-    assert 0 < after["extra"].pop("tta_accuracy") < 1 and after["command"] == before["command"] + " --tta"
+    after = json.loads((finished / "try-seed0.json").read_text())
+    assert (
+        0 < after["extra"].pop("tta_accuracy") < 1
+        and after["command"] == before["command"] + " --tta"
+    )
     assert after | dict(command="") == before | dict(command=""), "nothing else has changed"
 
 
 def test_a_picture_that_is_gone_is_drawn_again(small, finished, command):
-    (finished/"try-seed0.png").unlink()
+    (finished / "try-seed0.png").unlink()
     code, out, err = command(*options(small, finished, 3), "--resume")
     assert code == 0 and "try-seed0.png" in out, err
-    assert (finished/"try-seed0.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished / "try-seed0.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_finished_run_that_lacks_nothing_is_left_as_it_is(small, finished, command):
     before = contents(finished)
-    (finished/"try-seed0.pt").write_bytes(b"left by a kill between the result and the end")
+    (finished / "try-seed0.pt").write_bytes(b"left by a kill between the result and the end")
     code, out, _ = command(*options(small, finished, 3), "--resume")
     assert code == 0 and "finished before" in out and contents(finished) == before
 
 
 def test_what_cannot_be_had_any_more_is_said(small, finished, command, refused):
-    shutil.rmtree(finished/"try-seed0-model")
+    shutil.rmtree(finished / "try-seed0-model")
     before = contents(finished)
     said = refused(*options(small, finished, 3), "--resume", "--tta")
     assert "TTA can't be had" in said and "--overwrite" in said and contents(finished) == before
@@ -444,44 +657,62 @@ def test_what_cannot_be_had_any_more_is_said(small, finished, command, refused):
     assert code == 0 and "model can't be had" in out and "--overwrite" in out
 
 
-def test_another_run_s_model_is_not_taken_for_this_one_s(small, finished, trained, tmp_path, command, refused):
-    other = shutil.copytree(trained, tmp_path/"other")
+def test_another_run_s_model_is_not_taken_for_this_one_s(
+    small, finished, trained, tmp_path, command, refused
+):
+    other = shutil.copytree(trained, tmp_path / "other")
     assert command(*options(small, other, 1), "--resume")[0] == 0
-    shutil.rmtree(finished/"try-seed0-model")
-    shutil.copytree(other/"try-seed0-model", finished/"try-seed0-model")
-    assert "isn't the model of this result" in refused(*options(small, finished, 3), "--resume", "--tta")
-    assert "tta_accuracy" not in (finished/"try-seed0.json").read_text()
+    shutil.rmtree(finished / "try-seed0-model")
+    shutil.copytree(other / "try-seed0-model", finished / "try-seed0-model")
+    assert "isn't the model of this result" in refused(
+        *options(small, finished, 3), "--resume", "--tta"
+    )
+    assert "tta_accuracy" not in (finished / "try-seed0.json").read_text()
 
 
 def test_a_checkpoint_beside_a_result_still_gives_the_model(small, trained, tmp_path, command):
     "What a run leaves that was killed after its result, by a version that wrote no model."
-    out = shutil.copytree(trained, tmp_path/"out")
-    checkpoint = (out/"try-seed0.pt").read_bytes()
+    out = shutil.copytree(trained, tmp_path / "out")
+    checkpoint = (out / "try-seed0.pt").read_bytes()
     assert command(*options(small, out, 1), "--resume")[0] == 0
     before = scores(out)
-    shutil.rmtree(out/"try-seed0-model")
-    (out/"try-seed0.pt").write_bytes(checkpoint)
+    shutil.rmtree(out / "try-seed0-model")
+    (out / "try-seed0.pt").write_bytes(checkpoint)
     assert command(*options(small, out, 1), "--resume", "--tta")[0] == 0
-    assert (out/"try-seed0-model"/"card.json").exists() and scores(out) == before
+    assert (out / "try-seed0-model" / "card.json").exists() and scores(out) == before
 
 
 # Signals
 
+
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("where", ["get_data", "get_dls", "_save", "_add_tta", "_draw", "compare"])
-def test_a_signal_at_any_moment_ends_it_with_a_sentence(small, trained, tmp_path, monkeypatch, command, where, signum, code):
-    out = shutil.copytree(trained, tmp_path/"out")
-    def stop(*args, **kwargs): signal.raise_signal(signum)
+def test_a_signal_at_any_moment_ends_it_with_a_sentence(
+    small, trained, tmp_path, monkeypatch, command, where, signum, code
+):
+    out = shutil.copytree(trained, tmp_path / "out")
+
+    def stop(*args, **kwargs):
+        signal.raise_signal(signum)
+
     with monkeypatch.context() as patch:
         patch.setattr(f"sota_course.training.session.{where}", stop)
         found, _, said = command(*options(small, out, 1), "--tta", "--resume")
-    assert found == code and said.strip().startswith("Stopped.") and "--resume" in said and len(said.strip().splitlines()) == 2
+    assert (
+        found == code
+        and said.strip().startswith("Stopped.")
+        and "--resume" in said
+        and len(said.strip().splitlines()) == 2
+    )
     again = shlex.split(said.strip().splitlines()[-1])
     assert command(*again[1:])[0] == 0, "what it says works"
 
 
 def test_a_signal_before_there_is_anything_says_that_too(small, tmp_path, monkeypatch, command):
-    monkeypatch.setattr("sota_course.training.session.get_data", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "sota_course.training.session.get_data",
+        lambda *args, **kwargs: signal.raise_signal(signal.SIGINT),
+    )
     code, _, said = command(*options(small, tmp_path))
     assert code == 130 and "nothing was lost" in said and len(said.strip().splitlines()) == 1
 
@@ -501,7 +732,9 @@ sys.meta_path.insert(0, Finder)
 from sota_course.training.command import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", finder], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", finder], capture_output=True, text=True, timeout=60
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stderr
 
@@ -513,9 +746,17 @@ RAISE = "import signal, os, sys, time, weakref\ndef send(*signals):\n for o in s
 @pytest.mark.parametrize("swallow", [False, True])
 def test_a_signal_while_modules_are_imported(signum, code, swallow):
     "Also in one that tries something and takes whatever happens for a failure."
-    body = f"try: send({int(signum)})\nexcept BaseException: pass" if swallow else f"send({int(signum)})"
+    body = (
+        f"try: send({int(signum)})\nexcept BaseException: pass"
+        if swallow
+        else f"send({int(signum)})"
+    )
     found, said = with_training(f"{RAISE}{body}\ndef run_training(args): pass\n")
-    assert found == code and said.strip().startswith("Stopped.") and len(said.strip().splitlines()) == 1
+    assert (
+        found == code
+        and said.strip().startswith("Stopped.")
+        and len(said.strip().splitlines()) == 1
+    )
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
@@ -523,12 +764,25 @@ def test_a_signal_while_modules_are_imported(signum, code, swallow):
 @pytest.mark.parametrize("while_", ["except", "finally", "report", "exit", "destructor"])
 def test_a_second_signal_needs_no_patience(first, second, code, while_):
     "It comes where the first is being answered, or where nothing can catch it."
-    def lines(*body): return "\n".join(" " + o for o in body)
+
+    def lines(*body):
+        return "\n".join(" " + o for o in body)
+
     bodies = {
-        "except": lines(f"try: send({int(first)})", f"except BaseException: send({int(second)}); raise"),
+        "except": lines(
+            f"try: send({int(first)})", f"except BaseException: send({int(second)}); raise"
+        ),
         "finally": lines(f"try: send({int(first)})", f"finally: send({int(second)})"),
-        "report": lines("class Slow:", f"  def write(self, text): send({int(second)})", "  def flush(self): pass", "sys.stderr = Slow()", f"send({int(first)})"),
-        "exit": lines("import atexit", f"atexit.register(lambda: send({int(second)}))", f"send({int(first)})"),
+        "report": lines(
+            "class Slow:",
+            f"  def write(self, text): send({int(second)})",
+            "  def flush(self): pass",
+            "sys.stderr = Slow()",
+            f"send({int(first)})",
+        ),
+        "exit": lines(
+            "import atexit", f"atexit.register(lambda: send({int(second)}))", f"send({int(first)})"
+        ),
         "destructor": lines("class Gone:", f"  def __del__(self): send({int(second)})", "Gone()"),
     }
     found, said = with_training(f"{RAISE}def run_training(args):\n{bodies[while_]}\n")
@@ -538,60 +792,93 @@ def test_a_second_signal_needs_no_patience(first, second, code, while_):
 
 
 def test_a_signal_after_the_end_leaves_the_exit_code():
-    found, said = with_training(f"{RAISE}import atexit\natexit.register(lambda: send(2, 15))\ndef run_training(args): pass\n")
+    found, said = with_training(
+        f"{RAISE}import atexit\natexit.register(lambda: send(2, 15))\ndef run_training(args): pass\n"
+    )
     assert (found, said) == (0, "")
 
 
 # A full disk
 
+
 @pytest.fixture
 def no_room():
     "Within `with no_room(n)`, no file of this process can have more than `n` bytes, as on a disk that is full."
+
     class Limit:
-        def __init__(self, n): self.n = n
+        def __init__(self, n):
+            self.n = n
+
         def __enter__(self):
             self.old = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.n, self.old[1]))
-        def __exit__(self, *error): resource.setrlimit(resource.RLIMIT_FSIZE, self.old)
+
+        def __exit__(self, *error):
+            resource.setrlimit(resource.RLIMIT_FSIZE, self.old)
+
     return Limit
 
 
 def half(small, out, command, monkeypatch):
     "A run that was stopped after the first of two epochs."
     from sota_course.training.runs import Checkpoint
+
     real = Checkpoint.write
+
     def write(self):
         real(self)
-        if self.history.rows: signal.raise_signal(signal.SIGINT)
+        if self.history.rows:
+            signal.raise_signal(signal.SIGINT)
+
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "write", write)
         code, _, said = command(*options(small, out, 2))
     assert code == 130, said
-    return (out/"try-seed0.pt").read_bytes()
+    return (out / "try-seed0.pt").read_bytes()
 
 
-def test_no_room_for_a_checkpoint_is_a_sentence_and_keeps_the_last_one(small, tmp_path, command, no_room, monkeypatch):
+def test_no_room_for_a_checkpoint_is_a_sentence_and_keeps_the_last_one(
+    small, tmp_path, command, no_room, monkeypatch
+):
     before = half(small, tmp_path, command, monkeypatch)
-    with no_room(200_000): code, _, said = command(*options(small, tmp_path, 2), "--resume")
-    assert code == 2 and f"--out {tmp_path} can't be written to" in said and "--resume" in said, said
-    assert contents(tmp_path) == {"try-seed0.pt": before}, "the checkpoint as it was, and nothing half-written"
+    with no_room(200_000):
+        code, _, said = command(*options(small, tmp_path, 2), "--resume")
+    assert code == 2 and f"--out {tmp_path} can't be written to" in said and "--resume" in said, (
+        said
+    )
+    assert contents(tmp_path) == {"try-seed0.pt": before}, (
+        "the checkpoint as it was, and nothing half-written"
+    )
     assert command(*options(small, tmp_path, 2), "--resume")[0] == 0
 
 
-def test_no_room_for_what_comes_at_the_end_keeps_the_checkpoint(small, trained, tmp_path, command, no_room):
-    for n in (300, 50_000): # for nothing; for the card
-        out = shutil.copytree(trained, tmp_path/str(n))
-        with no_room(n): code, _, said = command(*options(small, out, 1), "--resume", "--tta")
+def test_no_room_for_what_comes_at_the_end_keeps_the_checkpoint(
+    small, trained, tmp_path, command, no_room
+):
+    for n in (300, 50_000):  # for nothing; for the card
+        out = shutil.copytree(trained, tmp_path / str(n))
+        with no_room(n):
+            code, _, said = command(*options(small, out, 1), "--resume", "--tta")
         assert code == 2 and f"--out {out} can't be written to" in said
-        assert (out/"try-seed0.pt").exists() and not (out/"try-seed0.json").exists() and not list(out.rglob("*.part"))
+        assert (
+            (out / "try-seed0.pt").exists()
+            and not (out / "try-seed0.json").exists()
+            and not list(out.rglob("*.part"))
+        )
         assert command(*options(small, out, 1), "--resume", "--tta")[0] == 0
 
 
 @pytest.fixture
 def tiny_disk(tmp_path):
     "A folder with room for a megabyte."
-    (folder := tmp_path/"disk").mkdir()
-    if os.name != "posix" or os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+    (folder := tmp_path / "disk").mkdir()
+    if (
+        os.name != "posix"
+        or os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
+        ).returncode
+    ):
         pytest.skip("only root can mount a small disk, and not everywhere")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -608,31 +895,70 @@ def test_a_full_disk_is_a_sentence(small, tiny_disk, command):
 HEAVY = ("torch", "fastai", "matplotlib", "numpy", "pandas", "torchvision")
 
 
-@pytest.mark.parametrize("args, code", [(["--help"], 0), (["--epochs", "two"], 2), (["--nosuch"], 2), (["--lr", "nan"], 2), (["--out", "/proc/no"], 2)])
+@pytest.mark.parametrize(
+    "args, code",
+    [
+        (["--help"], 0),
+        (["--epochs", "two"], 2),
+        (["--nosuch"], 2),
+        (["--lr", "nan"], 2),
+        (["--out", "/proc/no"], 2),
+    ],
+)
 def test_what_needs_no_training_imports_nothing_heavy(args, code):
     script = f"import sys; sys.argv[1:] = {args}; from sota_course.training.command import main\ntry: main()\nfinally: print('loaded:', *set({HEAVY}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == code and done.stdout.splitlines()[-1].strip() == "loaded:", done.stdout + done.stderr
+    assert done.returncode == code and done.stdout.splitlines()[-1].strip() == "loaded:", (
+        done.stdout + done.stderr
+    )
 
 
 def test_help_speaks_of_the_model(command):
     code, out, _ = command("--help")
-    assert code == 0 and "load_model" in out and all(f"--{o.replace('_', '-')}" in out for o in RULES)
+    assert (
+        code == 0 and "load_model" in out and all(f"--{o.replace('_', '-')}" in out for o in RULES)
+    )
 
 
 def test_torch_s_complaint_about_fastai_is_not_passed_on():
     "torch 2.14 warns of `torch.jit.script`, in the name of its own module, when fastai is imported. No other warning is kept back."
     warn = "warnings.warn_explicit({!r}, FutureWarning, 'x.py', 1, module={!r})"
-    kept_back = [("`torch.jit.script` is deprecated. Please switch to `torch.compile` or `torch.export`.", "torch.jit._script"),
-                 ("`torch.jit.script` is not supported in Python 3.14+ and may break.", "torch.jit._script")]
-    shown = [("`torch.jit.trace` is deprecated.", "torch.jit._script"), ("`torch.jit.script` is deprecated.", "mine"), ("weights_only", "torch.serialization")]
-    script = "\n".join(["import sota_course, warnings", *(warn.format(*o) for o in kept_back + shown)])
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert [o.partition("FutureWarning: ")[2] for o in done.stderr.splitlines()] == [o for o, _ in shown]
+    kept_back = [
+        (
+            "`torch.jit.script` is deprecated. Please switch to `torch.compile` or `torch.export`.",
+            "torch.jit._script",
+        ),
+        ("`torch.jit.script` is not supported in Python 3.14+ and may break.", "torch.jit._script"),
+    ]
+    shown = [
+        ("`torch.jit.trace` is deprecated.", "torch.jit._script"),
+        ("`torch.jit.script` is deprecated.", "mine"),
+        ("weights_only", "torch.serialization"),
+    ]
+    script = "\n".join(
+        ["import sota_course, warnings", *(warn.format(*o) for o in kept_back + shown)]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert [o.partition("FutureWarning: ")[2] for o in done.stderr.splitlines()] == [
+        o for o, _ in shown
+    ]
 
 
 @pytest.mark.real
 def test_real_photos_train(photos, tmp_path):
-    done = sota_train("--data", photos/"imagenette2-160sq", "--size", 32, "--arch", "xresnet10", "--epochs", 1, "--out", tmp_path)
+    done = sota_train(
+        "--data",
+        photos / "imagenette2-160sq",
+        "--size",
+        32,
+        "--arch",
+        "xresnet10",
+        "--epochs",
+        1,
+        "--out",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["accuracy"] > 0.3

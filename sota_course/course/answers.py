@@ -21,9 +21,10 @@ from ..training.progressive import relative_cost
 def _pixel_batch():
     "A batch in which channels differ, and so do images."
     gen = torch.Generator().manual_seed(5)
-    spread = torch.tensor([.2, .6, 1.])[:, None, None]
-    lift = torch.arange(4)[:, None, None, None]*.1
-    return torch.rand(4, 3, 2, 3, generator=gen)*spread + lift
+    spread = torch.tensor([0.2, 0.6, 1.0])[:, None, None]
+    lift = torch.arange(4)[:, None, None, None] * 0.1
+    return torch.rand(4, 3, 2, 3, generator=gen) * spread + lift
+
 
 def _check_two(answer, hint):
     "Raises `Wrong` unless `answer` has two parts."
@@ -36,69 +37,129 @@ def _normalize_1(answer):
     x = _pixel_batch()
     got = call_answer(answer, x.clone())
     _check_two(got, "first the means, then the standard deviations")
-    check_value(got[0], x.mean((0, 2, 3)), [
-        (x.mean((2, 3)), "these are means of every single image",
-         "the axis of the images has to go as well"),
-        (x.mean(0), "these are means over the images only",
-         "a channel's mean is one number: height and width have to go as well"),
-        (x.mean((1, 2, 3)), "these are means of images, not of channels",
-         "which axis is the channels'?"),
-        (x.mean(), "this is one mean for all channels",
-         "each channel has its own: keep its axis")])
-    check_value(got[1], x.std((0, 2, 3), correction=0), [
-        (x.std((0, 2, 3)), "this is the standard deviation of a sample",
-         "PyTorch divides by one less than the number of pixels, unless it is told otherwise"),
-        (x.var((0, 2, 3), correction=0), "this is the variance", "one step is missing"),
-        (x.std((2, 3), correction=0).mean(0),
-         "this is the mean of the images' standard deviations",
-         "it doesn't see that images differ from each other: take all pixels at once"),
-        (x.std((0, 2, 3), correction=0).mean(), "this is one number for all channels",
-         "keep the channels' axis")])
+    check_value(
+        got[0],
+        x.mean((0, 2, 3)),
+        [
+            (
+                x.mean((2, 3)),
+                "these are means of every single image",
+                "the axis of the images has to go as well",
+            ),
+            (
+                x.mean(0),
+                "these are means over the images only",
+                "a channel's mean is one number: height and width have to go as well",
+            ),
+            (
+                x.mean((1, 2, 3)),
+                "these are means of images, not of channels",
+                "which axis is the channels'?",
+            ),
+            (
+                x.mean(),
+                "this is one mean for all channels",
+                "each channel has its own: keep its axis",
+            ),
+        ],
+    )
+    check_value(
+        got[1],
+        x.std((0, 2, 3), correction=0),
+        [
+            (
+                x.std((0, 2, 3)),
+                "this is the standard deviation of a sample",
+                "PyTorch divides by one less than the number of pixels, unless it is told otherwise",
+            ),
+            (x.var((0, 2, 3), correction=0), "this is the variance", "one step is missing"),
+            (
+                x.std((2, 3), correction=0).mean(0),
+                "this is the mean of the images' standard deviations",
+                "it doesn't see that images differ from each other: take all pixels at once",
+            ),
+            (
+                x.std((0, 2, 3), correction=0).mean(),
+                "this is one number for all channels",
+                "keep the channels' axis",
+            ),
+        ],
+    )
 
 # %% ../../nbs/course/answers.ipynb #6bd85851
 @exercise("normalize.2")
 def _normalize_2(answer):
-    n1, m1, s1, n2, m2, s2 = 300, .2, .1, 100, .8, .3
+    n1, m1, s1, n2, m2, s2 = 300, 0.2, 0.1, 100, 0.8, 0.3
     n = n1 + n2
-    m = (n1*m1 + n2*m2)/n
-    within = (n1*s1**2 + n2*s2**2)/n
-    between = (n1*(m1 - m)**2 + n2*(m2 - m)**2)/n
-    unweighted = (s1**2 + s2**2)/2 + (m1 - m2)**2/4
-    half = (m1 + m2)/2
-    from_half = within + (n1*(m1 - half)**2 + n2*(m2 - half)**2)/n
-    check_value(call_answer(answer, n1, m1, s1, n2, m2, s2), (within + between)**.5, [
-        ((s1 + s2)/2, "this is the average of the two standard deviations",
-         "variances can be averaged, with weights; and one thing more is missing"),
-        ((n1*s1 + n2*s2)/n, "this is the weighted average of the two standard deviations",
-         "variances can be averaged; and one thing more is missing"),
-        (within**.5, "the difference between the two means is missing",
-         "what if both groups had no spread of their own, one all black and one all white?"),
-        (unweighted**.5, "both groups count the same, though one has more pixels",
-         "weight each by its number of pixels"),
-        (within + between, "this is the variance", "one step is missing"),
-        (from_half**.5, "the common mean isn't the middle between the two means",
-         "the larger group pulls it to its side")],
+    m = (n1 * m1 + n2 * m2) / n
+    within = (n1 * s1**2 + n2 * s2**2) / n
+    between = (n1 * (m1 - m) ** 2 + n2 * (m2 - m) ** 2) / n
+    unweighted = (s1**2 + s2**2) / 2 + (m1 - m2) ** 2 / 4
+    half = (m1 + m2) / 2
+    from_half = within + (n1 * (m1 - half) ** 2 + n2 * (m2 - half) ** 2) / n
+    check_value(
+        call_answer(answer, n1, m1, s1, n2, m2, s2),
+        (within + between) ** 0.5,
+        [
+            (
+                (s1 + s2) / 2,
+                "this is the average of the two standard deviations",
+                "variances can be averaged, with weights; and one thing more is missing",
+            ),
+            (
+                (n1 * s1 + n2 * s2) / n,
+                "this is the weighted average of the two standard deviations",
+                "variances can be averaged; and one thing more is missing",
+            ),
+            (
+                within**0.5,
+                "the difference between the two means is missing",
+                "what if both groups had no spread of their own, one all black and one all white?",
+            ),
+            (
+                unweighted**0.5,
+                "both groups count the same, though one has more pixels",
+                "weight each by its number of pixels",
+            ),
+            (within + between, "this is the variance", "one step is missing"),
+            (
+                from_half**0.5,
+                "the common mean isn't the middle between the two means",
+                "the larger group pulls it to its side",
+            ),
+        ],
         eps=1e-6,
         hint="the variance of all is the mean variance within the groups, "
-             "plus the variance of their means")
+        "plus the variance of their means",
+    )
 
 # %% ../../nbs/course/answers.ipynb #10412213
 _FOLD_HINT = "write out (x - mean)/std times the weight, for one pixel and one channel"
-_FOLD_HINTS = {"the bias has to change too":
-               "what does the old convolution give for an image that is the mean colour "
-               "everywhere, and what does yours?"}
+_FOLD_HINTS = {
+    "the bias has to change too": "what does the old convolution give for an image that is the mean colour "
+    "everywhere, and what does yours?"
+}
+
 
 def _folded(w, b, m, s):
     "Mistakes of `fold` by name, with the weight and bias that each gives."
-    over, times = w/s[:, None, None], w*s[:, None, None]
-    def sums(w): return (w*m[:, None, None]).sum((1, 2, 3))
-    return {"right": (over, b - sums(over)),
-            "the bias has to change too": (over, b),
-            "the mean is added to the bias, and must be taken off": (over, b + sums(over)),
-            "the bias is computed with the weights from before the division": (over, b - sums(w)),
-            "the weights are multiplied by the standard deviation": (times, b - sums(times)),
-            "the statistics are put on the axis of the outputs":
-                (w/s[:, None, None, None], b - sums(over))}
+    over, times = w / s[:, None, None], w * s[:, None, None]
+
+    def sums(w):
+        return (w * m[:, None, None]).sum((1, 2, 3))
+
+    return {
+        "right": (over, b - sums(over)),
+        "the bias has to change too": (over, b),
+        "the mean is added to the bias, and must be taken off": (over, b + sums(over)),
+        "the bias is computed with the weights from before the division": (over, b - sums(w)),
+        "the weights are multiplied by the standard deviation": (times, b - sums(times)),
+        "the statistics are put on the axis of the outputs": (
+            w / s[:, None, None, None],
+            b - sums(over),
+        ),
+    }
+
 
 def _near(a, b):
     return isinstance(a, torch.Tensor) and a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
@@ -107,119 +168,196 @@ def _near(a, b):
 @exercise("normalize.3")
 def _normalize_3(answer):
     gen = torch.Generator().manual_seed(6)
-    w = torch.randn(3, 3, 2, 2, generator=gen) # as many outputs as channels: a wrong axis fits
+    w = torch.randn(3, 3, 2, 2, generator=gen)  # as many outputs as channels: a wrong axis fits
     b = torch.randn(3, generator=gen)
-    m, s = torch.tensor([.5, .4, .3]), torch.tensor([.3, .2, .25])
+    m, s = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.3, 0.2, 0.25])
     ways = _folded(w, b, m, s)
     got = call_answer(answer, w.clone(), b.clone(), m, s)
     _check_two(got, "first the weight, then the bias")
     for name, (weight, bias) in ways.items():
-        if name == "right" or not _near(got[0], weight): continue
+        if name == "right" or not _near(got[0], weight):
+            continue
         if _near(got[1], bias) or "axis" in name:
             raise Wrong(name, _FOLD_HINTS.get(name, _FOLD_HINT))
-    for part, value in zip(got, ways["right"]): check_value(part, value, hint=_FOLD_HINT)
+    for part, value in zip(got, ways["right"]):
+        check_value(part, value, hint=_FOLD_HINT)
 
 # %% ../../nbs/course/answers.ipynb #2d9aa0e5
-_HAPPENED = dict(a="divided by 255 twice", b="right",
-                 c="not divided by 255", d="normalized twice")
+_HAPPENED = dict(a="divided by 255 twice", b="right", c="not divided by 255", d="normalized twice")
 _CLUES = {
     "a": "all pixels are nearly one number: how could they have become that small "
-         "before the mean was subtracted?",
+    "before the mean was subtracted?",
     "b": "is a standard deviation of 1.22 a mistake? See the section on it",
     "c": "to get to 311 by a division by 0.229, the pixels must have had a spread of about 71",
-    "d": "take the values of b, subtract 0.485, and divide by 0.229 again"}
+    "d": "take the values of b, subtract 0.485, and divide by 0.229 again",
+}
 
 # %% ../../nbs/course/answers.ipynb #59d074f2
 @exercise("normalize.4")
 def _normalize_4(answer):
     if not isinstance(answer, dict) or set(answer) != set(_HAPPENED):
-        raise Wrong("the answer must be a dictionary with the letters a, b, c and d",
-                    "such as {\"a\": \"right\", …}")
+        raise Wrong(
+            "the answer must be a dictionary with the letters a, b, c and d",
+            'such as {"a": "right", …}',
+        )
     unknown = set(answer.values()) - set(_HAPPENED.values())
     if unknown:
-        raise Wrong(f"{', '.join(map(str, unknown))} is none of the four things "
-                    "that can have happened", "copy them from the exercise")
+        raise Wrong(
+            f"{', '.join(map(str, unknown))} is none of the four things that can have happened",
+            "copy them from the exercise",
+        )
     for k, v in _HAPPENED.items():
-        if answer[k] != v: raise Wrong(f"{k} was taken for {answer[k]!r}", _CLUES[k])
+        if answer[k] != v:
+            raise Wrong(f"{k} was taken for {answer[k]!r}", _CLUES[k])
 
 # %% ../../nbs/course/answers.ipynb #09106b36
-def _weights(n_in, n_out, shift=0.5, widen=1., normalize=True):
+def _weights(n_in, n_out, shift=0.5, widen=1.0, normalize=True):
     "Rows of a triangle, with pixels at `shift`: wrong in one way for each argument."
-    new = (torch.arange(n_out) + shift)*n_in/n_out
+    new = (torch.arange(n_out) + shift) * n_in / n_out
     old = torch.arange(n_in) + shift
-    w = triangle(new[:, None]/widen - old/widen)
-    return w/w.sum(1, keepdim=True) if normalize else w
+    w = triangle(new[:, None] / widen - old / widen)
+    return w / w.sum(1, keepdim=True) if normalize else w
 
 # %% ../../nbs/course/answers.ipynb #04c92656
 @exercise("resize.1")
 def _resize_1(answer):
     for n_in, n_out in ((9, 3), (8, 3), (3, 7)):
-        widen = max(n_in/n_out, 1.)
+        widen = max(n_in / n_out, 1.0)
         right = resize_weights(n_in, n_out)
-        check_value(call_answer(answer, n_in, n_out), right, [
-            (right.T, "the matrix is transposed",
-             "a row for each new pixel, so that the matrix times a column of old pixels "
-             "gives the new ones"),
-            (_weights(n_in, n_out), "there is no antialiasing",
-             "which old pixels does each row look at when 9 become 3? "
-             "The kernel's width depends on the step between new pixels"),
-            (_weights(n_in, n_out, widen=n_in/n_out), "the kernel is narrowed when enlarging",
-             "when there are more new pixels than old ones, the distance between old ones "
-             "is what the kernel spans"),
-            (_weights(n_in, n_out, widen=widen, normalize=False), "the rows don't sum to 1",
-             "look at the sums, and at the edges"),
-            (_weights(n_in, n_out, 0., widen), "pixels are measured from their corners",
-             "where is the centre of pixel 0?")],
-            hint="compare your rows for 8 to 3 with those in the section on kernels")
+        check_value(
+            call_answer(answer, n_in, n_out),
+            right,
+            [
+                (
+                    right.T,
+                    "the matrix is transposed",
+                    "a row for each new pixel, so that the matrix times a column of old pixels "
+                    "gives the new ones",
+                ),
+                (
+                    _weights(n_in, n_out),
+                    "there is no antialiasing",
+                    "which old pixels does each row look at when 9 become 3? "
+                    "The kernel's width depends on the step between new pixels",
+                ),
+                (
+                    _weights(n_in, n_out, widen=n_in / n_out),
+                    "the kernel is narrowed when enlarging",
+                    "when there are more new pixels than old ones, the distance between old ones "
+                    "is what the kernel spans",
+                ),
+                (
+                    _weights(n_in, n_out, widen=widen, normalize=False),
+                    "the rows don't sum to 1",
+                    "look at the sums, and at the edges",
+                ),
+                (
+                    _weights(n_in, n_out, 0.0, widen),
+                    "pixels are measured from their corners",
+                    "where is the centre of pixel 0?",
+                ),
+            ],
+            hint="compare your rows for 8 to 3 with those in the section on kernels",
+        )
 
 # %% ../../nbs/course/answers.ipynb #e1fe214f
 @exercise("resize.2")
 def _resize_2(answer):
-    check_value(answer, 0.4, [
-        (0.6, "half a cycle per pixel is the most that pixels can draw",
-         "0.6 of a turn forwards looks like some other turn"),
-        (0.3, "the frequency was taken to stay the same", "a new pixel is as long as two old ones"),
-        (0.15, "the frequency was divided",
-         "how many cycles pass between two neighbouring new pixels?"),
-        (0., "nearest doesn't average", "that would be the answer with perfect antialiasing"),
-        (0.1, "it was folded at the wrong place",
-         "frequencies repeat with every whole cycle per pixel, "
-         "and a turn of f looks like one of 1 - f")],
-        hint="draw the values at every second pixel")
+    check_value(
+        answer,
+        0.4,
+        [
+            (
+                0.6,
+                "half a cycle per pixel is the most that pixels can draw",
+                "0.6 of a turn forwards looks like some other turn",
+            ),
+            (
+                0.3,
+                "the frequency was taken to stay the same",
+                "a new pixel is as long as two old ones",
+            ),
+            (
+                0.15,
+                "the frequency was divided",
+                "how many cycles pass between two neighbouring new pixels?",
+            ),
+            (0.0, "nearest doesn't average", "that would be the answer with perfect antialiasing"),
+            (
+                0.1,
+                "it was folded at the wrong place",
+                "frequencies repeat with every whole cycle per pixel, "
+                "and a turn of f looks like one of 1 - f",
+            ),
+        ],
+        hint="draw the values at every second pixel",
+    )
 
 # %% ../../nbs/course/answers.ipynb #d3feae93
-def _rounded(height, width): return round(height), round(width)
+def _rounded(height, width):
+    return round(height), round(width)
+
 
 @exercise("resize.3")
 def _resize_3(answer):
-    for h, w, area, ratio in ((100, 200, 0.5, 2.), (120, 80, 0.25, 1.3)):
-        a = h*w*area
-        low, wide = (a/ratio)**.5, (a*ratio)**.5
-        check_value(call_answer(answer, h, w, area, ratio), _rounded(low, wide), [
-            (_rounded(wide, low), "height and width are swapped",
-             "a ratio above 1 is a wide crop, and height comes first"),
-            (_rounded(h*area, w*area), "the share was taken of each side",
-             "half of both sides is a quarter of the area, and where is the ratio?"),
-            (_rounded(h*area**.5, w*area**.5), "the ratio is not used",
-             "the crop has a shape of its own, whatever the image's"),
-            (_rounded(a/ratio, a*ratio), "the square root is missing",
-             "height times width must be the area")],
-            eps=0.5, hint="two equations: height times width, and width over height")
+    for h, w, area, ratio in ((100, 200, 0.5, 2.0), (120, 80, 0.25, 1.3)):
+        a = h * w * area
+        low, wide = (a / ratio) ** 0.5, (a * ratio) ** 0.5
+        check_value(
+            call_answer(answer, h, w, area, ratio),
+            _rounded(low, wide),
+            [
+                (
+                    _rounded(wide, low),
+                    "height and width are swapped",
+                    "a ratio above 1 is a wide crop, and height comes first",
+                ),
+                (
+                    _rounded(h * area, w * area),
+                    "the share was taken of each side",
+                    "half of both sides is a quarter of the area, and where is the ratio?",
+                ),
+                (
+                    _rounded(h * area**0.5, w * area**0.5),
+                    "the ratio is not used",
+                    "the crop has a shape of its own, whatever the image's",
+                ),
+                (
+                    _rounded(a / ratio, a * ratio),
+                    "the square root is missing",
+                    "height times width must be the area",
+                ),
+            ],
+            eps=0.5,
+            hint="two equations: height times width, and width over height",
+        )
 
 # %% ../../nbs/course/answers.ipynb #8aeb1507
 @exercise("resize.4")
 def _resize_4(answer):
-    r = 128/224
-    right = (4*r**2 + 6)/10
-    check_value(answer, right, [
-        ((4*r + 6)/10, "time was taken to go with the side",
-         "an image of twice the side has how many pixels?"),
-        ((r**2 + 1)/2, "the epochs were not counted",
-         "more of them are at one size than at the other"),
-        (1/right, "the share is upside down", "it should be below 1"),
-        (1 - right, "this is what is saved", "what is left?"),
-        (4*r**2/10, "the epochs at 224 are missing", "they take time as well")],
-        eps=2e-3, hint="count pixels, epoch by epoch")
+    r = 128 / 224
+    right = (4 * r**2 + 6) / 10
+    check_value(
+        answer,
+        right,
+        [
+            (
+                (4 * r + 6) / 10,
+                "time was taken to go with the side",
+                "an image of twice the side has how many pixels?",
+            ),
+            (
+                (r**2 + 1) / 2,
+                "the epochs were not counted",
+                "more of them are at one size than at the other",
+            ),
+            (1 / right, "the share is upside down", "it should be below 1"),
+            (1 - right, "this is what is saved", "what is left?"),
+            (4 * r**2 / 10, "the epochs at 224 are missing", "they take time as well"),
+        ],
+        eps=2e-3,
+        hint="count pixels, epoch by epoch",
+    )
 
 # %% ../../nbs/course/answers.ipynb #1c0f2a5d
 @exercise("resize.5")
@@ -228,8 +366,9 @@ def _resize_5(answer):
     cost = relative_cost(plan)
     sizes, total = [o.size for o in plan], sum(o.epochs for o in plan)
     if len(set(sizes)) == 1 and len({o.bs for o in plan}) > 1:
-        raise Wrong("it is the batch that changes, not the image",
-                    "progressive resizing is about `size`")
+        raise Wrong(
+            "it is the batch that changes, not the image", "progressive resizing is about `size`"
+        )
     if sizes[0] > sizes[-1]:
         raise Wrong("the images get smaller", "what should the model have seen last?")
     if sizes[-1] != 64:
@@ -239,72 +378,127 @@ def _resize_5(answer):
     if total != 10:
         raise Wrong(f"these are {total} epochs", "the comparison is only fair with 10")
     if sum(o.epochs for o in plan if o.size == 64) < 2:
-        raise Wrong("there are fewer than two epochs at 64 pixels",
-                    "give the model some time at the final size")
+        raise Wrong(
+            "there are fewer than two epochs at 64 pixels",
+            "give the model some time at the final size",
+        )
     if cost > 0.5:
-        raise Wrong(f"it costs {cost:.2f} of the time",
-                    "more epochs at the small sizes, or smaller ones")
+        raise Wrong(
+            f"it costs {cost:.2f} of the time", "more epochs at the small sizes, or smaller ones"
+        )
 
 # %% ../../nbs/course/answers.ipynb #9d8ed846
 @exercise("tta.1")
 def _tta_1(answer):
-    check_value(answer, (0, 2), [
-        ((1, 2), "a half was rounded up",
-         "Python's round takes 0.5 to the even neighbour, and so does torchvision"),
-        ((2, 0), "left comes before top", "height comes first, as in the tensor's shape"),
-        ((2, 4), "this is the middle of the picture",
-         "where must a crop begin so that its own middle lies there?"),
-        ((1, 4), "this is what is left over, not half of it",
-         "half of it goes above and to the left")],
-        hint="how many rows are left over, and where does round put the half of that?")
+    check_value(
+        answer,
+        (0, 2),
+        [
+            (
+                (1, 2),
+                "a half was rounded up",
+                "Python's round takes 0.5 to the even neighbour, and so does torchvision",
+            ),
+            ((2, 0), "left comes before top", "height comes first, as in the tensor's shape"),
+            (
+                (2, 4),
+                "this is the middle of the picture",
+                "where must a crop begin so that its own middle lies there?",
+            ),
+            (
+                (1, 4),
+                "this is what is left over, not half of it",
+                "half of it goes above and to the left",
+            ),
+        ],
+        hint="how many rows are left over, and where does round put the half of that?",
+    )
 
 # %% ../../nbs/course/answers.ipynb #7059d8d6
 def _view_logits():
     "Of three views of two images, with three classes."
-    return torch.tensor([[[4., 0., 1.], [0., 0., 2.]],
-                         [[0., 3., 1.], [1., 0., 0.]],
-                         [[0., 2., 0.], [5., 1., 0.]]])
+    return torch.tensor(
+        [
+            [[4.0, 0.0, 1.0], [0.0, 0.0, 2.0]],
+            [[0.0, 3.0, 1.0], [1.0, 0.0, 0.0]],
+            [[0.0, 2.0, 0.0], [5.0, 1.0, 0.0]],
+        ]
+    )
 
 # %% ../../nbs/course/answers.ipynb #499fb93f
 @exercise("tta.2")
 def _tta_2(answer):
     x = _view_logits()
-    check_value(call_answer(answer, x.clone()), x.softmax(-1).mean(0), [
-        (x.mean(0).softmax(-1), "the logits were averaged",
-         "what does each view say in probabilities, before it votes?"),
-        (x.mean(0), "these are logits still", "which function makes probabilities of logits?"),
-        (x.softmax(-1).sum(0), "this is the sum over the views", "each row must sum to 1"),
-        (x.softmax(0).mean(0), "softmax ran over the views",
-         "over which axis should the numbers sum to 1?"),
-        (x.softmax(-1).mean(1), "the mean is over the pictures", "which axis holds the views?")],
-        hint="first probabilities for each view, then one vote for each view")
+    check_value(
+        call_answer(answer, x.clone()),
+        x.softmax(-1).mean(0),
+        [
+            (
+                x.mean(0).softmax(-1),
+                "the logits were averaged",
+                "what does each view say in probabilities, before it votes?",
+            ),
+            (x.mean(0), "these are logits still", "which function makes probabilities of logits?"),
+            (x.softmax(-1).sum(0), "this is the sum over the views", "each row must sum to 1"),
+            (
+                x.softmax(0).mean(0),
+                "softmax ran over the views",
+                "over which axis should the numbers sum to 1?",
+            ),
+            (x.softmax(-1).mean(1), "the mean is over the pictures", "which axis holds the views?"),
+        ],
+        hint="first probabilities for each view, then one vote for each view",
+    )
 
 # %% ../../nbs/course/answers.ipynb #e4117d03
 @exercise("tta.3")
 def _tta_3(answer):
     p = _view_logits().softmax(-1)
     m = p.amax(0)
-    check_value(call_answer(answer, p.clone()), m/m.sum(-1, keepdim=True), [
-        (m, "the rows don't sum to 1",
-         "the highest of several distributions is no distribution: divide it by something"),
-        (m.softmax(-1), "softmax was taken of probabilities",
-         "they aren't logits; there is a plainer way to make a row sum to 1"),
-        (m/m.sum(0, keepdim=True), "the columns were made to sum to 1",
-         "a row belongs to one image"),
-        (m/m.sum(), "the whole table was made to sum to 1", "each image has its own sum"),
-        (p.mean(0), "this is the mean", "take the maximum over the views")],
-        hint="the highest probability that any view gave each class, then make the row sum to 1")
+    check_value(
+        call_answer(answer, p.clone()),
+        m / m.sum(-1, keepdim=True),
+        [
+            (
+                m,
+                "the rows don't sum to 1",
+                "the highest of several distributions is no distribution: divide it by something",
+            ),
+            (
+                m.softmax(-1),
+                "softmax was taken of probabilities",
+                "they aren't logits; there is a plainer way to make a row sum to 1",
+            ),
+            (
+                m / m.sum(0, keepdim=True),
+                "the columns were made to sum to 1",
+                "a row belongs to one image",
+            ),
+            (m / m.sum(), "the whole table was made to sum to 1", "each image has its own sum"),
+            (p.mean(0), "this is the mean", "take the maximum over the views"),
+        ],
+        hint="the highest probability that any view gave each class, then make the row sum to 1",
+    )
 
 # %% ../../nbs/course/answers.ipynb #053d18db
 @exercise("tta.4")
 def _tta_4(answer):
-    check_value(answer, 2.25, [
-        (1.5, "the sides were compared, not the areas",
-         "an image with twice the side has four times the pixels"),
-        ((64/96)**2, "the fraction is upside down", "the larger image is more work"),
-        (5., "this is the cost of five separate crops", "here the network runs once"),
-        (5*2.25, "the larger image was counted five times", "the body runs over it once")],
-        eps=0.005, hint="how many pixels have the two images?")
+    check_value(
+        answer,
+        2.25,
+        [
+            (
+                1.5,
+                "the sides were compared, not the areas",
+                "an image with twice the side has four times the pixels",
+            ),
+            ((64 / 96) ** 2, "the fraction is upside down", "the larger image is more work"),
+            (5.0, "this is the cost of five separate crops", "here the network runs once"),
+            (5 * 2.25, "the larger image was counted five times", "the body runs over it once"),
+        ],
+        eps=0.005,
+        hint="how many pixels have the two images?",
+    )
 
 # %% ../../nbs/course/answers.ipynb #fa76c6f9
 @exercise("tta.5")
@@ -313,168 +507,327 @@ def _tta_5(answer):
     now = torch.tensor([1, 1, 1, 0, 2, 2, 2, 0])
     y = torch.tensor([1, 1, 1, 1, 2, 0, 2, 0])
     before, after = F.one_hot(was, 3).float(), F.one_hot(now, 3).float()
-    check_value(call_answer(answer, before, after, y), (4, 1), [
-        ((1, 4), "the two are in the other order", "first those that became right"),
-        ((4, 2), "a prediction that was wrong before was counted as having become wrong",
-         "which of the changed ones had been right?"),
-        ((6, 6), "all changed predictions were counted",
-         "a change from one wrong class to another is neither"),
-        ((6, 3), "all right ones and all wrong ones were counted",
-         "only those that changed matter")],
-        hint="compare the most probable class with the target, before and after")
+    check_value(
+        call_answer(answer, before, after, y),
+        (4, 1),
+        [
+            ((1, 4), "the two are in the other order", "first those that became right"),
+            (
+                (4, 2),
+                "a prediction that was wrong before was counted as having become wrong",
+                "which of the changed ones had been right?",
+            ),
+            (
+                (6, 6),
+                "all changed predictions were counted",
+                "a change from one wrong class to another is neither",
+            ),
+            (
+                (6, 3),
+                "all right ones and all wrong ones were counted",
+                "only those that changed matter",
+            ),
+        ],
+        hint="compare the most probable class with the target, before and after",
+    )
 
 # %% ../../nbs/course/answers.ipynb #4d52f3d2
 def _target(n, **at):
     "`n` numbers: those that are named, such as `c4=0.3`, and zeros."
-    return [at.get(f"c{k}", 0.) for k in range(n)]
+    return [at.get(f"c{k}", 0.0) for k in range(n)]
+
 
 @exercise("mixup.1")
 def _mixup_1(answer):
-    check_value(answer, _target(10, c4=0.3, c7=0.7), [
-        (_target(10, c4=0.7, c7=0.3), "the two weights are swapped",
-         "the same weight goes to an image and to its target: which image is the weaker one?"),
-        (_target(9, c4=0.3, c7=0.7), "there are nine entries for ten classes",
-         "count the classes again: what about the one that comes last?"),
-        (_target(10, c5=0.3, c8=0.7), "the classes are counted from one",
-         "where is the entry of class 0?"),
-        (_target(10, c7=1.), "only the stronger image has a target",
-         "a target that names one class says that the image is that class and nothing else"),
-        (_target(10, c4=1., c7=1.), "the two targets are added without their weights",
-         "what do the entries of a target have to sum to?")],
-        hint="two entries aren't zero")
+    check_value(
+        answer,
+        _target(10, c4=0.3, c7=0.7),
+        [
+            (
+                _target(10, c4=0.7, c7=0.3),
+                "the two weights are swapped",
+                "the same weight goes to an image and to its target: which image is the weaker one?",
+            ),
+            (
+                _target(9, c4=0.3, c7=0.7),
+                "there are nine entries for ten classes",
+                "count the classes again: what about the one that comes last?",
+            ),
+            (
+                _target(10, c5=0.3, c8=0.7),
+                "the classes are counted from one",
+                "where is the entry of class 0?",
+            ),
+            (
+                _target(10, c7=1.0),
+                "only the stronger image has a target",
+                "a target that names one class says that the image is that class and nothing else",
+            ),
+            (
+                _target(10, c4=1.0, c7=1.0),
+                "the two targets are added without their weights",
+                "what do the entries of a target have to sum to?",
+            ),
+        ],
+        hint="two entries aren't zero",
+    )
 
 # %% ../../nbs/course/answers.ipynb #249fd2b0
 @exercise("mixup.2")
 def _mixup_2(answer):
     g = torch.Generator().manual_seed(0)
     x = torch.rand(4, 3, 4, 4, generator=g)
-    lam, perm = torch.tensor([0.9, 0.2, 0.6, 1.]), torch.tensor([2, 0, 3, 1])
+    lam, perm = torch.tensor([0.9, 0.2, 0.6, 1.0]), torch.tensor([2, 0, 3, 1])
     before, w = x.clone(), lam[:, None, None, None]
     got = call_answer(answer, x, lam, perm)
     if not torch.equal(x, before):
-        raise Wrong("the caller's images were changed",
-                    "which of your operations works in place, and on whose memory?")
-    check_value(got, blend(x, lam, perm), [
-        ((1 - w)*x + w*x[perm], "the weights are swapped between an image and its partner",
-         "with lam of 1, what should come out?"),
-        (lam*x + (1 - lam)*x[perm], "the weights went to the columns of pixels",
-         "shapes are lined up from the right: which axis of x meets that of lam?"),
-        (lam[0]*x + (1 - lam[0])*x[perm], "all images got the weight of the first",
-         "there is a weight for each image"),
-        (w*x + (1 - w)*x.flip(0), "each image was mixed with its mirror place in the batch",
-         "perm names the partners"),
-        (w*x + (1 - w[perm])*x[perm], "the two weights of a pair don't sum to 1",
-         "whose weight does the partner's share come from?")],
-        hint="try it with lam of all ones, and of all zeros")
+        raise Wrong(
+            "the caller's images were changed",
+            "which of your operations works in place, and on whose memory?",
+        )
+    check_value(
+        got,
+        blend(x, lam, perm),
+        [
+            (
+                (1 - w) * x + w * x[perm],
+                "the weights are swapped between an image and its partner",
+                "with lam of 1, what should come out?",
+            ),
+            (
+                lam * x + (1 - lam) * x[perm],
+                "the weights went to the columns of pixels",
+                "shapes are lined up from the right: which axis of x meets that of lam?",
+            ),
+            (
+                lam[0] * x + (1 - lam[0]) * x[perm],
+                "all images got the weight of the first",
+                "there is a weight for each image",
+            ),
+            (
+                w * x + (1 - w) * x.flip(0),
+                "each image was mixed with its mirror place in the batch",
+                "perm names the partners",
+            ),
+            (
+                w * x + (1 - w[perm]) * x[perm],
+                "the two weights of a pair don't sum to 1",
+                "whose weight does the partner's share come from?",
+            ),
+        ],
+        hint="try it with lam of all ones, and of all zeros",
+    )
 
 # %% ../../nbs/course/answers.ipynb #e1360210
 @exercise("mixup.3")
 def _mixup_3(answer):
     boxes = cut_boxes(torch.tensor([0.75]), 48, 48, torch.tensor([[24, 0]]))
-    taken = ("the weight was taken for the rectangle's area",
-             "the weight is the share that stays: which share does the rectangle have?")
-    check_value(answer, box_weights(boxes, 48, 48)[0], [
-        (0.75, "that is the weight as drawn", "a part of the rectangle lies outside the image"),
-        (0.125, "that is the share of the partner", "which of the two targets was asked for?"),
-        (0.9375, "the rectangle was cut off on two sides", "is the middle of an edge a corner?"),
-        (0.625, *taken),
-        (1 - 21*42/48**2, *taken), # the same in whole pixels
-        (0.96875, "the sides were multiplied by the share of the area, not by its square root",
-         "what is the product of two sides that are a quarter each?"),
-        (0.5, "the share of a side was taken for that of the area",
-         "what is the product of two sides that are a half each?")],
+    taken = (
+        "the weight was taken for the rectangle's area",
+        "the weight is the share that stays: which share does the rectangle have?",
+    )
+    check_value(
+        answer,
+        box_weights(boxes, 48, 48)[0],
+        [
+            (0.75, "that is the weight as drawn", "a part of the rectangle lies outside the image"),
+            (0.125, "that is the share of the partner", "which of the two targets was asked for?"),
+            (
+                0.9375,
+                "the rectangle was cut off on two sides",
+                "is the middle of an edge a corner?",
+            ),
+            (0.625, *taken),
+            (1 - 21 * 42 / 48**2, *taken),  # the same in whole pixels
+            (
+                0.96875,
+                "the sides were multiplied by the share of the area, not by its square root",
+                "what is the product of two sides that are a quarter each?",
+            ),
+            (
+                0.5,
+                "the share of a side was taken for that of the area",
+                "what is the product of two sides that are a half each?",
+            ),
+        ],
         hint="how many pixels a side has the whole rectangle, "
-             "and how many of its columns are inside?")
+        "and how many of its columns are inside?",
+    )
 
 # %% ../../nbs/course/answers.ipynb #94a46eb6
 @exercise("mixup.4")
 def _mixup_4(answer):
     g = torch.Generator().manual_seed(0)
-    logits = 2*torch.randn(5, 3, generator=g)
+    logits = 2 * torch.randn(5, 3, generator=g)
     y, perm = torch.tensor([0, 1, 2, 1, 0]), torch.tensor([2, 0, 4, 1, 3])
-    lam = torch.tensor([0.9, 0.2, 0.6, 1., 0.5])
+    lam = torch.tensor([0.9, 0.2, 0.6, 1.0, 0.5])
     ce, p = F.cross_entropy, logits.softmax(1)
     own, other = ce(logits, y, reduction="none"), ce(logits, y[perm], reduction="none")
-    means = lam.mean()*own.mean() + (1 - lam.mean())*other.mean()
+    means = lam.mean() * own.mean() + (1 - lam.mean()) * other.mean()
     got = call_answer(answer, logits, y, perm, lam)
-    check_value(got, mixed_loss(ce, logits, y, perm, lam), [
-        (((1 - lam)*own + lam*other).mean(),
-         "the weights are swapped between an image's own class and its partner's",
-         "with lam of 1 it must be the plain loss"),
-        (means, "the means were mixed with the mean weight",
-         "each image has a weight of its own: mix before you average"),
-        (ce(logits, torch.where(lam >= 0.5, y, y[perm])),
-         "only the stronger class of each image counts",
-         "the weaker one has its share of the loss"),
-        ((lam*own + (1 - lam)*other).sum(), "the losses are summed", "the mean was asked for"),
-        (ce(blend(logits, lam, perm), y), "the predictions were mixed, not the losses",
-         "the images are mixed already: what do the predictions have to be compared with?"),
-        (ce(p, mixup_targets(y, lam, perm, 3)), "cross entropy was given probabilities",
-         "it applies softmax by itself: what does it want to get?")],
-        hint="two losses for each image, then the mean")
+    check_value(
+        got,
+        mixed_loss(ce, logits, y, perm, lam),
+        [
+            (
+                ((1 - lam) * own + lam * other).mean(),
+                "the weights are swapped between an image's own class and its partner's",
+                "with lam of 1 it must be the plain loss",
+            ),
+            (
+                means,
+                "the means were mixed with the mean weight",
+                "each image has a weight of its own: mix before you average",
+            ),
+            (
+                ce(logits, torch.where(lam >= 0.5, y, y[perm])),
+                "only the stronger class of each image counts",
+                "the weaker one has its share of the loss",
+            ),
+            (
+                (lam * own + (1 - lam) * other).sum(),
+                "the losses are summed",
+                "the mean was asked for",
+            ),
+            (
+                ce(blend(logits, lam, perm), y),
+                "the predictions were mixed, not the losses",
+                "the images are mixed already: what do the predictions have to be compared with?",
+            ),
+            (
+                ce(p, mixup_targets(y, lam, perm, 3)),
+                "cross entropy was given probabilities",
+                "it applies softmax by itself: what does it want to get?",
+            ),
+        ],
+        hint="two losses for each image, then the mean",
+    )
 
 # %% ../../nbs/course/answers.ipynb #b447e667
 @exercise("mixup.5")
 def _mixup_5(answer):
     none_weaker = "no image that has more than half is the weaker one"
-    check_value(answer, (0.5, 0.), [
-        ((0., 0.5), "the two are the wrong way round",
-         "look at the histograms again: where do the weights gather for 8, and where for 0.1?"),
-        ((0.5, 0.5), "that is the mean of the weight, which is one half for every a",
-         "the weaker image has the smaller of t and 1 - t"),
-        ((1., 0.), none_weaker, "what is the most that the smaller of two shares can be?"),
-        ((0.5, 1.), none_weaker, "if t is close to 0, what is the smaller of t and 1 - t?"),
-        ((0.25, 0.), "a quarter is the mean for a of 1",
-         "what becomes of the histogram when a grows on?")],
-        eps=0.01, hint="both follow from where the weights gather")
+    check_value(
+        answer,
+        (0.5, 0.0),
+        [
+            (
+                (0.0, 0.5),
+                "the two are the wrong way round",
+                "look at the histograms again: where do the weights gather for 8, and where for 0.1?",
+            ),
+            (
+                (0.5, 0.5),
+                "that is the mean of the weight, which is one half for every a",
+                "the weaker image has the smaller of t and 1 - t",
+            ),
+            ((1.0, 0.0), none_weaker, "what is the most that the smaller of two shares can be?"),
+            ((0.5, 1.0), none_weaker, "if t is close to 0, what is the smaller of t and 1 - t?"),
+            (
+                (0.25, 0.0),
+                "a quarter is the mean for a of 1",
+                "what becomes of the histogram when a grows on?",
+            ),
+        ],
+        eps=0.01,
+        hint="both follow from where the weights gather",
+    )
 
 # %% ../../nbs/course/answers.ipynb #d2e85181
 @exercise("label_smoothing.1")
 def _label_smoothing_1(answer):
-    other_place = [(smooth_targets(o, 4, 0.2), "the large entry is at another class",
-                    "Python counts from 0: class 2 is the third") for o in (0, 1, 3)]
-    check_value(answer, [.05, .05, .85, .05], [
-        ([.2/3, .2/3, .8, .2/3], "what is taken away was spread over the other classes only",
-         "the uniform part covers all classes, the labelled one too"),
-        ([.05, .05, .8, .05], "the four numbers don't sum to 1",
-         "the label's class gets its part of the uniform share as well"),
-        *other_place,
-        ([.02, .02, .82, .02], "the small entries are those of ten classes",
-         "here eps is shared by four"),
-        ([.2, .2, .8, .2], "every class got all of eps", "eps is shared out, not copied"),
-        ([0, 0, 1, 0], "that is the hard target", "where is eps?")],
-        hint="take eps of the one-hot target away, then add eps/n everywhere")
+    other_place = [
+        (
+            smooth_targets(o, 4, 0.2),
+            "the large entry is at another class",
+            "Python counts from 0: class 2 is the third",
+        )
+        for o in (0, 1, 3)
+    ]
+    check_value(
+        answer,
+        [0.05, 0.05, 0.85, 0.05],
+        [
+            (
+                [0.2 / 3, 0.2 / 3, 0.8, 0.2 / 3],
+                "what is taken away was spread over the other classes only",
+                "the uniform part covers all classes, the labelled one too",
+            ),
+            (
+                [0.05, 0.05, 0.8, 0.05],
+                "the four numbers don't sum to 1",
+                "the label's class gets its part of the uniform share as well",
+            ),
+            *other_place,
+            (
+                [0.02, 0.02, 0.82, 0.02],
+                "the small entries are those of ten classes",
+                "here eps is shared by four",
+            ),
+            ([0.2, 0.2, 0.8, 0.2], "every class got all of eps", "eps is shared out, not copied"),
+            ([0, 0, 1, 0], "that is the hard target", "where is eps?"),
+        ],
+        hint="take eps of the one-hot target away, then add eps/n everywhere",
+    )
 
 # %% ../../nbs/course/answers.ipynb #f21cb70f
 def _small_batch():
     "Logits of three images and four classes, their labels, and an eps."
-    x = torch.tensor([[2., 0., -1., .5], [0., 1., 3., -2.], [.5, .5, 0., 1.]])
+    x = torch.tensor([[2.0, 0.0, -1.0, 0.5], [0.0, 1.0, 3.0, -2.0], [0.5, 0.5, 0.0, 1.0]])
     return x, torch.tensor([0, 2, 1]), 0.3
 
-def _mean_loss(q, logp): return -(q*logp).sum(1).mean()
+
+def _mean_loss(q, logp):
+    return -(q * logp).sum(1).mean()
+
 
 @exercise("label_smoothing.2")
 def _label_smoothing_2(answer):
     x, y, eps = _small_batch()
     logp, q, hard = x.log_softmax(1), smooth_targets(y, 4, eps), smooth_targets(y, 4, 0)
     right = _mean_loss(q, logp)
-    others_only = hard*(1 - eps) + (1 - hard)*eps/3
-    summed = (1 - eps)*_mean_loss(hard, logp) + eps*-logp.sum(1).mean()
-    check_value(call_answer(answer, x, y, eps), right, [
-        (-right, "the sign is the wrong way round", "a loss is the negative of a log-likelihood"),
-        (right*3, "that is the sum over the images", "the mean was asked for"),
-        (right/4, "the mean was taken over classes and images", "over the classes it is a sum"),
-        (_mean_loss(hard, logp), "nothing is smoothed", "where does eps come in?"),
-        (_mean_loss(others_only, logp), "eps was spread over the other classes only",
-         "the uniform part covers the label's class too"),
-        (_mean_loss(smooth_targets(y, 4, 1 - eps), logp), "eps and 1 - eps are swapped",
-         "a small eps must change little"),
-        (summed, "the uniform part is a sum over the classes", "each class gets eps/n"),
-        (_mean_loss(q, x.softmax(1)), "there is no logarithm in it",
-         "the target times the log of the prediction"),
-        (_mean_loss(q, x), "the logits were taken for log-probabilities",
-         "what turns the ones into the others?")],
-        hint="compare your targets with smooth_targets, and your logarithms with log_softmax")
+    others_only = hard * (1 - eps) + (1 - hard) * eps / 3
+    summed = (1 - eps) * _mean_loss(hard, logp) + eps * -logp.sum(1).mean()
+    check_value(
+        call_answer(answer, x, y, eps),
+        right,
+        [
+            (
+                -right,
+                "the sign is the wrong way round",
+                "a loss is the negative of a log-likelihood",
+            ),
+            (right * 3, "that is the sum over the images", "the mean was asked for"),
+            (
+                right / 4,
+                "the mean was taken over classes and images",
+                "over the classes it is a sum",
+            ),
+            (_mean_loss(hard, logp), "nothing is smoothed", "where does eps come in?"),
+            (
+                _mean_loss(others_only, logp),
+                "eps was spread over the other classes only",
+                "the uniform part covers the label's class too",
+            ),
+            (
+                _mean_loss(smooth_targets(y, 4, 1 - eps), logp),
+                "eps and 1 - eps are swapped",
+                "a small eps must change little",
+            ),
+            (summed, "the uniform part is a sum over the classes", "each class gets eps/n"),
+            (
+                _mean_loss(q, x.softmax(1)),
+                "there is no logarithm in it",
+                "the target times the log of the prediction",
+            ),
+            (
+                _mean_loss(q, x),
+                "the logits were taken for log-probabilities",
+                "what turns the ones into the others?",
+            ),
+        ],
+        hint="compare your targets with smooth_targets, and your logarithms with log_softmax",
+    )
 
 # %% ../../nbs/course/answers.ipynb #cac699e2
 @exercise("label_smoothing.3")
@@ -482,47 +835,95 @@ def _label_smoothing_3(answer):
     x, y, eps = _small_batch()
     p, q, hard = x.softmax(1), smooth_targets(y, 4, eps), smooth_targets(y, 4, 0)
     down = "where the prediction is too high, the gradient must push it down"
-    check_value(call_answer(answer, x, y, eps), (p - q)/3, [
-        (p - q, "that is the gradient of the sum", "each image has a part of the mean"),
-        ((q - p)/3, "the sign is the wrong way round", down),
-        (q - p, "the sign is the wrong way round, and the mean is missing", down),
-        ((p - hard)/3, "the target is the hard one", "where does eps come in?"),
-        (p - hard, "the target is the hard one, and the mean is missing",
-         "where does eps come in?"),
-        ((x - q)/3, "logits were compared with probabilities",
-         "what is the prediction, as probabilities?")],
-        hint="the prediction minus the target; then think of the mean")
+    check_value(
+        call_answer(answer, x, y, eps),
+        (p - q) / 3,
+        [
+            (p - q, "that is the gradient of the sum", "each image has a part of the mean"),
+            ((q - p) / 3, "the sign is the wrong way round", down),
+            (q - p, "the sign is the wrong way round, and the mean is missing", down),
+            ((p - hard) / 3, "the target is the hard one", "where does eps come in?"),
+            (
+                p - hard,
+                "the target is the hard one, and the mean is missing",
+                "where does eps come in?",
+            ),
+            (
+                (x - q) / 3,
+                "logits were compared with probabilities",
+                "what is the prediction, as probabilities?",
+            ),
+        ],
+        hint="the prediction minus the target; then think of the mean",
+    )
 
 # %% ../../nbs/course/answers.ipynb #6b0ee00e
 @exercise("label_smoothing.4")
 def _label_smoothing_4(answer):
-    check_value(answer, .275, [
-        (.075, "that is the gap over all images at once",
-         "gaps of different sign mustn't cancel between bins"),
-        (.25, "the bins were averaged without their sizes",
-         "a bin counts as much as it has images"),
-        (.35, "that is one image's distance, or the largest gap",
-         "within a bin, confidence and accuracy are averaged first"),
-        (27.5, "that is in percent", "it runs from 0 to 1"),
-        (.525, "the bin of the third image was taken as wholly wrong",
-         "two images share that bin, and one of them is right"),
-        (.175, "the bin of the third image was taken as wholly right",
-         "two images share that bin, and one of them is wrong")],
-        hint="which images share a bin? Then confidence minus accuracy, bin by bin")
+    check_value(
+        answer,
+        0.275,
+        [
+            (
+                0.075,
+                "that is the gap over all images at once",
+                "gaps of different sign mustn't cancel between bins",
+            ),
+            (
+                0.25,
+                "the bins were averaged without their sizes",
+                "a bin counts as much as it has images",
+            ),
+            (
+                0.35,
+                "that is one image's distance, or the largest gap",
+                "within a bin, confidence and accuracy are averaged first",
+            ),
+            (27.5, "that is in percent", "it runs from 0 to 1"),
+            (
+                0.525,
+                "the bin of the third image was taken as wholly wrong",
+                "two images share that bin, and one of them is right",
+            ),
+            (
+                0.175,
+                "the bin of the third image was taken as wholly right",
+                "two images share that bin, and one of them is wrong",
+            ),
+        ],
+        hint="which images share a bin? Then confidence minus accuracy, bin by bin",
+    )
 
 # %% ../../nbs/course/answers.ipynb #8675d093
 @exercise("label_smoothing.5")
 def _label_smoothing_5(answer):
     g = math.exp(3)
-    check_value(answer, 10/(g + 9), [
-        (10/(g + 10), "the label's own part of the uniform share is missing",
-         "its target is 1 - eps + eps/n"),
-        (1/(g + 1), "that is for targets of 1 - eps and eps, without the number of classes",
-         "each of the other classes gets eps/n"),
-        (10/(1000 + 9), "the logarithm was taken to base 10", "softmax has e in it"),
-        (best_gap(10, 3/10), "that is a gap, not an eps",
-         "the gap is given; what is asked for is eps"),
-        (9/(g + 9), "that is what all nine other classes have together",
-         "eps covers the label's class too")],
+    check_value(
+        answer,
+        10 / (g + 9),
+        [
+            (
+                10 / (g + 10),
+                "the label's own part of the uniform share is missing",
+                "its target is 1 - eps + eps/n",
+            ),
+            (
+                1 / (g + 1),
+                "that is for targets of 1 - eps and eps, without the number of classes",
+                "each of the other classes gets eps/n",
+            ),
+            (10 / (1000 + 9), "the logarithm was taken to base 10", "softmax has e in it"),
+            (
+                best_gap(10, 3 / 10),
+                "that is a gap, not an eps",
+                "the gap is given; what is asked for is eps",
+            ),
+            (
+                9 / (g + 9),
+                "that is what all nine other classes have together",
+                "eps covers the label's class too",
+            ),
+        ],
         eps=1e-3,
-        hint="set best_gap(10, eps) to 3 and solve for eps; check it by putting it in")
+        hint="set best_gap(10, eps) to 3 and solve for eps; check it by putting it in",
+    )

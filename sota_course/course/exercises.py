@@ -19,109 +19,151 @@ import sota_course
 @dataclass
 class Verdict:
     "What `check` says of an answer; true if it is right."
-    right:bool
-    mistake:str="" # its name, in a few words
-    hint:str="" # where to look next
 
-    def __bool__(self): return self.right
+    right: bool
+    mistake: str = ""  # its name, in a few words
+    hint: str = ""  # where to look next
+
+    def __bool__(self):
+        return self.right
+
     def __repr__(self):
-        if self.right: return f"Right. {self.hint}".strip()
+        if self.right:
+            return f"Right. {self.hint}".strip()
         hint = f"\nHint: {self.hint}" if self.hint else ""
         return f"Not yet: {self.mistake}.{hint}"
 
 # %% ../../nbs/course/exercises.ipynb #1e973ead
 class Wrong(Exception):
     "Raised by a checker: the mistake it found, and a hint."
-    def __init__(self, mistake:str, # its name, in the learner's terms
-                 hint:str="", # where to look next, without giving the answer away
-                ):
+
+    def __init__(
+        self,
+        mistake: str,  # its name, in the learner's terms
+        hint: str = "",  # where to look next, without giving the answer away
+    ):
         super().__init__(mistake)
         self.mistake, self.hint = mistake, hint
 
 # %% ../../nbs/course/exercises.ipynb #689d2fc7
 _checkers = {}
 
-def exercise(name:str, # chapter's module and number, such as "tta.1"
-            ):
+
+def exercise(
+    name: str,  # chapter's module and number, such as "tta.1"
+):
     "Decorator: register the function as the checker of the exercise `name`."
+
     def _register(f):
         _checkers[name] = f
         return f
+
     return _register
 
 # %% ../../nbs/course/exercises.ipynb #ab794193
-def exercises(chapter:str, # name of a chapter's module, such as "tta"
-             ) -> list: # names, in order
+def exercises(
+    chapter: str,  # name of a chapter's module, such as "tta"
+) -> list:  # names, in order
     "The exercises of a chapter. Raises `ValueError` for a chapter that has none."
-    importlib.import_module("sota_course.course.answers") # late: it imports all chapters, and this module
+    importlib.import_module(
+        "sota_course.course.answers"
+    )  # late: it imports all chapters, and this module
     names = sorted(_checkers)
     chapters = list(dict.fromkeys(o.partition(".")[0] for o in names))
     if chapter not in chapters:
-        raise ValueError(f"there is no chapter {chapter!r} with exercises: "
-                         f"choose one of {', '.join(chapters)}")
+        raise ValueError(
+            f"there is no chapter {chapter!r} with exercises: choose one of {', '.join(chapters)}"
+        )
     return [o for o in names if o.startswith(f"{chapter}.")]
 
 # %% ../../nbs/course/exercises.ipynb #2fa9a9ef
 # Where code lies that isn't the learner's
-_LIBRARIES = ("site-packages", "dist-packages", "<frozen", sysconfig.get_path("stdlib"),
-              sota_course.__path__[0])
+_LIBRARIES = (
+    "site-packages",
+    "dist-packages",
+    "<frozen",
+    sysconfig.get_path("stdlib"),
+    sota_course.__path__[0],
+)
+
 
 def _learners_line(error):
     "Where the learner's code raised `error`: the last line of their own. `call_answer` is the first frame."
     frames = traceback.extract_tb(error.__traceback__)[1:]
     own = [o for o in frames if not any(part in o.filename for part in _LIBRARIES)]
     last = (own or frames[:1])[-1:]
-    if not last or not last[0].line: return ""
+    if not last or not last[0].line:
+        return ""
     return f"it happened in {last[0].name}: {last[0].line}"
 
-def call_answer(answer, # the learner's function
-                *args, **kwargs):
+
+def call_answer(
+    answer,  # the learner's function
+    *args,
+    **kwargs,
+):
     "What `answer` returns. Raises `Wrong` where it is no function, fails, or returns nothing."
     if not callable(answer):
-        raise Wrong(f"the answer must be a function, and this is {type(answer).__name__}",
-                    "pass the function itself, without calling it")
-    try: res = answer(*args, **kwargs)
+        raise Wrong(
+            f"the answer must be a function, and this is {type(answer).__name__}",
+            "pass the function itself, without calling it",
+        )
+    try:
+        res = answer(*args, **kwargs)
     except Exception as e:
         raise Wrong(f"your code raised {type(e).__name__}: {e}", _learners_line(e)) from e
-    if res is None: raise Wrong("your function returns nothing", "does it end with return?")
+    if res is None:
+        raise Wrong("your function returns nothing", "does it end with return?")
     return res
 
 # %% ../../nbs/course/exercises.ipynb #f91214f7
-def check(name:str, # of the exercise, such as "tta.1"
-          answer=..., # what the exercise asks for
-         ) -> Verdict:
+def check(
+    name: str,  # of the exercise, such as "tta.1"
+    answer=...,  # what the exercise asks for
+) -> Verdict:
     "Whether `answer` is right, and if not, what is wrong. Raises `ValueError` for an exercise that doesn't exist."
     known = exercises(str(name).partition(".")[0])
     if name not in known:
         raise ValueError(f"there is no exercise {name!r}: choose one of {', '.join(known)}")
     if answer is ... or answer is None:
         return Verdict(False, "there is no answer yet", "put yours in place of the three dots")
-    try: return Verdict(True, hint=_checkers[name](answer) or "")
-    except Wrong as e: return Verdict(False, e.mistake, e.hint)
+    try:
+        return Verdict(True, hint=_checkers[name](answer) or "")
+    except Wrong as e:
+        return Verdict(False, e.mistake, e.hint)
     except Exception as e:
-        return Verdict(False, "the answer is not of the kind that was asked for "
-                       f"({type(e).__name__}: {e})", "compare it with the example in the exercise")
+        return Verdict(
+            False,
+            f"the answer is not of the kind that was asked for ({type(e).__name__}: {e})",
+            "compare it with the example in the exercise",
+        )
 
 # %% ../../nbs/course/exercises.ipynb #93630526
 def _array(x):
     "`x` as a float64 array."
-    if isinstance(x, torch.Tensor): x = x.detach().cpu().as_subclass(torch.Tensor).double()
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu().as_subclass(torch.Tensor).double()
     return np.asarray(x, dtype=np.float64)
+
 
 def _same(a, b, eps):
     return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=eps, equal_nan=True)
 
-def check_value(answer, # number, sequence, array or tensor
-                value, # what is right
-                mistakes=(), # (wrong value, name of the mistake, hint) for each that people make
-                eps:float=1e-4, # how far off an answer may be
-                hint:str="", # for an answer that is none of these
-               ):
+
+def check_value(
+    answer,  # number, sequence, array or tensor
+    value,  # what is right
+    mistakes=(),  # (wrong value, name of the mistake, hint) for each that people make
+    eps: float = 1e-4,  # how far off an answer may be
+    hint: str = "",  # for an answer that is none of these
+):
     "Raises `Wrong` unless `answer` is `value` within `eps`."
     answer, value = _array(answer), _array(value)
-    if _same(answer, value, eps): return
+    if _same(answer, value, eps):
+        return
     for wrong, mistake, clue in mistakes:
-        if _same(answer, _array(wrong), eps): raise Wrong(mistake, clue)
+        if _same(answer, _array(wrong), eps):
+            raise Wrong(mistake, clue)
     if answer.shape != value.shape:
         raise Wrong(f"the shape is {answer.shape}, and {value.shape} was asked for", hint)
     if not np.isfinite(answer).all() and np.isfinite(value).all():
@@ -129,8 +171,12 @@ def check_value(answer, # number, sequence, array or tensor
     raise Wrong(f"it is off by up to {np.abs(answer - value).max():.4g}", hint)
 
 # %% ../../nbs/course/exercises.ipynb #0abdab71
-def questions(qa:dict, # question -> answer; both may hold HTML
-             ) -> HTML:
+def questions(
+    qa: dict,  # question -> answer; both may hold HTML
+) -> HTML:
     "The questions, each with its answer folded below it."
-    if not isinstance(qa, dict): raise TypeError(f"questions are a dict with their answers, not {qa!r}")
-    return HTML("\n".join(f"<details><summary>{q}</summary><p>{a}</p></details>" for q, a in qa.items()))
+    if not isinstance(qa, dict):
+        raise TypeError(f"questions are a dict with their answers, not {qa!r}")
+    return HTML(
+        "\n".join(f"<details><summary>{q}</summary><p>{a}</p></details>" for q, a in qa.items())
+    )

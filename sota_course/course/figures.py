@@ -16,37 +16,46 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 # %% ../../nbs/course/figures.ipynb #a3b7f2b6
-def figure_html(fig, # a Matplotlib figure
-                alt:str, # what the picture shows, for those who can't see it; not empty
-                dpi:int=72, # pixels per inch, above 0: a notebook's width is about 900 pixels
-               ) -> HTML: # an `<img>` with the picture inside
+def figure_html(
+    fig,  # a Matplotlib figure
+    alt: str,  # what the picture shows, for those who can't see it; not empty
+    dpi: int = 72,  # pixels per inch, above 0: a notebook's width is about 900 pixels
+) -> HTML:  # an `<img>` with the picture inside
     "`fig` as HTML that any notebook viewer shows, with `alt` as its alternative text. Raises `ValueError` without a text."
-    if not isinstance(fig, Figure): raise TypeError(f"a picture is made of a Matplotlib figure, not of {fig!r}")
-    if not isinstance(alt, str): raise TypeError(f"alt text is a sentence in a string, not {alt!r}")
-    if not alt.strip(): raise ValueError("a picture needs alt text: say in a sentence what it shows")
+    if not isinstance(fig, Figure):
+        raise TypeError(f"a picture is made of a Matplotlib figure, not of {fig!r}")
+    if not isinstance(alt, str):
+        raise TypeError(f"alt text is a sentence in a string, not {alt!r}")
+    if not alt.strip():
+        raise ValueError("a picture needs alt text: say in a sentence what it shows")
     if isinstance(dpi, bool) or not isinstance(dpi, (int, float)) or not 0 < dpi < math.inf:
         raise ValueError(f"dpi is a number of pixels per inch, above 0, not {dpi!r}")
     png = io.BytesIO()
     # Without the date and version that Matplotlib writes, the same figure gives the same bytes.
     fig.savefig(png, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     data = base64.b64encode(png.getvalue()).decode()
-    return HTML(f'<img alt="{escape(alt)}" style="max-width:100%" src="data:image/png;base64,{data}">')
+    return HTML(
+        f'<img alt="{escape(alt)}" style="max-width:100%" src="data:image/png;base64,{data}">'
+    )
 
 # %% ../../nbs/course/figures.ipynb #20ece992
-def show_figure(alt:str, # what the picture shows
-                fig=None, # a Matplotlib figure; the current one if None
-                dpi:int=72, # pixels per inch
-               ):
+def show_figure(
+    alt: str,  # what the picture shows
+    fig=None,  # a Matplotlib figure; the current one if None
+    dpi: int = 72,  # pixels per inch
+):
     "Show `fig` with its alternative text, and close it."
     fig = plt.gcf() if fig is None else fig
     display(figure_html(fig, alt, dpi))
     plt.close(fig)
 
 # %% ../../nbs/course/figures.ipynb #998d256b
-def labelled(widgets:list, # ipywidgets with a description, changed in place
-            ) -> list: # the same
+def labelled(
+    widgets: list,  # ipywidgets with a description, changed in place
+) -> list:  # the same
     "Gives all `widgets` room for the longest label, and for a slider of a useful length."
-    for o in widgets: o.description = o.description.replace("_", " ")
+    for o in widgets:
+        o.description = o.description.replace("_", " ")
     # One width for all, so that the sliders begin at the same place; a letter is at most about this wide.
     width = f"{max(len(o.description) for o in widgets) + 1}ch"
     for o in widgets:
@@ -70,28 +79,43 @@ NAME_SLIDERS = """<script>
 </script>"""
 
 # %% ../../nbs/course/figures.ipynb #03afd197
-def explore(draw, # a function of the values that returns a figure
-            alt:str, # what the picture shows; `{name}` is replaced by that control's value
-            **controls, # ipywidgets, or their short forms: `(0., 1., 0.1)` for a slider, a list for a choice
-           ):
+def explore(
+    draw,  # a function of the values that returns a figure
+    alt: str,  # what the picture shows; `{name}` is replaced by that control's value
+    **controls,  # ipywidgets, or their short forms: `(0., 1., 0.1)` for a slider, a list for a choice
+):
     "Sliders over `draw(**values)`, and the picture that they change. An error in `draw` is shown in the picture's place."
     from ipywidgets import VBox, interactive
-    if not callable(draw): raise TypeError(f"draw is a function that returns a figure, not {draw!r}")
-    if not isinstance(alt, str): raise TypeError(f"alt text is a sentence in a string, not {alt!r}")
-    if not controls: raise ValueError("there is nothing to move: name a control, such as ratio=(1., 2.)")
+
+    if not callable(draw):
+        raise TypeError(f"draw is a function that returns a figure, not {draw!r}")
+    if not isinstance(alt, str):
+        raise TypeError(f"alt text is a sentence in a string, not {alt!r}")
+    if not controls:
+        raise ValueError("there is nothing to move: name a control, such as ratio=(1., 2.)")
     named = {o[1] for o in Formatter().parse(alt) if o[1] is not None}
     if unknown := named - set(controls):
-        raise ValueError(f"the alt text names {', '.join(map(repr, sorted(unknown)))}, but the controls are {', '.join(controls)}")
+        raise ValueError(
+            f"the alt text names {', '.join(map(repr, sorted(unknown)))}, but the controls are {', '.join(controls)}"
+        )
     widgets = labelled(interactive(lambda **values: None, **controls).kwargs_widgets)
+
     def picture():
         values = {o._kwarg: o.value for o in widgets}
         fig = draw(**values)
-        try: return HTML(figure_html(fig, alt.format(**values)).data + NAME_SLIDERS)
-        finally: plt.close(fig)
+        try:
+            return HTML(figure_html(fig, alt.format(**values)).data + NAME_SLIDERS)
+        finally:
+            plt.close(fig)
+
     def update(change):
-        try: shown = picture()
-        except Exception as e: shown = HTML(f"<pre>{escape(f'{type(e).__name__}: {e}')}</pre>")
+        try:
+            shown = picture()
+        except Exception as e:
+            shown = HTML(f"<pre>{escape(f'{type(e).__name__}: {e}')}</pre>")
         handle.update(shown)
+
     display(VBox(widgets))
     handle = display(picture(), display_id=True)
-    for o in widgets: o.observe(update, "value")
+    for o in widgets:
+        o.observe(update, "value")

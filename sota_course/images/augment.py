@@ -23,54 +23,63 @@ def _matrix(*rows):
     "Matrices (n,3,3) of three rows of three tensors (n,)"
     return torch.stack([torch.stack(o, -1) for o in rows], -2)
 
-def warp_matrix(x:torch.Tensor, # tilt to the left or right, (n,)
-                y:torch.Tensor, # tilt to the front or back, (n,)
-               ) -> torch.Tensor: # (n,3,3)
+
+def warp_matrix(
+    x: torch.Tensor,  # tilt to the left or right, (n,)
+    y: torch.Tensor,  # tilt to the front or back, (n,)
+) -> torch.Tensor:  # (n,3,3)
     "The homography that takes the corners (±1, ±1), moved to (p(1-qy), q(1-px)) by the tilt, back to (p, q)."
-    d, xy = 1 - x*x - y*y, 2*x*y
-    a, b = -x*(1 + y*y - x*x), -y*(1 - y*y + x*x)
+    d, xy = 1 - x * x - y * y, 2 * x * y
+    a, b = -x * (1 + y * y - x * x), -y * (1 - y * y + x * x)
     return _matrix((d, xy, a), (xy, d, b), (a, b, d))
 
 # %% ../../nbs/images/augment.ipynb #3fa30681
 @dataclass
 class AugDraw:
     "What was drawn for n images: float tensors of shape (n,), those marked with 2 of shape (n,2)."
-    side:torch.Tensor # 2: height and width of the crop, as shares of the image's
-    place:torch.Tensor # 2: where it lies, from 0 at the top or left to 1
-    flip:torch.Tensor # 1: mirrored
-    rotate:torch.Tensor # degrees
-    zoom:torch.Tensor # 1: none; 1.1: a tenth larger
-    centre:torch.Tensor # 2: of the zoom, x and y from 0 to 1
-    warp:torch.Tensor # 2: tilt in x and y
-    bright:torch.Tensor # from 0 to 1; 0.5: as it was
-    contrast:torch.Tensor # 1: as it was
+
+    side: torch.Tensor  # 2: height and width of the crop, as shares of the image's
+    place: torch.Tensor  # 2: where it lies, from 0 at the top or left to 1
+    flip: torch.Tensor  # 1: mirrored
+    rotate: torch.Tensor  # degrees
+    zoom: torch.Tensor  # 1: none; 1.1: a tenth larger
+    centre: torch.Tensor  # 2: of the zoom, x and y from 0 to 1
+    warp: torch.Tensor  # 2: tilt in x and y
+    bright: torch.Tensor  # from 0 to 1; 0.5: as it was
+    contrast: torch.Tensor  # 1: as it was
 
 # %% ../../nbs/images/augment.ipynb #a5d30a10
 def _crop_matrix(scale_x, scale_y, x, y):
     "Matrices that take the share `scale` of each axis, at the place from -1, one end, to 1, the other"
     zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _matrix((scale_x, zero, (1 - scale_x)*x),
-                   (zero, scale_y, (1 - scale_y)*y),
-                   (zero, zero, one))
+    return _matrix(
+        (scale_x, zero, (1 - scale_x) * x), (zero, scale_y, (1 - scale_y) * y), (zero, zero, one)
+    )
+
 
 def _turn_matrix(flip, degrees):
     "Matrices that turn, and then mirror where `flip` is 1"
     zero, one = torch.zeros_like(flip), torch.ones_like(flip)
-    sign, r = 1 - 2*flip, degrees*(math.pi/180)
-    return _matrix((sign*r.cos(), sign*r.sin(), zero), (-r.sin(), r.cos(), zero), (zero, zero, one))
+    sign, r = 1 - 2 * flip, degrees * (math.pi / 180)
+    return _matrix(
+        (sign * r.cos(), sign * r.sin(), zero), (-r.sin(), r.cos(), zero), (zero, zero, one)
+    )
 
 # %% ../../nbs/images/augment.ipynb #ce1ec584
-def aug_matrix(d:AugDraw, # what was drawn for n images
-               h:int, # their height
-               w:int, # and width
-              ) -> torch.Tensor: # (n,3,3): from a pixel's place in the result to its place in the image, both from -1 to 1
+def aug_matrix(
+    d: AugDraw,  # what was drawn for n images
+    h: int,  # their height
+    w: int,  # and width
+) -> (
+    torch.Tensor
+):  # (n,3,3): from a pixel's place in the result to its place in the image, both from -1 to 1
     "Crop, zoom, rotation, flip and warp as one homography."
-    (side_y, side_x), (top, left) = d.side.unbind(1), (2*d.place - 1).unbind(1)
+    (side_y, side_x), (top, left) = d.side.unbind(1), (2 * d.place - 1).unbind(1)
     crop = _crop_matrix(side_x, side_y, left, top)
-    centre_x, centre_y = (2*d.centre - 1).unbind(1)
-    zoom = _crop_matrix(1/d.zoom, 1/d.zoom, centre_x, centre_y)
+    centre_x, centre_y = (2 * d.centre - 1).unbind(1)
+    zoom = _crop_matrix(1 / d.zoom, 1 / d.zoom, centre_x, centre_y)
     # -1 to 1 is another length in x than in y, unless the image is a square.
-    lengths = torch.tensor([[1, h/w, 1], [w/h, 1, 1], [1, 1, 1]], device=d.flip.device)
+    lengths = torch.tensor([[1, h / w, 1], [w / h, 1, 1], [1, 1, 1]], device=d.flip.device)
     turn = _turn_matrix(d.flip, d.rotate) @ zoom * lengths
     return warp_matrix(*d.warp.unbind(1)) @ turn @ crop
 
@@ -83,53 +92,65 @@ def _check_batch(x, size):
         raise ValueError(f"images are a tensor (n,3,h,w), not of the shape {tuple(x.shape)}")
     check_whole(size, "size", 1)
 
+
 def _grid(m, size):
     "Where each of `size` x `size` pixels comes from, by the matrices `m` (n,3,3): (n,size,size,2)"
     v = torch.linspace(-1, 1, size, device=m.device)
-    of_column = m[:, :, 0, None]*v
-    of_row = m[:, :, 1, None]*v + m[:, :, 2, None]
-    def part(i): return of_row[:, i, :, None] + of_column[:, i, None, :]
+    of_column = m[:, :, 0, None] * v
+    of_row = m[:, :, 1, None] * v + m[:, :, 2, None]
+
+    def part(i):
+        return of_row[:, i, :, None] + of_column[:, i, None, :]
+
     grid = torch.empty(len(m), size, size, 2, device=m.device)
     z = part(2).reciprocal_()
-    for i in (0, 1): grid[..., i] = part(i).mul_(z)
+    for i in (0, 1):
+        grid[..., i] = part(i).mul_(z)
     return grid
 
 # %% ../../nbs/images/augment.ipynb #a5d30a11
-def warp_batch(x:torch.Tensor, # images (n,3,h,w), floats
-               m:torch.Tensor, # a homography for each (n,3,3): see `aug_matrix`
-               size:int, # side of the result, in pixels
-               pad_mode:str="reflection", # what lies outside the image: `reflection`, `border` or `zeros`
-              ) -> torch.Tensor: # (n,3,size,size)
+def warp_batch(
+    x: torch.Tensor,  # images (n,3,h,w), floats
+    m: torch.Tensor,  # a homography for each (n,3,3): see `aug_matrix`
+    size: int,  # side of the result, in pixels
+    pad_mode: str = "reflection",  # what lies outside the image: `reflection`, `border` or `zeros`
+) -> torch.Tensor:  # (n,3,size,size)
     "Sample each image once, bilinearly, where its matrix says."
     _check_batch(x, size)
     return F.grid_sample(x, _grid(m, size), padding_mode=pad_mode, align_corners=True)
 
 # %% ../../nbs/images/augment.ipynb #8918ae1a
-def light_batch(x:torch.Tensor, # images (n,3,h,w), floats from 0 to 1; changed in place
-                bright:torch.Tensor, # (n,): a grey of 0.5 becomes this
-                contrast:torch.Tensor, # (n,): what the logits are then multiplied by
-               ) -> torch.Tensor: # `x`
+def light_batch(
+    x: torch.Tensor,  # images (n,3,h,w), floats from 0 to 1; changed in place
+    bright: torch.Tensor,  # (n,): a grey of 0.5 becomes this
+    contrast: torch.Tensor,  # (n,): what the logits are then multiplied by
+) -> torch.Tensor:  # `x`
     "Change brightness and contrast in the space of logits, in place."
     mul = contrast[:, None, None, None]
-    add = mul*torch.logit(bright)[:, None, None, None]
+    add = mul * torch.logit(bright)[:, None, None, None]
     return x.logit_(1e-7).mul_(mul).add_(add).sigmoid_()
 
 # %% ../../nbs/images/augment.ipynb #46dc257c
-def reduce_batch(x:torch.Tensor, # images (n,3,h,w), uint8 or floats
-                 size:int, # side of the result to come, in pixels
-                ) -> torch.Tensor: # floats of the same scale, of at most twice that
+def reduce_batch(
+    x: torch.Tensor,  # images (n,3,h,w), uint8 or floats
+    size: int,  # side of the result to come, in pixels
+) -> torch.Tensor:  # floats of the same scale, of at most twice that
     "Shrink by averages what is too large to be interpolated."
     _check_batch(x, size)
-    shape = tuple(min(o, 2*size) for o in x.shape[-2:])
-    if shape == tuple(x.shape[-2:]): return x.float()
+    shape = tuple(min(o, 2 * size) for o in x.shape[-2:])
+    if shape == tuple(x.shape[-2:]):
+        return x.float()
     return F.interpolate(x.float(), shape, mode="area")
 
-def resize_batch(x:torch.Tensor, # images (n,3,h,w), uint8 or floats
-                 size:int, # side of the result, in pixels
-                ) -> torch.Tensor: # (n,3,size,size), floats of the same scale, always a new tensor
+
+def resize_batch(
+    x: torch.Tensor,  # images (n,3,h,w), uint8 or floats
+    size: int,  # side of the result, in pixels
+) -> torch.Tensor:  # (n,3,size,size), floats of the same scale, always a new tensor
     "What `warp_batch` does with a matrix that changes nothing; from more than twice the size, without aliasing."
     y = reduce_batch(x, size)
-    if tuple(x.shape[-2:]) == (size, size): return y.clone() if y is x else y
+    if tuple(x.shape[-2:]) == (size, size):
+        return y.clone() if y is x else y
     return F.interpolate(y, (size, size), mode="bilinear", align_corners=True)
 
 # %% ../../nbs/images/augment.ipynb #a5d30a12
@@ -139,7 +160,8 @@ def _check_range(name, value, least, most, above=False, below=False):
     if number:
         low = value > least if above else value >= least
         high = value < most if below else value <= most
-        if low and high: return
+        if low and high:
+            return
     start, end = "above" if above else "from", "to below" if below else "to"
     raise ValueError(f"{name} must be a number {start} {least} {end} {most}, not {value!r}")
 
@@ -149,38 +171,47 @@ def _check_ratio(ratio):
     what = "ratio is the least and the greatest width over height"
     if not isinstance(ratio, (tuple, list)) or len(ratio) != 2:
         raise ValueError(f"{what}, not {ratio!r}")
-    for o in ratio: _check_range("ratio", o, 0, math.inf, above=True, below=True)
-    if ratio[0] > ratio[1]: raise ValueError(f"{what}, in this order, not {tuple(ratio)}")
+    for o in ratio:
+        _check_range("ratio", o, 0, math.inf, above=True, below=True)
+    if ratio[0] > ratio[1]:
+        raise ValueError(f"{what}, in this order, not {tuple(ratio)}")
     return tuple(ratio)
+
 
 def _check_settings(o):
     "Raises `ValueError` for settings of the `BookAug` `o` that nothing can be drawn with."
     _check_range("min_scale", o.min_scale, 0, 1, above=True)
     _check_range("max_lighting", o.max_lighting, 0, 1, below=True)
-    for k in ("max_rotate", "max_warp"): _check_range(k, getattr(o, k), 0, math.inf, below=True)
+    for k in ("max_rotate", "max_warp"):
+        _check_range(k, getattr(o, k), 0, math.inf, below=True)
     for k in ("min_zoom", "max_zoom"):
         _check_range(k, getattr(o, k), 0, math.inf, above=True, below=True)
-    for k in ("p_affine", "p_lighting"): _check_range(k, getattr(o, k), 0, 1)
+    for k in ("p_affine", "p_lighting"):
+        _check_range(k, getattr(o, k), 0, 1)
     if o.pad_mode not in ("reflection", "border", "zeros"):
         raise ValueError(f"pad_mode must be reflection, border or zeros, not {o.pad_mode!r}")
 
 # %% ../../nbs/images/augment.ipynb #7feb4e29
 class BookAug(RandTransform):
     "The book's augmentation of presized images, by one interpolation; without training, an antialiased resize. Floats from 0 to 1."
-    order, split_idx = 10, None # where fastai turns bytes into floats
-    def __init__(self, size:int, # side of the result, in pixels
-                 min_scale:float=0.75, # least area of the random crop, as a share of the image
-                 ratio:tuple=(1, 1), # range of the crop's width over its height
-                 do_flip:bool=True, # mirror half of the images
-                 max_rotate:float=10., # degrees, to either side
-                 min_zoom:float=1.,
-                 max_zoom:float=1.1,
-                 max_warp:float=0.2, # tilt, to either side
-                 max_lighting:float=0.2, # change of brightness and contrast, from 0 to below 1
-                 p_affine:float=0.75, # chance of each of: rotation, zoom, tilt in x, tilt in y
-                 p_lighting:float=0.75, # chance of each of: brightness, contrast
-                 pad_mode:str="reflection", # what lies outside the image: `reflection`, `border` or `zeros`
-                ):
+
+    order, split_idx = 10, None  # where fastai turns bytes into floats
+
+    def __init__(
+        self,
+        size: int,  # side of the result, in pixels
+        min_scale: float = 0.75,  # least area of the random crop, as a share of the image
+        ratio: tuple = (1, 1),  # range of the crop's width over its height
+        do_flip: bool = True,  # mirror half of the images
+        max_rotate: float = 10.0,  # degrees, to either side
+        min_zoom: float = 1.0,
+        max_zoom: float = 1.1,
+        max_warp: float = 0.2,  # tilt, to either side
+        max_lighting: float = 0.2,  # change of brightness and contrast, from 0 to below 1
+        p_affine: float = 0.75,  # chance of each of: rotation, zoom, tilt in x, tilt in y
+        p_lighting: float = 0.75,  # chance of each of: brightness, contrast
+        pad_mode: str = "reflection",  # what lies outside the image: `reflection`, `border` or `zeros`
+    ):
         super().__init__()
         size, ratio = check_whole(size, "size", 1), _check_ratio(ratio)
         store_attr()
@@ -190,17 +221,20 @@ class BookAug(RandTransform):
         self.moves = bool(self.crops or do_flip or max_rotate or max_warp or zooms)
         self.train = self.moves
 
-    def before_call(self, b, split_idx): self.do, self.train = True, not split_idx
+    def before_call(self, b, split_idx):
+        self.do, self.train = True, not split_idx
 
-    def encodes(self, x:TensorImage):
+    def encodes(self, x: TensorImage):
         return TensorImage(self.apply(x.as_subclass(torch.Tensor), getattr(x, "seed", None)))
 
-    def decodes(self, x:TensorImage): return (x.clamp(0., 1.)*255).long()
+    def decodes(self, x: TensorImage):
+        return (x.clamp(0.0, 1.0) * 255).long()
 
 # %% ../../nbs/images/augment.ipynb #bcaa70fa
 def _between(u, least, most):
     "Numbers from `least` to `most`, from uniform numbers"
-    return least + (most - least)*u
+    return least + (most - least) * u
+
 
 def _sometimes(u, p, x, neutral):
     "`x` with the chance `p`, else what changes nothing"
@@ -209,57 +243,71 @@ def _sometimes(u, p, x, neutral):
 # %% ../../nbs/images/augment.ipynb #a5d30a15
 def _crop_sides(area, aspect):
     "Height and width, as shares of a square, of crops with this area and this width over height"
-    return torch.stack([(area/aspect).sqrt(), (area*aspect).sqrt()], -1)
+    return torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], -1)
+
 
 def _largest_crop(ratio, shape):
     "Sides of the largest crop whose width over height is within `ratio`, as shares of an image of `shape`"
     (h, w), (least, most) = shape, ratio
-    aspect = min(max(w/h, least), most)*(h/w)
-    return min(1, 1/aspect), min(1, aspect)
+    aspect = min(max(w / h, least), most) * (h / w)
+    return min(1, 1 / aspect), min(1, aspect)
+
 
 def _draw_crop(u, min_scale, ratio, shape):
     "Sides and places of crops, as shares of an image of `shape`, from uniform numbers `u` (n,22)"
     h, w = shape
-    area = _between(u[:, :10], min_scale, 1.)
-    aspect = _between(u[:, 10:20], *map(math.log, ratio)).exp()*(h/w)
+    area = _between(u[:, :10], min_scale, 1.0)
+    aspect = _between(u[:, 10:20], *map(math.log, ratio)).exp() * (h / w)
     tries = _crop_sides(area, aspect)
     fits = (tries <= 1).all(-1)
     first = tries[torch.arange(len(u), device=u.device), fits.int().argmax(1)]
     largest = torch.tensor(_largest_crop(ratio, shape), device=u.device)
     some = fits.any(1, keepdim=True)
-    return torch.where(some, first, largest), torch.where(some, u[:, 20:22], .5)
+    return torch.where(some, first, largest), torch.where(some, u[:, 20:22], 0.5)
 
 # %% ../../nbs/images/augment.ipynb #9c31348b
 def _draw_lighting(u, p, most):
     "Brightness and contrast from uniform numbers `u`, four tensors (n,)"
-    log, half = -math.log(1 - most), most/2
-    bright = _sometimes(u[0], p, _between(u[1], .5 - half, .5 + half), .5)
-    contrast = _sometimes(u[2], p, _between(u[3], -log, log).exp(), 1.)
+    log, half = -math.log(1 - most), most / 2
+    bright = _sometimes(u[0], p, _between(u[1], 0.5 - half, 0.5 + half), 0.5)
+    contrast = _sometimes(u[2], p, _between(u[3], -log, log).exp(), 1.0)
     return dict(bright=bright, contrast=contrast)
 
+
 @patch
-def _draw_moves(self:BookAug, u):
+def _draw_moves(self: BookAug, u):
     "Tilt, flip, rotation and zoom from uniform numbers `u`, eleven tensors (n,)"
-    def some(i, most, least=None, neutral=0.):
-        drawn = _between(u[i+1], -most if least is None else least, most)
+
+    def some(i, most, least=None, neutral=0.0):
+        drawn = _between(u[i + 1], -most if least is None else least, most)
         return _sometimes(u[i], self.p_affine, drawn, neutral)
+
     warp = torch.stack([some(0, self.max_warp), some(2, self.max_warp)], 1)
-    return dict(warp=warp, centre=torch.stack(u[4:6], 1), flip=(u[6] < .5*self.do_flip).float(),
-                rotate=some(7, self.max_rotate), zoom=some(9, self.max_zoom, self.min_zoom, 1.))
+    return dict(
+        warp=warp,
+        centre=torch.stack(u[4:6], 1),
+        flip=(u[6] < 0.5 * self.do_flip).float(),
+        rotate=some(7, self.max_rotate),
+        zoom=some(9, self.max_zoom, self.min_zoom, 1.0),
+    )
 
 # %% ../../nbs/images/augment.ipynb #a5d30a16
 @patch
-def draw(self:BookAug, n:int, # images
-         h:int, # their height
-         w:int, # and width
-         seed:int|None=None, # None: torch's own random state on the CPU
-         device=None,
-        ) -> AugDraw:
+def draw(
+    self: BookAug,
+    n: int,  # images
+    h: int,  # their height
+    w: int,  # and width
+    seed: int | None = None,  # None: torch's own random state on the CPU
+    device=None,
+) -> AugDraw:
     "Draw what happens to each of `n` images."
     gen = None if seed is None else torch.Generator().manual_seed(seed)
     u = torch.rand(n, 37, generator=gen).to(device)
-    if self.crops: side, place = _draw_crop(u[:, :22], self.min_scale, self.ratio, (h, w))
-    else: side, place = torch.ones_like(u[:, :2]), u[:, :2]
+    if self.crops:
+        side, place = _draw_crop(u[:, :22], self.min_scale, self.ratio, (h, w))
+    else:
+        side, place = torch.ones_like(u[:, :2]), u[:, :2]
     u = u[:, 22:].unbind(1)
     lighting = _draw_lighting(u[11:], self.p_lighting, self.max_lighting)
     return AugDraw(side, place, **self._draw_moves(u), **lighting)
@@ -267,8 +315,9 @@ def draw(self:BookAug, n:int, # images
 # %% ../../nbs/images/augment.ipynb #99fc1d65
 def _pieces(n, size, device):
     "Slices of a batch: of about a megabyte of pixels for each thread on the CPU, of everything elsewhere"
-    k = max(1, torch.get_num_threads()*2**16//size**2) if device.type == "cpu" else n
+    k = max(1, torch.get_num_threads() * 2**16 // size**2) if device.type == "cpu" else n
     return [slice(i, i + k) for i in range(0, n, k)]
+
 
 def _check_pixels(x):
     "Raises `ValueError` for pixels of a type whose scale isn't known"
@@ -277,22 +326,28 @@ def _check_pixels(x):
 
 # %% ../../nbs/images/augment.ipynb #a5d30a17
 @patch
-def apply(self:BookAug, x:torch.Tensor, # images (n,3,h,w): uint8, or floats from 0 to 1
-          seed:int|None=None, # all that is drawn depends on it alone; None: on torch's random state
-         ) -> torch.Tensor: # (n,3,size,size), floats from 0 to 1
+def apply(
+    self: BookAug,
+    x: torch.Tensor,  # images (n,3,h,w): uint8, or floats from 0 to 1
+    seed: int | None = None,  # all that is drawn depends on it alone; None: on torch's random state
+) -> torch.Tensor:  # (n,3,size,size), floats from 0 to 1
     "Augment if `train`, which the loader's `split_idx` sets; else resize. Raises `ValueError` for pixels of another type."
     _check_batch(x, self.size)
     _check_pixels(x)
     n, channels, h, w = x.shape
-    scale = 1/255 if x.dtype == torch.uint8 else 1.
-    if not self.train: return resize_batch(x, self.size).mul_(scale)
+    scale = 1 / 255 if x.dtype == torch.uint8 else 1.0
+    if not self.train:
+        return resize_batch(x, self.size).mul_(scale)
     d = self.draw(n, h, w, seed, x.device)
-    m = aug_matrix(d, h, w) # in shares of the image, so it is the same after `reduce_batch`
+    m = aug_matrix(d, h, w)  # in shares of the image, so it is the same after `reduce_batch`
     out = torch.empty(n, channels, self.size, self.size, device=x.device)
     for s in _pieces(n, self.size, x.device):
-        if self.moves: y = warp_batch(reduce_batch(x[s], self.size), m[s], self.size, self.pad_mode)
-        else: y = resize_batch(x[s], self.size)
+        if self.moves:
+            y = warp_batch(reduce_batch(x[s], self.size), m[s], self.size, self.pad_mode)
+        else:
+            y = resize_batch(x[s], self.size)
         y.mul_(scale)
-        if self.max_lighting: light_batch(y, d.bright[s], d.contrast[s])
+        if self.max_lighting:
+            light_batch(y, d.bright[s], d.contrast[s])
         out[s] = y
     return out

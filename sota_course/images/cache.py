@@ -20,26 +20,37 @@ from fastcore.basics import chunked, patch
 from fastprogress import progress_bar
 from filelock import FileLock
 from PIL import Image
-from ..core import (BadImages, CacheError, ImageError, check_whole, course_home,
-                              default_workers, full_path)
+from sota_course.core import (
+    BadImages,
+    CacheError,
+    ImageError,
+    check_whole,
+    course_home,
+    default_workers,
+    full_path,
+)
 from .decode import open_image
 from .leftovers import delete_unless_locked, try_to_delete
 
 # %% ../../nbs/images/cache.ipynb #8a5f29b2
-PRESIZE = 1.25 # side of the cached images over the side that the model sees
+PRESIZE = 1.25  # side of the cached images over the side that the model sees
 
-def presize_for(size:int, # side of the images that the model gets, in pixels
-               ) -> int: # side to cache them at, in pixels
+
+def presize_for(
+    size: int,  # side of the images that the model gets, in pixels
+) -> int:  # side to cache them at, in pixels
     "The default presize: 1.25 times `size`, so that the book's crop and zoom hardly ever have to enlarge."
-    return math.ceil(check_whole(size, "size", 1)*PRESIZE)
+    return math.ceil(check_whole(size, "size", 1) * PRESIZE)
 
 # %% ../../nbs/images/cache.ipynb #a96e6455
 METHODS = ("crop", "squish", "pad")
-MAX_ASPECT = 4 # the short side times this is all that is kept of the long one, its middle
+MAX_ASPECT = 4  # the short side times this is all that is kept of the long one, its middle
 
-def check_presize(size, # of the squares to come, in pixels
-                  method, # how an image becomes a square
-                 ):
+
+def check_presize(
+    size,  # of the squares to come, in pixels
+    method,  # how an image becomes a square
+):
     "Raises `ArgumentError` for a size that is no side, `ValueError` for a method that isn't in `METHODS`."
     check_whole(size, "the presize", 1)
     if not isinstance(method, str) or method not in METHODS:
@@ -48,42 +59,50 @@ def check_presize(size, # of the squares to come, in pixels
 # %% ../../nbs/images/cache.ipynb #2ec47c73
 def _kept_box(w, h, method):
     "The part of a `w` x `h` image that is cached: left, upper, right, lower"
-    if method != "crop": return 0, 0, w, h
-    longest = min(w, h)*MAX_ASPECT
-    left, upper = max(0, w - longest)/2, max(0, h - longest)/2
+    if method != "crop":
+        return 0, 0, w, h
+    longest = min(w, h) * MAX_ASPECT
+    left, upper = max(0, w - longest) / 2, max(0, h - longest) / 2
     return left, upper, w - left, h - upper
+
 
 def _presized_shape(w, h, size, method):
     "Width and height that `w` x `h` pixels are resized to"
-    if method == "squish": return size, size
+    if method == "squish":
+        return size, size
     fitted = max(w, h) if method == "pad" else min(w, h)
-    scale = size/fitted
-    return max(1, round(w*scale)), max(1, round(h*scale))
+    scale = size / fitted
+    return max(1, round(w * scale)), max(1, round(h * scale))
 
 # %% ../../nbs/images/cache.ipynb #a14d6aeb
-FILTER = Image.Resampling.BICUBIC # of Pillow's antialiasing filters
+FILTER = Image.Resampling.BICUBIC  # of Pillow's antialiasing filters
 
-def presize_image(img:Image.Image, # mode RGB
-                  size:int, # side of the square that will be cut out, in pixels
-                  method:str="crop", # `crop`: short side to `size`; `squish`: both; `pad`: long side to `size`, mirrored at the short one
-                 ) -> np.ndarray: # uint8, height x width x 3, no side below `size`; any window of `size` x `size` is a version of the image
+
+def presize_image(
+    img: Image.Image,  # mode RGB
+    size: int,  # side of the square that will be cut out, in pixels
+    method: str = "crop",  # `crop`: short side to `size`; `squish`: both; `pad`: long side to `size`, mirrored at the short one
+) -> np.ndarray:  # uint8, height x width x 3, no side below `size`; any window of `size` x `size` is a version of the image
     "Resize with antialiasing as fastai's `Resize` does, but leave the choice of the square for later."
     check_presize(size, method)
     if not isinstance(img, Image.Image):
         raise TypeError(f"presize_image takes a Pillow image, not a {type(img).__name__}")
     left, upper, right, lower = box = _kept_box(*img.size, method)
     w, h = _presized_shape(right - left, lower - upper, size, method)
-    if (w, h) != tuple(img.size): img = img.resize((w, h), FILTER, box=box)
+    if (w, h) != tuple(img.size):
+        img = img.resize((w, h), FILTER, box=box)
     pixels = np.asarray(img)
-    if method != "pad": return pixels
+    if method != "pad":
+        return pixels
     missing = size - h, size - w
-    return np.pad(pixels, ((missing[0],)*2, (missing[1],)*2, (0, 0)), mode="reflect")
+    return np.pad(pixels, ((missing[0],) * 2, (missing[1],) * 2, (0, 0)), mode="reflect")
 
 # %% ../../nbs/images/cache.ipynb #0c805719
-def load_presized(src, # path, bytes, PIL image, uint8 array (height x width x 3) or tensor (3 x height x width)
-                  size:int, # see `presize_image`
-                  method:str="crop", # see `presize_image`
-                 ) -> np.ndarray: # uint8, height x width x 3
+def load_presized(
+    src,  # path, bytes, PIL image, uint8 array (height x width x 3) or tensor (3 x height x width)
+    size: int,  # see `presize_image`
+    method: str = "crop",  # see `presize_image`
+) -> np.ndarray:  # uint8, height x width x 3
     "Open and presize an image: what those inside and outside the cache go through. Raises `ImageError`."
     if isinstance(src, torch.Tensor):
         if src.ndim != 3:
@@ -94,12 +113,13 @@ def load_presized(src, # path, bytes, PIL image, uint8 array (height x width x 3
     return presize_image(open_image(src, min_side), size, method)
 
 # %% ../../nbs/images/cache.ipynb #6c42f098
-VERSION = 1 # of decoding and of the file: a cache of another version is not read
+VERSION = 1  # of decoding and of the file: a cache of another version is not read
+
 
 def _checksum(pixels):
     "The sum of all bytes in words of 64 bits: it finds lost and overwritten pages, in a fifth of the time of a CRC"
     flat = pixels.reshape(-1)
-    whole = flat.size//8*8
+    whole = flat.size // 8 * 8
     words = int(np.add.reduce(flat[:whole].view(np.uint64)))
     rest = int.from_bytes(flat[whole:].tobytes(), "little")
     return (words + rest) & (2**64 - 1)
@@ -107,22 +127,26 @@ def _checksum(pixels):
 # %% ../../nbs/images/cache.ipynb #c4447576
 class ImageCache:
     "Presized images in a memory-mapped file, in the order that they were asked for."
-    def __init__(self, path:Path, # the file of pixels
-                 index:dict, # what was stored about them
-                 files:list, # their absolute names
-                 rows:list, # the place in the index of each
-                ):
+
+    def __init__(
+        self,
+        path: Path,  # the file of pixels
+        index: dict,  # what was stored about them
+        files: list,  # their absolute names
+        rows: list,  # the place in the index of each
+    ):
         self.path, self.files = Path(path), list(files)
         self.presize, self.method = index["presize"], index["method"]
         shapes = np.array(index["shapes"], dtype=np.int64).reshape(-1, 2)
-        sizes = shapes.prod(1)*3
+        sizes = shapes.prod(1) * 3
         starts = sizes.cumsum() - sizes
         self.shapes, self.starts, self.file_size = shapes[rows], starts[rows], int(sizes.sum())
         self.sums = [index["sums"][i] for i in rows]
         self._rows = self._pixels = None
         self._checked = bytearray(len(rows))
 
-    def __len__(self): return len(self.files)
+    def __len__(self):
+        return len(self.files)
 
     def __getstate__(self):
         "A copy in another process maps the file anew."
@@ -130,79 +154,96 @@ class ImageCache:
 
 # %% ../../nbs/images/cache.ipynb #4ada5b60
 @patch(as_prop=True)
-def pixels(self:ImageCache):
+def pixels(self: ImageCache):
     "All bytes of the file, mapped on first use"
     if self._pixels is None:
         self._pixels = np.asarray(np.memmap(self.path, dtype=np.uint8, mode="r"))
     return self._pixels
 
+
 @patch
-def _view(self:ImageCache, i):
+def _view(self: ImageCache, i):
     "Image `i`, whatever the file holds"
     h, w = self.shapes[i]
     start = self.starts[i]
-    return self.pixels[start:start + h*w*3].reshape(h, w, 3)
+    return self.pixels[start : start + h * w * 3].reshape(h, w, 3)
 
 # %% ../../nbs/images/cache.ipynb #d03a5121
 @patch
-def __getitem__(self:ImageCache, i):
+def __getitem__(self: ImageCache, i):
     "Image `i`: a read-only view, height x width x 3. Raises `CacheError` where it isn't as it was written."
     image = self._view(i)
-    if self._checked[i]: return image
-    whole = image.size == self.shapes[i].prod()*3
+    if self._checked[i]:
+        return image
+    whole = image.size == self.shapes[i].prod() * 3
     if not whole or _checksum(image) != self.sums[i]:
         changed = OSError(errno.EIO, f"the pixels of {self.files[i]} have changed")
         what = "is damaged (delete it with `clear_cache()`, and it is built again)"
         raise CacheError(self.path.parent, changed, what)
-    self._checked[i] = True # once for each process: it takes less time than the batch's own copy
+    self._checked[i] = True  # once for each process: it takes less time than the batch's own copy
     return image
 
 # %% ../../nbs/images/cache.ipynb #b25ea8e4
 @patch(as_prop=True)
-def nbytes(self:ImageCache) -> int:
+def nbytes(self: ImageCache) -> int:
     "How many bytes the images have."
-    return int(self.shapes.prod(1).sum()*3)
+    return int(self.shapes.prod(1).sum() * 3)
+
 
 @patch
-def __repr__(self:ImageCache):
+def __repr__(self: ImageCache):
     kind = f"{self.method} to {self.presize}"
-    return f"ImageCache: {len(self)} images, {kind}, {self.nbytes/2**20:.1f} MiB"
+    return f"ImageCache: {len(self)} images, {kind}, {self.nbytes / 2**20:.1f} MiB"
 
 # %% ../../nbs/images/cache.ipynb #58e71e70
 @patch
-def row(self:ImageCache, file, # path of an image
-       ) -> int|None: # its place in the cache, None if it isn't there
+def row(
+    self: ImageCache,
+    file,  # path of an image
+) -> int | None:  # its place in the cache, None if it isn't there
     "Where `file` is."
-    if self._rows is None: self._rows = {o: i for i, o in enumerate(self.files)}
+    if self._rows is None:
+        self._rows = {o: i for i, o in enumerate(self.files)}
     return self._rows.get(os.path.abspath(file))
 
+
 @patch
-def intact(self:ImageCache, n:int|None=64, # how many images to look at, spread over the file; None: all
-          ) -> bool:
+def intact(
+    self: ImageCache,
+    n: int | None = 64,  # how many images to look at, spread over the file; None: all
+) -> bool:
     "Whether the file has its full length, and the images looked at are as they were written."
-    if self.path.stat().st_size != self.file_size: return False
+    if self.path.stat().st_size != self.file_size:
+        return False
     last = len(self) - 1
     some = range(len(self)) if n is None else np.linspace(0, last, min(n, len(self))).astype(int)
     return all(_checksum(self._view(i)) == self.sums[i] for i in some)
 
 # %% ../../nbs/images/cache.ipynb #16c9262c
-def cache_home(cache_dir:str|Path|None=None, # a folder of your choice; default: `pixels` in `course_home()`
-              ) -> Path: # may not exist yet
+def cache_home(
+    cache_dir: str
+    | Path
+    | None = None,  # a folder of your choice; default: `pixels` in `course_home()`
+) -> Path:  # may not exist yet
     "Where the caches are."
-    if cache_dir is None: return course_home()/"pixels"
+    if cache_dir is None:
+        return course_home() / "pixels"
     return full_path(cache_dir, "cache_dir")
 
 # %% ../../nbs/images/cache.ipynb #6fa41cb8
 def _absolute_names(files):
     "The absolute names of `files`, without repeats. Raises `TypeError`, or `ValueError` for none."
     if isinstance(files, (str, bytes, os.PathLike)) or not hasattr(files, "__iter__"):
-        raise TypeError(f"the cache is of a list of files, not of {files!r}: "
-                        "`image_files(folder)` lists those of a folder")
+        raise TypeError(
+            f"the cache is of a list of files, not of {files!r}: "
+            "`image_files(folder)` lists those of a folder"
+        )
     files = list(files)
     for o in files:
         if not isinstance(o, (str, os.PathLike)):
             raise TypeError(f"the cache is of files, which are named by paths, not by {o!r}")
-    if not files: raise ValueError("there are no images to cache: the list of files is empty")
+    if not files:
+        raise ValueError("there are no images to cache: the list of files is empty")
     return list(dict.fromkeys(os.path.abspath(o) for o in files))
 
 # %% ../../nbs/images/cache.ipynb #8d53de1e
@@ -211,56 +252,68 @@ def _stat(path):
     s = os.stat(path)
     return [s.st_size, s.st_mtime_ns]
 
+
 def _source(files):
     "Absolute names, the folder that they share, and `_stat` by name below that. Raises `BadImages`."
     names = _absolute_names(files)
     root = os.path.commonpath([os.path.dirname(o) for o in names])
     stats, missing = {}, []
     for name in names:
-        below = name[len(os.path.join(root, "")):]
-        try: stats[below] = _stat(name)
+        below = name[len(os.path.join(root, "")) :]
+        try:
+            stats[below] = _stat(name)
         except (OSError, ValueError) as e:
             missing.append(ImageError(name, f"can't be read ({getattr(e, 'strerror', e)})"))
-    if missing: raise BadImages(missing)
+    if missing:
+        raise BadImages(missing)
     return names, root, stats
 
 # %% ../../nbs/images/cache.ipynb #3b099897
-def _digest(*args): return hashlib.blake2b(json.dumps(args).encode(), digest_size=8).hexdigest()
+def _digest(*args):
+    return hashlib.blake2b(json.dumps(args).encode(), digest_size=8).hexdigest()
+
 
 def _index_bytes(index):
     "`index` as JSON, behind a line with its checksum"
     body = json.dumps(index).encode()
     return hashlib.blake2b(body).hexdigest().encode() + b"\n" + body
 
+
 def _read_index(path):
     "The index in `path`; None if it is damaged or of another version"
-    try: check, _, body = path.read_bytes().partition(b"\n")
-    except OSError: return None
-    if hashlib.blake2b(body).hexdigest().encode() != check: return None
+    try:
+        check, _, body = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if hashlib.blake2b(body).hexdigest().encode() != check:
+        return None
     index = json.loads(body)
     return index if index["version"] == VERSION else None
 
 # %% ../../nbs/images/cache.ipynb #022b3952
 def _files(folder, *suffixes):
     "The paths in `folder` that end so; none where it can't be read"
-    try: return [o for o in folder.iterdir() if o.suffix in suffixes]
-    except OSError: return []
-
-
+    try:
+        return [o for o in folder.iterdir() if o.suffix in suffixes]
+    except OSError:
+        return []
 
 # %% ../../nbs/images/cache.ipynb #fca502fa
 def _serves(index, stats):
     "Whether a cache with this index has all of `stats`, unchanged, maybe among others"
     return index is not None and all(index["stats"].get(n) == s for n, s in stats.items())
 
+
 def _mapped(data, index, names, stats):
     "The cache of `names` in the file `data`, or None where that is damaged"
     rows = {n: i for i, n in enumerate(index["stats"])}
     try:
-        if not ImageCache(data, index, list(rows), list(rows.values())).intact(): return None
+        if not ImageCache(data, index, list(rows), list(rows.values())).intact():
+            return None
         cache = ImageCache(data, index, names, [rows[n] for n in stats])
-        cache.pixels # mapped now: it stays readable even if it is deleted
-    except (OSError, ValueError): return None
+        cache.pixels  # mapped now: it stays readable even if it is deleted
+    except (OSError, ValueError):
+        return None
     return cache
 
 # %% ../../nbs/images/cache.ipynb #792d4ab5
@@ -268,36 +321,46 @@ def _find(folder, names, stats):
     "An intact cache in `folder` that has all of `stats`; `names` are the files' absolute names"
     for path in sorted(_files(folder, ".json")):
         index = _read_index(path)
-        if not _serves(index, stats): continue
+        if not _serves(index, stats):
+            continue
         data = path.with_suffix(".u8")
         cache = _mapped(data, index, names, stats)
-        if cache is not None: return cache
+        if cache is not None:
+            return cache
         warnings.warn(f"the cache {data} is damaged; it is built again")
-        try_to_delete(path) # on a disk that may only be read it stays, and is found damaged each time
+        try_to_delete(
+            path
+        )  # on a disk that may only be read it stays, and is found damaged each time
 
 # %% ../../nbs/images/cache.ipynb #a5acc7df
 def _decode(names, size, method):
     "Pixels and checksum of each image that can be used, and the `ImageError`s of the others"
     good, bad = [], []
     for name in names:
-        try: pixels = np.ascontiguousarray(load_presized(name, size, method))
-        except ImageError as e: bad.append(e)
-        else: good.append((pixels, _checksum(pixels)))
+        try:
+            pixels = np.ascontiguousarray(load_presized(name, size, method))
+        except ImageError as e:
+            bad.append(e)
+        else:
+            good.append((pixels, _checksum(pixels)))
     return good, bad
+
 
 def _decode_all(names, size, method, n_workers, progress):
     "`_decode` for 16 names at a time, in threads, in order"
     ex = ThreadPoolExecutor(n_workers)
     try:
         done = ex.map(lambda o: _decode(o, size, method), chunked(names, 16))
-        yield from progress_bar(done, total=math.ceil(len(names)/16)) if progress else done
-    finally: ex.shutdown(cancel_futures=True) # after an error or Ctrl-C, the rest is not decoded first
+        yield from progress_bar(done, total=math.ceil(len(names) / 16)) if progress else done
+    finally:
+        ex.shutdown(cancel_futures=True)  # after an error or Ctrl-C, the rest is not decoded first
 
 # %% ../../nbs/images/cache.ipynb #4f71e3fe
 def _write_all(f, arrays):
     "Write `arrays` with one system call where there is one for that; it may take only a part, such as what still fits on the disk"
     done = os.writev(f.fileno(), arrays) if hasattr(os, "writev") else 0
-    if done == sum(a.nbytes for a in arrays): return
+    if done == sum(a.nbytes for a in arrays):
+        return
     rest = memoryview(b"".join(arrays))[done:]
     while len(rest):
         n = f.write(rest)
@@ -310,65 +373,85 @@ def _write_pixels(path, decoded):
     with open(path, "wb", buffering=0) as f:
         for good, errors in decoded:
             bad += errors
-            if bad: continue # the others are still looked at, to report all that are bad
+            if bad:
+                continue  # the others are still looked at, to report all that are bad
             _write_all(f, [pixels for pixels, _ in good])
             shapes += [pixels.shape[:2] for pixels, _ in good]
             sums += [checksum for _, checksum in good]
-    if bad: raise BadImages(bad)
+    if bad:
+        raise BadImages(bad)
     return dict(shapes=shapes, sums=sums)
 
 # %% ../../nbs/images/cache.ipynb #7592a9c9
 def _write(folder, key, index, names, n_workers, progress):
     "Decode `names` into `key`.u8 and describe them in `key`.json, which is returned. Raises `BadImages`."
-    part, path = folder/f"{key}.part", folder/f"{key}.json"
+    part, path = folder / f"{key}.part", folder / f"{key}.json"
     decoded = _decode_all(names, index["presize"], index["method"], n_workers, progress)
     try:
-        with closing(decoded): found = _write_pixels(part, decoded)
-        os.replace(part, folder/f"{key}.u8")
+        with closing(decoded):
+            found = _write_pixels(part, decoded)
+        os.replace(part, folder / f"{key}.u8")
         part.write_bytes(_index_bytes(index | found))
         os.replace(part, path)
-    finally: try_to_delete(part) # an error here would hide the one that brought us here
+    finally:
+        try_to_delete(part)  # an error here would hide the one that brought us here
     return path
 
 # %% ../../nbs/images/cache.ipynb #47a63a55
 def _folder(home, root, size, method):
     "The folder for caches of files that share the folder `root`"
-    return home/f"{Path(root).name}-{size}-{method}-{_digest(str(root))}"
+    return home / f"{Path(root).name}-{size}-{method}-{_digest(str(root))}"
+
 
 def _find_above(home, root, names, stats, size, method):
     "As `_find`, among the caches of `root` and of all folders that it is in"
     for base in (Path(root), *Path(root).parents):
         folder = _folder(home, base, size, method)
-        if not os.path.isdir(folder): continue
+        if not os.path.isdir(folder):
+            continue
         below = os.path.relpath(root, base)
         moved = {os.path.normpath(os.path.join(below, n)): s for n, s in stats.items()}
         cache = _find(folder, names, moved)
-        if cache is not None: return cache
+        if cache is not None:
+            return cache
 
 # %% ../../nbs/images/cache.ipynb #7d4d7b1f
 def _useful(path, root, keep):
     "Whether the cache with the index `path` is of files as they are now, and not all of them in the cache with the index `keep`"
     index = _read_index(path)
-    if index is None or index["stats"].items() <= keep["stats"].items(): return False
-    try: return all(_stat(os.path.join(root, n)) == s for n, s in index["stats"].items())
-    except OSError: return False
+    if index is None or index["stats"].items() <= keep["stats"].items():
+        return False
+    try:
+        return all(_stat(os.path.join(root, n)) == s for n, s in index["stats"].items())
+    except OSError:
+        return False
+
 
 def _drop(folder, kept, root):
     "Delete from `folder` what is no longer of use beside the cache with the index `kept`"
     keep = _read_index(kept)
-    if keep is None: return # it was damaged just now: the next build will see to it
+    if keep is None:
+        return  # it was damaged just now: the next build will see to it
     live = {o.stem for o in _files(folder, ".json") if o == kept or _useful(o, root, keep)}
     for o in _files(folder, ".json", ".u8", ".part"):
-        if o.suffix == ".part" or o.stem not in live: try_to_delete(o)
+        if o.suffix == ".part" or o.stem not in live:
+            try_to_delete(o)
 
 # %% ../../nbs/images/cache.ipynb #adc66ec2
 CACHE_NAME = re.compile(r".*-[1-9]\d*-(crop|squish|pad)-[0-9a-f]{16}")
 
+
 def _caches(home):
     "The folders of caches in `home`, by their names: whatever else is there is not ours"
-    try: return sorted(o for o in home.iterdir() if CACHE_NAME.fullmatch(o.name) and os.path.isdir(o))
-    except FileNotFoundError: return []
-    except OSError as e: raise CacheError(home, e, "can't be looked at") from e
+    try:
+        return sorted(
+            o for o in home.iterdir() if CACHE_NAME.fullmatch(o.name) and os.path.isdir(o)
+        )
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise CacheError(home, e, "can't be looked at") from e
+
 
 def _rests(folder):
     "Files of a build that never came to its end: pixels without an index, or under their first name"
@@ -380,37 +463,45 @@ def _rests(folder):
 def _sweep_folder(folder):
     "Delete what a killed build left in `folder`, unless a living one writes there"
     # Looked up again behind the lock: a build may just have ended.
-    if _rests(folder): delete_unless_locked(folder/".lock", partial(_rests, folder))
+    if _rests(folder):
+        delete_unless_locked(folder / ".lock", partial(_rests, folder))
+
 
 def _sweep(home):
     "Delete what killed builds left below `home`, and nothing of a process that lives"
-    try: folders = _caches(home)
-    except CacheError: return # whoever needs the folder will say so
-    for folder in folders: _sweep_folder(folder)
+    try:
+        folders = _caches(home)
+    except CacheError:
+        return  # whoever needs the folder will say so
+    for folder in folders:
+        _sweep_folder(folder)
 
 # %% ../../nbs/images/cache.ipynb #5c0ef37f
 def _build(folder, root, names, stats, index, n_workers, progress):
     "The cache of `names`, built in `folder` unless another process was faster; None where it can't be read back"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/".lock"):
+    with FileLock(folder / ".lock"):
         cache = _find(folder, names, stats)
-        if cache is not None: return cache
+        if cache is not None:
+            return cache
         path = _write(folder, _digest(stats), index, names, n_workers, progress)
         _drop(folder, path, root)
         return _find(folder, names, stats)
+
 
 def _os_error(e):
     "`e` as an `OSError`: a disk without locks is none for filelock"
     return e if isinstance(e, OSError) else OSError(errno.ENOLCK, str(e))
 
 # %% ../../nbs/images/cache.ipynb #aa067422
-def build_cache(files, # paths of images
-                size:int, # presize: side of the square that will be cut from each, in pixels
-                method:str="crop", # how an image becomes a square: `crop`, `squish` or `pad`
-                cache_dir:str|Path|None=None, # where to keep it: see `cache_home`
-                n_workers:int|None=None, # threads; default: one a core, at most 16
-                progress:bool=True, # show a bar while decoding
-               ) -> ImageCache: # in the order of `files`, without repeats
+def build_cache(
+    files,  # paths of images
+    size: int,  # presize: side of the square that will be cut from each, in pixels
+    method: str = "crop",  # how an image becomes a square: `crop`, `squish` or `pad`
+    cache_dir: str | Path | None = None,  # where to keep it: see `cache_home`
+    n_workers: int | None = None,  # threads; default: one a core, at most 16
+    progress: bool = True,  # show a bar while decoding
+) -> ImageCache:  # in the order of `files`, without repeats
     """The cache of `files`: as it is if they are unchanged, else built. What killed builds left behind is deleted.
 
     Raises `BadImages` naming all that can't be used, `CacheError`, `ValueError` or `TypeError` for bad arguments."""
@@ -420,12 +511,16 @@ def build_cache(files, # paths of images
     home = cache_home(cache_dir)
     _sweep(home)
     cache = _find_above(home, root, names, stats, size, method)
-    if cache is not None: return cache
+    if cache is not None:
+        return cache
     folder = _folder(home, root, size, method)
     index = dict(version=VERSION, root=root, presize=size, method=method, stats=stats)
-    try: cache = _build(folder, root, names, stats, index, n_workers, progress)
-    except (OSError, NotImplementedError) as e: raise CacheError(folder, _os_error(e)) from e
-    if cache is not None: return cache
+    try:
+        cache = _build(folder, root, names, stats, index, n_workers, progress)
+    except (OSError, NotImplementedError) as e:
+        raise CacheError(folder, _os_error(e)) from e
+    if cache is not None:
+        return cache
     raise CacheError(folder, OSError(errno.EIO, "what was just written can't be read back"))
 
 # %% ../../nbs/images/cache.ipynb #ed4f7ca3
@@ -433,19 +528,24 @@ def _bytes(folder):
     "What the files of `folder` take; a file that another process deletes meanwhile takes nothing"
     total = 0
     for o in _files(folder, ".json", ".u8", ".part"):
-        try: total += o.stat().st_size
-        except OSError: pass
+        try:
+            total += o.stat().st_size
+        except OSError:
+            pass
     return total
 
-def cache_info(cache_dir:str|Path|None=None, # see `cache_home`
-              ) -> dict[str, int]: # bytes, by the cache's name: folder, presize, method
+
+def cache_info(
+    cache_dir: str | Path | None = None,  # see `cache_home`
+) -> dict[str, int]:  # bytes, by the cache's name: folder, presize, method
     "The size of every cache. Raises `CacheError` where they can't be looked at."
     return {o.name: _bytes(o) for o in _caches(cache_home(cache_dir))}
 
 # %% ../../nbs/images/cache.ipynb #4b7e2d1f
-def clear_cache(name:str|None=None, # as in `cache_info`; default: all
-                cache_dir:str|Path|None=None, # see `cache_home`
-               ) -> int: # bytes freed
+def clear_cache(
+    name: str | None = None,  # as in `cache_info`; default: all
+    cache_dir: str | Path | None = None,  # see `cache_home`
+) -> int:  # bytes freed
     "Delete the cache `name`, or all. They are built again when they are needed. Raises `CacheError` where they can't be deleted."
     info = cache_info(cache_dir)
     if name is not None:
@@ -453,8 +553,11 @@ def clear_cache(name:str|None=None, # as in `cache_info`; default: all
             raise ValueError(f"there is no cache {name!r}; there are {', '.join(info) or 'none'}")
         info = {name: info[name]}
     for o in info:
-        folder = cache_home(cache_dir)/o
-        try: shutil.rmtree(folder)
-        except FileNotFoundError: pass # another process was faster
-        except OSError as e: raise CacheError(folder, e, "can't be deleted") from e
+        folder = cache_home(cache_dir) / o
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass  # another process was faster
+        except OSError as e:
+            raise CacheError(folder, e, "can't be deleted") from e
     return sum(info.values())

@@ -21,55 +21,105 @@ from ..errors import BadImages, DataError, ImageError, check_whole
 from .decode import ENDINGS, readable_formats
 
 # %% ../../nbs/images/check.ipynb #5f8005b7
-FATAL = {"empty": "has no bytes", "unreadable": "isn't a picture, or is damaged", "truncated": "ends too early",
-         "too large": "has more pixels than any training needs", "no permission": "may not be read",
-         "folder loop": "links back to a folder that it lies in", "no pictures": "there is nothing to train on",
-         "no train pictures": "a class that is only in val"}
-HARMLESS = {"grey": "one channel", "CMYK": "printing colours", "palette": "colours from a table", "alpha": "transparency",
-            "16-bit": "more than 256 levels", "colour space": "neither RGB nor grey", "rotated": "EXIF says to turn it",
-            "damaged EXIF": "unreadable notes beside sound pixels", "misnamed": "another format than its name says",
-            "not a picture": "ignored in training",
-            "linked twice": "the same folder as another one; looked at once",
-         "empty class": "a class folder without pictures", "no val pictures": "a class that is only in train"}
+FATAL = {
+    "empty": "has no bytes",
+    "unreadable": "isn't a picture, or is damaged",
+    "truncated": "ends too early",
+    "too large": "has more pixels than any training needs",
+    "no permission": "may not be read",
+    "folder loop": "links back to a folder that it lies in",
+    "no pictures": "there is nothing to train on",
+    "no train pictures": "a class that is only in val",
+}
+HARMLESS = {
+    "grey": "one channel",
+    "CMYK": "printing colours",
+    "palette": "colours from a table",
+    "alpha": "transparency",
+    "16-bit": "more than 256 levels",
+    "colour space": "neither RGB nor grey",
+    "rotated": "EXIF says to turn it",
+    "damaged EXIF": "unreadable notes beside sound pixels",
+    "misnamed": "another format than its name says",
+    "not a picture": "ignored in training",
+    "linked twice": "the same folder as another one; looked at once",
+    "empty class": "a class folder without pictures",
+    "no val pictures": "a class that is only in train",
+}
 
 # %% ../../nbs/images/check.ipynb #3ab8ee42
-KINDS = [(rb"\s*<(!doctype html|html|head|body)", "an HTML page, as a failed download leaves"), (rb"\s*(<\?xml|<svg)", "XML or SVG"),
-         (rb"\xff\xd8\xff", "a JPEG"), (rb"\x89PNG\r\n\x1a\n", "a PNG"), (rb"GIF8[79]a", "a GIF"), (rb"RIFF....WEBP", "a WebP"),
-         (rb"II\*\0|MM\0\*", "a TIFF"), (rb"BM", "a BMP"), (rb"....ftypavif", "an AVIF"), (rb"....ftyp(heic|heix|mif1)", "a HEIC, which few programs read"),
-         (rb"%PDF", "a PDF"), (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"), (rb"PK\x03\x04", "a ZIP archive"), (rb"\x1f\x8b", "a gzip file"),
-         (rb"\0+$", "zeros"), (rb"version https://git-lfs", "a Git LFS pointer, whose file wasn't fetched"), (rb"[\t\n\r -~]+$", "text")]
+KINDS = [
+    (rb"\s*<(!doctype html|html|head|body)", "an HTML page, as a failed download leaves"),
+    (rb"\s*(<\?xml|<svg)", "XML or SVG"),
+    (rb"\xff\xd8\xff", "a JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "a PNG"),
+    (rb"GIF8[79]a", "a GIF"),
+    (rb"RIFF....WEBP", "a WebP"),
+    (rb"II\*\0|MM\0\*", "a TIFF"),
+    (rb"BM", "a BMP"),
+    (rb"....ftypavif", "an AVIF"),
+    (rb"....ftyp(heic|heix|mif1)", "a HEIC, which few programs read"),
+    (rb"%PDF", "a PDF"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\x1f\x8b", "a gzip file"),
+    (rb"\0+$", "zeros"),
+    (rb"version https://git-lfs", "a Git LFS pointer, whose file wasn't fetched"),
+    (rb"[\t\n\r -~]+$", "text"),
+]
 
-def kind(head:bytes) -> str: # the first bytes of a file
+
+def kind(head: bytes) -> str:  # the first bytes of a file
     "What a file that starts with `head` is, in words."
-    return next((words for pattern, words in KINDS if re.match(pattern, head, re.I | re.S)), "of no known format")
+    return next(
+        (words for pattern, words in KINDS if re.match(pattern, head, re.I | re.S)),
+        "of no known format",
+    )
 
 # %% ../../nbs/images/check.ipynb #27710fe9
-MAX_PIXELS = 2**26 # 8192 x 8192, 200 MB as RGB
+MAX_PIXELS = 2**26  # 8192 x 8192, 200 MB as RGB
+
 
 def mode_problems(im) -> list[tuple[str, str]]:
     "What keeps `im`, opened and not decoded, from being RGB with 8 bits: pairs of a problem and a detail."
-    raw = " ".join(str(o) for tile in im.tile for o in (tile[3] if isinstance(tile[3], tuple) else tile[3:]))
-    mode, alpha = im.mode, im.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in im.info
-    tests = {"grey": mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;16"), "CMYK": mode == "CMYK",
-             "palette": mode in ("P", "PA"), "alpha": alpha, "colour space": mode in ("LAB", "HSV", "YCbCr"),
-             "16-bit": mode in ("I", "F") or mode.startswith("I;16") or bool(re.search(r"(?<!BGR);1[0246]", raw))}
+    raw = " ".join(
+        str(o) for tile in im.tile for o in (tile[3] if isinstance(tile[3], tuple) else tile[3:])
+    )
+    mode, alpha = (
+        im.mode,
+        im.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in im.info,
+    )
+    tests = {
+        "grey": mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;16"),
+        "CMYK": mode == "CMYK",
+        "palette": mode in ("P", "PA"),
+        "alpha": alpha,
+        "colour space": mode in ("LAB", "HSV", "YCbCr"),
+        "16-bit": mode in ("I", "F")
+        or mode.startswith("I;16")
+        or bool(re.search(r"(?<!BGR);1[0246]", raw)),
+    }
     return [(name, f"mode {mode}") for name, found in tests.items() if found]
 
 # %% ../../nbs/images/check.ipynb #6566ac34
-def misnamed(path:Path, format:str) -> list[tuple[str, str]]:
+def misnamed(path: Path, format: str) -> list[tuple[str, str]]:
     "A problem if `path`'s ending stands for another format than `format`."
     named = Image.registered_extensions().get(path.suffix.lower())
     same = named in (None, format) or {named, format} <= {"JPEG", "MPO"}
     return [] if same else [("misnamed", f"a {format} with the ending {path.suffix}")]
 
 # %% ../../nbs/images/check.ipynb #4a0d2db1
-def cut_short(head:bytes, tail:bytes, size:int) -> bool:
+def cut_short(head: bytes, tail: bytes, size: int) -> bool:
     "Does the end of its format lack from a file of `size` bytes that starts with `head` and ends with `tail`?"
     what = kind(head)
-    if what == "a JPEG": return b"\xff\xd9" not in tail
-    if what == "a PNG": return b"IEND" not in tail
-    if what == "a GIF": return not tail.rstrip(b"\0").endswith(b";")
-    if what == "a WebP": return size < 8 + int.from_bytes(head[4:8], "little")
+    if what == "a JPEG":
+        return b"\xff\xd9" not in tail
+    if what == "a PNG":
+        return b"IEND" not in tail
+    if what == "a GIF":
+        return not tail.rstrip(b"\0").endswith(b";")
+    if what == "a WebP":
+        return size < 8 + int.from_bytes(head[4:8], "little")
     return False
 
 # %% ../../nbs/images/check.ipynb #9e45125e
@@ -77,12 +127,18 @@ def decode_problems(im) -> list[tuple[str, str]]:
     "Decodes `im`, whose errors pass: says whether EXIF wants it turned, if it can be read."
     im.draft(im.mode, (1, 1))
     im.load()
-    try: turn = im.getexif().get(0x112, 1)
-    except Exception as e: return [("damaged EXIF", f"{e}")]
-    return [("rotated", f"EXIF orientation {turn}")] if isinstance(turn, int) and 2 <= turn <= 8 else []
+    try:
+        turn = im.getexif().get(0x112, 1)
+    except Exception as e:
+        return [("damaged EXIF", f"{e}")]
+    return (
+        [("rotated", f"EXIF orientation {turn}")]
+        if isinstance(turn, int) and 2 <= turn <= 8
+        else []
+    )
 
 # %% ../../nbs/images/check.ipynb #776555d4
-def picture_problems(f, path:Path, max_pixels:int) -> list[tuple[str, str]]:
+def picture_problems(f, path: Path, max_pixels: int) -> list[tuple[str, str]]:
     "What is wrong with the picture in the open file `f`."
     head, size = f.read(64), f.seek(0, os.SEEK_END)
     f.seek(max(0, size - 64))
@@ -90,100 +146,135 @@ def picture_problems(f, path:Path, max_pixels:int) -> list[tuple[str, str]]:
     f.seek(0)
     try:
         with Image.open(f, formats=readable_formats()) as im:
-            if im.width*im.height > max_pixels: return [("too large", f"{im.width:,} x {im.height:,} pixels")]
+            if im.width * im.height > max_pixels:
+                return [("too large", f"{im.width:,} x {im.height:,} pixels")]
             return mode_problems(im) + misnamed(path, im.format) + decode_problems(im)
-    except Image.DecompressionBombError as e: return [("too large", str(e).split(" exceeds")[0])]
+    except Image.DecompressionBombError as e:
+        return [("too large", str(e).split(" exceeds")[0])]
     except Exception as e:
         cut = cut_short(head, tail, size) or "truncated" in str(e).lower()
         why = "" if isinstance(e, UnidentifiedImageError) else f": {e or type(e).__name__}"
         return [("truncated" if cut else "unreadable", f"{size:,} bytes, {kind(head)}{why}")]
 
 # %% ../../nbs/images/check.ipynb #cafbb008
-def disk_problem(e:OSError) -> list[tuple[str, str]]:
+def disk_problem(e: OSError) -> list[tuple[str, str]]:
     "What the operating system says against reading."
-    return [("no permission" if e.errno in (errno.EACCES, errno.EPERM) else "unreadable", e.strerror or str(e))]
+    return [
+        (
+            "no permission" if e.errno in (errno.EACCES, errno.EPERM) else "unreadable",
+            e.strerror or str(e),
+        )
+    ]
 
-def file_problems(path:Path, # any file, or what claims to be one
-                  max_pixels:int=MAX_PIXELS, # width times height above which a picture is absurd; judged from its header
-                 ) -> list[tuple[str, str]]: # problems from `FATAL` and `HARMLESS`, each with a detail
+
+def file_problems(
+    path: Path,  # any file, or what claims to be one
+    max_pixels: int = MAX_PIXELS,  # width times height above which a picture is absurd; judged from its header
+) -> list[tuple[str, str]]:  # problems from `FATAL` and `HARMLESS`, each with a detail
     "What is wrong with one file. Never raises for what the file holds."
     try:
         info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode): return [("unreadable", "is not a file")]
-        if not info.st_size: return [("empty", "0 bytes")]
-        with open(path, "rb") as f: return picture_problems(f, path, max_pixels)
-    except OSError as e: return disk_problem(e)
+        if not stat.S_ISREG(info.st_mode):
+            return [("unreadable", "is not a file")]
+        if not info.st_size:
+            return [("empty", "0 bytes")]
+        with open(path, "rb") as f:
+            return picture_problems(f, path, max_pixels)
+    except OSError as e:
+        return disk_problem(e)
 
 # %% ../../nbs/images/check.ipynb #f85904af
 @dataclass(frozen=True)
 class ImageRecord:
     "One finding about one file or folder."
-    file:str # relative to the report's root, with `/`
-    problem:str # a key of `FATAL` or `HARMLESS`
-    detail:str # what exactly
-    fatal:bool # would it end a training?
+
+    file: str  # relative to the report's root, with `/`
+    problem: str  # a key of `FATAL` or `HARMLESS`
+    detail: str  # what exactly
+    fatal: bool  # would it end a training?
+
 
 @dataclass(repr=False)
 class ImageReport:
     "What `check_images` found."
-    root:Path # what the records' files are relative to
-    n_files:int # files looked at
-    records:list # of `ImageRecord`, the fatal ones first
+
+    root: Path  # what the records' files are relative to
+    n_files: int  # files looked at
+    records: list  # of `ImageRecord`, the fatal ones first
 
     @property
-    def fatal(self) -> list: return [o for o in self.records if o.fatal]
+    def fatal(self) -> list:
+        return [o for o in self.records if o.fatal]
 
 # %% ../../nbs/images/check.ipynb #c25c8fce
-def printable(s:str) -> str:
+def printable(s: str) -> str:
     "`s` with everything unprintable as an escape sequence."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in s)
 
 # %% ../../nbs/images/check.ipynb #469d5003
 @patch
-def rows(self:ImageReport, examples:int=3):
+def rows(self: ImageReport, examples: int = 3):
     "For each problem: its name, how many findings, whether it is fatal, its meaning, and `examples` of them in words."
     for name, means in {**FATAL, **HARMLESS}.items():
         found = [o for o in self.records if o.problem == name]
-        if not found: continue
+        if not found:
+            continue
         words = [printable(f"{o.file} ({o.detail})") for o in found[:examples]]
-        if len(found) > examples: words.append(f"… and {len(found) - examples:,} more")
+        if len(found) > examples:
+            words.append(f"… and {len(found) - examples:,} more")
         yield name, len(found), name in FATAL, means, words
 
+
 @patch
-def summary(self:ImageReport) -> str:
+def summary(self: ImageReport) -> str:
     "The report in a sentence."
     n = len(self.fatal)
     return f"{self.n_files:,} files looked at: {n:,} fatal and {len(self.records) - n:,} harmless findings."
 
 # %% ../../nbs/images/check.ipynb #5fee1b40
 @patch
-def __str__(self:ImageReport):
+def __str__(self: ImageReport):
     lines = [self.summary()]
     for name, n, fatal, means, words in self.rows():
-        lines += [f"{'FATAL ' if fatal else ''}{name}: {n:,}, {means}", *("    " + o for o in words)]
+        lines += [
+            f"{'FATAL ' if fatal else ''}{name}: {n:,}, {means}",
+            *("    " + o for o in words),
+        ]
     return "\n".join(lines)
 
-@patch
-def __repr__(self:ImageReport): return str(self)
 
 @patch
-def _repr_markdown_(self:ImageReport):
+def __repr__(self: ImageReport):
+    return str(self)
+
+
+@patch
+def _repr_markdown_(self: ImageReport):
     lines = [self.summary()]
-    if self.records: lines += ["", "| problem | findings | fatal | what it means | which |", "|---|---|---|---|---|"]
+    if self.records:
+        lines += [
+            "",
+            "| problem | findings | fatal | what it means | which |",
+            "|---|---|---|---|---|",
+        ]
     for name, n, fatal, means, words in self.rows():
-        which = "<br>".join(html.escape(o).replace("|", "&#124;").replace("`", "&#96;") for o in words)
+        which = "<br>".join(
+            html.escape(o).replace("|", "&#124;").replace("`", "&#96;") for o in words
+        )
         lines.append(f"| {name} | {n:,} | {'yes' if fatal else ''} | {means} | {which} |")
     return "\n".join(lines)
 
 # %% ../../nbs/images/check.ipynb #a83b9336
 @patch
-def to_csv(self:ImageReport, path):
+def to_csv(self: ImageReport, path):
     "Writes the records to `path`: the columns file, problem, detail, fatal."
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
-        csv.writer(f).writerows([[o.name for o in fields(ImageRecord)], *map(astuple, self.records)])
+        csv.writer(f).writerows(
+            [[o.name for o in fields(ImageRecord)], *map(astuple, self.records)]
+        )
 
 # %% ../../nbs/images/check.ipynb #33428c5e
-def walk(root:Path): # a folder
+def walk(root: Path):  # a folder
     "Pairs of a path below `root` and its problems so far: None for a file, for a folder why it isn't entered."
     stack, seen = [(root, ())], {}
     while stack:
@@ -191,54 +282,80 @@ def walk(root:Path): # a folder
         try:
             info = os.stat(folder)
             key = info.st_dev, info.st_ino
-            if key in above: yield folder, [("folder loop", f"is {printable(str(seen[key]))} again")]
-            elif key in seen: yield folder, [("linked twice", f"is {printable(str(seen[key]))}")]
-            if key in seen: continue
+            if key in above:
+                yield folder, [("folder loop", f"is {printable(str(seen[key]))} again")]
+            elif key in seen:
+                yield folder, [("linked twice", f"is {printable(str(seen[key]))}")]
+            if key in seen:
+                continue
             seen[key] = folder.relative_to(root)
             names = sorted((o for o in os.listdir(folder) if not o.startswith(".")), reverse=True)
-            stack += [(folder/o, (*above, key)) for o in names if os.path.isdir(folder/o)]
-            yield from ((folder/o, None) for o in names if not os.path.isdir(folder/o))
-        except OSError as e: yield folder, disk_problem(e)
+            stack += [(folder / o, (*above, key)) for o in names if os.path.isdir(folder / o)]
+            yield from ((folder / o, None) for o in names if not os.path.isdir(folder / o))
+        except OSError as e:
+            yield folder, disk_problem(e)
 
 # %% ../../nbs/images/check.ipynb #c5ea9bb6
-def class_problems(root:Path, # a folder with train/ or val/ in it
-                   files:list, # paths of pictures below it
-                   linked:list, # paths of folders below it that are entered elsewhere
-                  ) -> list[tuple[Path, list]]:
+def class_problems(
+    root: Path,  # a folder with train/ or val/ in it
+    files: list,  # paths of pictures below it
+    linked: list,  # paths of folders below it that are entered elsewhere
+) -> list[tuple[Path, list]]:
     "Classes without pictures, or with pictures in one of the two splits only."
     have = {o.relative_to(root).parts[:2] for o in [*(f.parent for f in files), *linked]}
     found = []
     for split in ("train", "val"):
-        folders = [o for o in (root/split).glob("[!.]*") if o.is_dir()]
-        found += [(o, [("empty class", "no pictures")]) for o in folders if (split, o.name) not in have]
+        folders = [o for o in (root / split).glob("[!.]*") if o.is_dir()]
+        found += [
+            (o, [("empty class", "no pictures")]) for o in folders if (split, o.name) not in have
+        ]
     for split, c in sorted(o for o in have if len(o) == 2 and o[0] in ("train", "val")):
         other = "val" if split == "train" else "train"
-        if (other, c) not in have: found.append((root/split/c, [(f"no {other} pictures", f"nothing in {other}/{printable(c)}")]))
+        if (other, c) not in have:
+            found.append(
+                (root / split / c, [(f"no {other} pictures", f"nothing in {other}/{printable(c)}")])
+            )
     return found
 
 # %% ../../nbs/images/check.ipynb #b2035871
-def listing(path_or_files, # a folder, a file, or files
-           ) -> tuple[Path, list[Path], list]: # root; files to open; pairs of a path and its problems
+def listing(
+    path_or_files,  # a folder, a file, or files
+) -> tuple[Path, list[Path], list]:  # root; files to open; pairs of a path and its problems
     "What there is to check. Raises `DataError` if a single path leads nowhere, `TypeError` for what is no path."
     single = isinstance(path_or_files, (str, os.PathLike))
     if not single and (isinstance(path_or_files, bytes) or not hasattr(path_or_files, "__iter__")):
         raise TypeError(f"check_images takes a folder, or a list of files, not {path_or_files!r}")
-    if not single: path_or_files = list(path_or_files)
+    if not single:
+        path_or_files = list(path_or_files)
     odd = [] if single else [o for o in path_or_files if not isinstance(o, (str, os.PathLike))]
-    if odd: raise TypeError(f"check_images takes a list of paths, and {odd[0]!r} is none")
+    if odd:
+        raise TypeError(f"check_images takes a list of paths, and {odd[0]!r} is none")
     root = Path(path_or_files) if single else None
-    if single and not root.exists(): raise DataError(f"there is no {root}: check_images takes a folder, or a list of files")
+    if single and not root.exists():
+        raise DataError(f"there is no {root}: check_images takes a folder, or a list of files")
     if not single or not root.is_dir():
         files = [root] if single else [Path(o) for o in path_or_files]
-        return Path(os.path.commonpath([os.path.abspath(o.parent) for o in files] or ["."])), [Path(os.path.abspath(o)) for o in files], []
+        return (
+            Path(os.path.commonpath([os.path.abspath(o.parent) for o in files] or ["."])),
+            [Path(os.path.abspath(o)) for o in files],
+            [],
+        )
     found = list(walk(root))
     files = [o for o, problems in found if problems is None and o.suffix.lower() in ENDINGS]
     known = [o for o in found if o[1] is not None]
-    if not files: known.append((root, [("no pictures", "no file with a picture's ending")]))
-    if any((root/o).is_dir() for o in ("train", "val")):
-        known += [(o, [("not a picture", f"ending {o.suffix!r}")]) for o, problems in found
-                  if problems is None and o.suffix.lower() not in ENDINGS and o.relative_to(root).parts[0] in ("train", "val")]
-        known += class_problems(root, files, [o for o, problems in known if problems[0][0] == "linked twice"])
+    if not files:
+        known.append((root, [("no pictures", "no file with a picture's ending")]))
+    if any((root / o).is_dir() for o in ("train", "val")):
+        known += [
+            (o, [("not a picture", f"ending {o.suffix!r}")])
+            for o, problems in found
+            if problems is None
+            and o.suffix.lower() not in ENDINGS
+            and o.relative_to(root).parts[0] in ("train", "val")
+        ]
+        known += class_problems(
+            root, files, [o for o, problems in known if problems[0][0] == "linked twice"]
+        )
     return root, files, known
 
 # %% ../../nbs/images/check.ipynb #a344dadf
@@ -250,17 +367,21 @@ def strict():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        try: yield
-        finally: ImageFile.LOAD_TRUNCATED_IMAGES = before
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 # %% ../../nbs/images/check.ipynb #9da13313
-def check_images(path_or_files, # a data set's folder, any folder, a file, or a list of files
-                 max_pixels:int=MAX_PIXELS, # width times height above which an image is absurd; never more than Pillow's own limit
-                 n_workers:int|None=None, # threads; default: one for each core, 8 at most
-                 progress:bool=True, # show a bar?
-                ) -> ImageReport: # `raise_if_fatal()` it before you train
+def check_images(
+    path_or_files,  # a data set's folder, any folder, a file, or a list of files
+    max_pixels: int = MAX_PIXELS,  # width times height above which an image is absurd; never more than Pillow's own limit
+    n_workers: int | None = None,  # threads; default: one for each core, 8 at most
+    progress: bool = True,  # show a bar?
+) -> ImageReport:  # `raise_if_fatal()` it before you train
     "Opens and decodes every image and reports what is wrong, by name. Raises `DataError` only if there is no such path, `ValueError` or `TypeError` for other arguments."
-    if n_workers is None: n_workers = min(8, os.cpu_count() or 1)
+    if n_workers is None:
+        n_workers = min(8, os.cpu_count() or 1)
     check_whole(max_pixels, "max_pixels", 1)
     check_whole(n_workers, "n_workers", 1)
     root, files, known = listing(path_or_files)
@@ -268,46 +389,73 @@ def check_images(path_or_files, # a data set's folder, any folder, a file, or a 
         with closing(pool.map(lambda o: file_problems(o, max_pixels), files)) as results:
             if progress and files:
                 from fastprogress.fastprogress import progress_bar
+
                 results = progress_bar(results, total=len(files), leave=False)
-            known += [(o, found) for found, o in zip(results, files)] # this way round the bar gets to its end
-    records = [ImageRecord(o.relative_to(root).as_posix(), name, detail, name in FATAL)
-               for o, found in known for name, detail in found]
+            known += [
+                (o, found) for found, o in zip(results, files)
+            ]  # this way round the bar gets to its end
+    records = [
+        ImageRecord(o.relative_to(root).as_posix(), name, detail, name in FATAL)
+        for o, found in known
+        for name, detail in found
+    ]
     worst_first = sorted(records, key=lambda o: (not o.fatal, o.file, o.problem))
     return ImageReport(root, len(files), worst_first)
 
 # %% ../../nbs/images/check.ipynb #3df97521
 @patch
-def raise_if_fatal(self:ImageReport, examples:int=10) -> ImageReport: # itself, if nothing is fatal
+def raise_if_fatal(
+    self: ImageReport, examples: int = 10
+) -> ImageReport:  # itself, if nothing is fatal
     "Raises `BadImages`, which lists the first `examples` fatal findings, and has all of them in its `errors`."
-    if not self.fatal: return self
-    errors = [ImageError(printable(o.file), f"{o.problem} ({printable(o.detail)})") for o in self.fatal]
+    if not self.fatal:
+        return self
+    errors = [
+        ImageError(printable(o.file), f"{o.problem} ({printable(o.detail)})") for o in self.fatal
+    ]
     n = len(errors)
-    lines = [f"{n:,} findings in {self.root} would end a training:",
-             *(f"  {o}" for o in errors[:examples])]
-    if n > examples: lines.append(f"  … and {n - examples:,} more")
-    lines.append("What you can do: copy or download these files again; or move them aside, in their "
-                 "folders, with quarantine(check_images(folder), another_folder).")
+    lines = [
+        f"{n:,} findings in {self.root} would end a training:",
+        *(f"  {o}" for o in errors[:examples]),
+    ]
+    if n > examples:
+        lines.append(f"  … and {n - examples:,} more")
+    lines.append(
+        "What you can do: copy or download these files again; or move them aside, in their "
+        "folders, with quarantine(check_images(folder), another_folder)."
+    )
     raise BadImages(errors, "\n".join(lines))
 
 # %% ../../nbs/images/check.ipynb #8f5d84cf
-def quarantine(report:ImageReport, # of a folder
-               folder, # where the bad files go, outside of the data set
-              ) -> list[Path]: # where they are now
+def quarantine(
+    report: ImageReport,  # of a folder
+    folder,  # where the bad files go, outside of the data set
+) -> list[Path]:  # where they are now
     "Moves what is fatal to the same place below `folder`. Raises `DataError`, before anything moves, if a file is there already."
-    if not isinstance(report, ImageReport): raise TypeError(f"quarantine takes what check_images returns, not {report!r}")
-    if not isinstance(folder, (str, os.PathLike)): raise TypeError(f"the bad files go to a folder, and {folder!r} names none")
+    if not isinstance(report, ImageReport):
+        raise TypeError(f"quarantine takes what check_images returns, not {report!r}")
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"the bad files go to a folder, and {folder!r} names none")
     root, folder = Path(os.path.abspath(report.root)), Path(os.path.abspath(folder))
     if folder == root or root in folder.parents:
-        raise DataError(f"{folder} lies inside of {root}, where the bad files would be found again: take a folder outside")
+        raise DataError(
+            f"{folder} lies inside of {root}, where the bad files would be found again: take a folder outside"
+        )
     names = {o.file for o in report.fatal if o.file != "."}
-    names = sorted(o for o in names if not any(str(p) in names for p in PurePosixPath(o).parents)) # a folder takes its files along
-    taken = [o for o in names if os.path.lexists(folder/o)]
+    names = sorted(
+        o for o in names if not any(str(p) in names for p in PurePosixPath(o).parents)
+    )  # a folder takes its files along
+    taken = [o for o in names if os.path.lexists(folder / o)]
     if taken:
-        raise DataError(f"{folder} already has {', '.join(map(printable, taken[:5]))}{' …' if taken[5:] else ''}: nothing was moved")
+        raise DataError(
+            f"{folder} already has {', '.join(map(printable, taken[:5]))}{' …' if taken[5:] else ''}: nothing was moved"
+        )
     for i, o in enumerate(names):
         try:
-            (folder/o).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(root/o, folder/o)
+            (folder / o).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(root / o, folder / o)
         except OSError as e:
-            raise DataError(f"{root/o} can't be moved to {folder/o}: {e}; {i} of {len(names)} files were moved") from e
-    return [folder/o for o in names]
+            raise DataError(
+                f"{root / o} can't be moved to {folder / o}: {e}; {i} of {len(names)} files were moved"
+            ) from e
+    return [folder / o for o in names]

@@ -19,35 +19,43 @@ from ..errors import ImageError, check_whole
 # %% ../../nbs/images/decode.ipynb #6e28436d
 def _white(mode, highest):
     "The value of white in a grey image of this mode whose highest value is `highest`; None: not known"
-    if mode.startswith("I;16"): return 65535
+    if mode.startswith("I;16"):
+        return 65535
     candidates = (1, 255) if mode == "F" else (255, 65535)
     return next((o for o in candidates if highest <= o), None)
+
 
 def _to_8bit(img, name):
     "A grey image with more than 8 bits, or with floats, scaled to mode `L`"
     a = np.asarray(img).astype(np.float64)
-    if not np.isfinite(a).all(): raise ImageError(name, "has pixels that are not numbers")
+    if not np.isfinite(a).all():
+        raise ImageError(name, "has pixels that are not numbers")
     lo, hi = (a.min(), a.max()) if a.size else (0, 0)
     white = _white(img.mode, hi)
     if lo < 0 or white is None:
-        raise ImageError(name, f"has values from {lo:g} to {hi:g}; its black and white are not known")
-    return Image.fromarray((a*(255/white) + .5).astype(np.uint8))
+        raise ImageError(
+            name, f"has values from {lo:g} to {hi:g}; its black and white are not known"
+        )
+    return Image.fromarray((a * (255 / white) + 0.5).astype(np.uint8))
 
 # %% ../../nbs/images/decode.ipynb #57eb32d6
 def _to_rgb(img, name):
     "`img` in mode RGB: transparent pixels on white, deep greys scaled, the rest as Pillow converts it"
-    if img.mode=="RGB" and "transparency" not in img.info: return img
-    if img.mode in ("RGBA","RGBa","LA","La","PA") or "transparency" in img.info:
+    if img.mode == "RGB" and "transparency" not in img.info:
+        return img
+    if img.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in img.info:
         img = img.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", img.size, "white"), img).convert("RGB")
-    if img.mode in ("I","F") or img.mode.startswith("I;16"): img = _to_8bit(img, name)
+    if img.mode in ("I", "F") or img.mode.startswith("I;16"):
+        img = _to_8bit(img, name)
     return img.convert("RGB")
 
 # %% ../../nbs/images/decode.ipynb #90b104da
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
 
+
 @cache
-def readable_formats() -> list: # names, as Pillow spells them
+def readable_formats() -> list:  # names, as Pillow spells them
     "Those of `FORMATS` that the installed Pillow can read."
     Image.init()
     return [o for o in FORMATS if o in Image.OPEN]
@@ -55,66 +63,103 @@ def readable_formats() -> list: # names, as Pillow spells them
 # %% ../../nbs/images/decode.ipynb #56ae6ca1
 ORIENTATION = 0x0112  # the EXIF tag that says which way was up
 
+
 def _opened(src, name):
     "`src` as a Pillow image, whose pixels may not be decoded yet"
-    if isinstance(src, Image.Image): return src
-    if isinstance(src, np.ndarray): return _from_array(src)
-    if isinstance(src, (bytes,bytearray)): data = bytes(src)
-    elif isinstance(src, (str,os.PathLike)):
+    if isinstance(src, Image.Image):
+        return src
+    if isinstance(src, np.ndarray):
+        return _from_array(src)
+    if isinstance(src, (bytes, bytearray)):
+        data = bytes(src)
+    elif isinstance(src, (str, os.PathLike)):
         try:
-            with open(src, "rb") as f: data = f.read()
-        except OSError as e: raise ImageError(name, f"can't be read ({e.strerror or e})") from e
-    else: raise TypeError(f"open_image takes a path, bytes, a PIL image or a uint8 array, not {name}")
-    if not data: raise ImageError(name, "is empty")
+            with open(src, "rb") as f:
+                data = f.read()
+        except OSError as e:
+            raise ImageError(name, f"can't be read ({e.strerror or e})") from e
+    else:
+        raise TypeError(f"open_image takes a path, bytes, a PIL image or a uint8 array, not {name}")
+    if not data:
+        raise ImageError(name, "is empty")
     return Image.open(io.BytesIO(data), formats=readable_formats())
 
 # %% ../../nbs/images/decode.ipynb #cc841944
 def _from_array(a):
     "A Pillow image of a uint8 array: height x width, or with 1, 3 or 4 channels last"
-    if a.dtype!=np.uint8: raise TypeError(f"an array of pixels must be uint8, not {a.dtype}: scale it to 0 to 255 first")
-    if a.ndim==3 and a.shape[-1]==1: a = a[...,0]
-    if a.ndim!=2 and not (a.ndim==3 and a.shape[-1] in (3,4)):
-        raise ImageError("array", f"has the shape {a.shape}; pixels are height x width, or with 1, 3 or 4 channels last")
-    if not a.size: raise ImageError("array", "has no pixels")
+    if a.dtype != np.uint8:
+        raise TypeError(
+            f"an array of pixels must be uint8, not {a.dtype}: scale it to 0 to 255 first"
+        )
+    if a.ndim == 3 and a.shape[-1] == 1:
+        a = a[..., 0]
+    if a.ndim != 2 and not (a.ndim == 3 and a.shape[-1] in (3, 4)):
+        raise ImageError(
+            "array",
+            f"has the shape {a.shape}; pixels are height x width, or with 1, 3 or 4 channels last",
+        )
+    if not a.size:
+        raise ImageError("array", "has no pixels")
     return Image.fromarray(np.ascontiguousarray(a))
 
 # %% ../../nbs/images/decode.ipynb #46291159
-MIN_REDUCED = 1.  # a reduced JPEG's short side is at least this times the side that is needed
+MIN_REDUCED = 1.0  # a reduced JPEG's short side is at least this times the side that is needed
 
 # %% ../../nbs/images/decode.ipynb #2088fdd1
 def _upright(img):
     "`img` turned as its EXIF data says; damaged EXIF data says nothing, and takes nothing from the pixels"
-    if img.format=="JPEG" and not img.info.keys() & {"exif","xmp"}: return img   # looking into nothing costs a twentieth of decoding
-    try: return ImageOps.exif_transpose(img) if img.getexif().get(ORIENTATION, 1)!=1 else img
-    except Exception: return img   # Pillow's EXIF reader has many errors, SyntaxError among them
+    if img.format == "JPEG" and not img.info.keys() & {"exif", "xmp"}:
+        return img  # looking into nothing costs a twentieth of decoding
+    try:
+        return ImageOps.exif_transpose(img) if img.getexif().get(ORIENTATION, 1) != 1 else img
+    except Exception:
+        return img  # Pillow's EXIF reader has many errors, SyntaxError among them
 
 # %% ../../nbs/images/decode.ipynb #3df168a5
 def open_image(
-    src:"str|Path|bytes|Image.Image|np.ndarray", # file, its bytes, Pillow image, or uint8 array (height x width (x 1, 3 or 4))
-    min_side:int|None=None, # pixels that suffice for the short side: a JPEG may be decoded smaller, never below this
-) -> Image.Image: # mode RGB, upright; at its own size, or a JPEG at a half, quarter or eighth of it
+    src: "str|Path|bytes|Image.Image|np.ndarray",  # file, its bytes, Pillow image, or uint8 array (height x width (x 1, 3 or 4))
+    min_side: int
+    | None = None,  # pixels that suffice for the short side: a JPEG may be decoded smaller, never below this
+) -> (
+    Image.Image
+):  # mode RGB, upright; at its own size, or a JPEG at a half, quarter or eighth of it
     "Decode `src` as people see it. Raises `ImageError` for a picture that is unreadable, empty, truncated or absurdly large."
-    name = str(src) if isinstance(src, (str,os.PathLike)) else type(src).__name__
-    if min_side is not None: check_whole(min_side, "min_side", 1)
+    name = str(src) if isinstance(src, (str, os.PathLike)) else type(src).__name__
+    if min_side is not None:
+        check_whole(min_side, "min_side", 1)
     try:
         img = _opened(src, name)
         # A picture that the caller opened is the caller's: reducing it would change it for them.
-        if min_side and img is not src and img.format in ("JPEG","MPO"): img.draft(None, (math.ceil(min_side*MIN_REDUCED),)*2)
+        if min_side and img is not src and img.format in ("JPEG", "MPO"):
+            img.draft(None, (math.ceil(min_side * MIN_REDUCED),) * 2)
         img.load()
         return _to_rgb(_upright(img), name)
-    except (ImageError, TypeError): raise
-    except UnidentifiedImageError as e: raise ImageError(name, "is not an image that Pillow knows") from e
-    except Image.DecompressionBombError as e: raise ImageError(name, f"is absurdly large: {e}") from e
-    except Exception as e: raise ImageError(name, f"is damaged: {e}") from e   # each of Pillow's decoders has errors of its own
+    except (ImageError, TypeError):
+        raise
+    except UnidentifiedImageError as e:
+        raise ImageError(name, "is not an image that Pillow knows") from e
+    except Image.DecompressionBombError as e:
+        raise ImageError(name, f"is absurdly large: {e}") from e
+    except Exception as e:
+        raise ImageError(
+            name, f"is damaged: {e}"
+        ) from e  # each of Pillow's decoders has errors of its own
 
 # %% ../../nbs/images/decode.ipynb #ff1cd412
 ENDINGS = {k for k, v in mimetypes.types_map.items() if v.startswith("image/")} | {".webp", ".avif"}
 
+
 def image_files(
-    path:str|Path, # folder, searched with all its sub-folders
-) -> list[Path]: # sorted
+    path: str | Path,  # folder, searched with all its sub-folders
+) -> list[Path]:  # sorted
     "All files below `path` whose name ends as a picture's does, hidden ones left out. Raises `FileNotFoundError` without such a folder."
     path = Path(path)
-    if not path.is_dir(): raise FileNotFoundError(f"{path} is not a folder")
-    found = (Path(d)/o for d,_,names in os.walk(path, followlinks=True) for o in names if not o.startswith("."))
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder")
+    found = (
+        Path(d) / o
+        for d, _, names in os.walk(path, followlinks=True)
+        for o in names
+        if not o.startswith(".")
+    )
     return sorted(o for o in found if o.suffix.lower() in ENDINGS)

@@ -26,110 +26,148 @@ from PIL import Image, ImageDraw, ImageFilter
 from .leftovers import delete_unless_locked
 
 # %% ../../nbs/images/drawn.ipynb #9c618db9
-CLASSES = {"n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player",
-           "n03000684": "chain saw", "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck",
-           "n03425413": "gas pump", "n03445777": "golf ball", "n03888257": "parachute"}
+CLASSES = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
 
 # %% ../../nbs/images/drawn.ipynb #d117fd34
-def class_name(label:str, # a synset such as "n03028079", or a class's name such as "church"
-              ) -> str: # the name
+def class_name(
+    label: str,  # a synset such as "n03028079", or a class's name such as "church"
+) -> str:  # the name
     "The class that `label` stands for. Raises `ValueError` for any other."
     name = CLASSES.get(label, label) if isinstance(label, str) else None
     if name not in CLASSES.values():
-        raise ValueError(f"no class {label!r}: take one of {', '.join(CLASSES.values())}, or its synset from CLASSES")
+        raise ValueError(
+            f"no class {label!r}: take one of {', '.join(CLASSES.values())}, or its synset from CLASSES"
+        )
     return name
 
 # %% ../../nbs/images/drawn.ipynb #cf7c2090
 class Pen:
     "Draws on a picture in an object's own units: x to the right, y down, the object between -1 and 1."
-    def __init__(self,
-                 img, # a Pillow picture, RGB
-                 matrix=None, # (3, 3), from the object's units to pixels; the whole picture if None
-                 ink=None, # colour of the outlines (r, g, b); none if None
-                 thick:float=0.02, # width of the outlines, in the object's units
-                ):
-        w,h = img.size
-        self.img,self.ink,self.thick = img,ink,thick
-        self.matrix = np.array([[w/2,0,w/2], [0,h/2,h/2], [0,0,1]] if matrix is None else matrix, dtype=float)
-        self.scale = math.sqrt(abs(np.linalg.det(self.matrix[:2,:2])))
+
+    def __init__(
+        self,
+        img,  # a Pillow picture, RGB
+        matrix=None,  # (3, 3), from the object's units to pixels; the whole picture if None
+        ink=None,  # colour of the outlines (r, g, b); none if None
+        thick: float = 0.02,  # width of the outlines, in the object's units
+    ):
+        w, h = img.size
+        self.img, self.ink, self.thick = img, ink, thick
+        self.matrix = np.array(
+            [[w / 2, 0, w / 2], [0, h / 2, h / 2], [0, 0, 1]] if matrix is None else matrix,
+            dtype=float,
+        )
+        self.scale = math.sqrt(abs(np.linalg.det(self.matrix[:2, :2])))
         self.canvas = ImageDraw.Draw(img, "RGBA")
 
-    def pixels(self, points): # (n, 2) in the object's units -> [x0, y0, x1, y1, ...]
-        p = np.asarray(points, dtype=float)@self.matrix[:,:2].T + self.matrix[:,2]
-        return (p[:,:2]/p[:,2:]).ravel().tolist()
+    def pixels(self, points):  # (n, 2) in the object's units -> [x0, y0, x1, y1, ...]
+        p = np.asarray(points, dtype=float) @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return (p[:, :2] / p[:, 2:]).ravel().tolist()
 
-    def fill(self,
-             points, # corners, (n, 2)
-             colour, # (r, g, b), or (r, g, b, alpha) to let through what is below
-             ink:bool=True, # draw the outline, if this pen has ink?
-            ):
+    def fill(
+        self,
+        points,  # corners, (n, 2)
+        colour,  # (r, g, b), or (r, g, b, alpha) to let through what is below
+        ink: bool = True,  # draw the outline, if this pen has ink?
+    ):
         "A filled polygon."
         xy = self.pixels(points)
         self.canvas.polygon(xy, fill=colour)
-        if ink and self.ink: self.canvas.line(xy + xy[:4], fill=self.ink, width=self.width(self.thick), joint="curve")
+        if ink and self.ink:
+            self.canvas.line(
+                xy + xy[:4], fill=self.ink, width=self.width(self.thick), joint="curve"
+            )
 
     def line(self, points, width, colour, ink=False):
         "A line through `points`, `width` wide in the object's units, with round corners."
         xy = self.pixels(points)
-        if ink and self.ink: self.canvas.line(xy, fill=self.ink, width=self.width(width + 2*self.thick), joint="curve")
+        if ink and self.ink:
+            self.canvas.line(
+                xy, fill=self.ink, width=self.width(width + 2 * self.thick), joint="curve"
+            )
         self.canvas.line(xy, fill=colour, width=self.width(width), joint="curve")
 
-    def width(self, width): return max(1, round(width*self.scale)) # in pixels
+    def width(self, width):
+        return max(1, round(width * self.scale))  # in pixels
 
 # %% ../../nbs/images/drawn.ipynb #00aad48d
-def oval(x, y, rx, ry=None, start=0, end=360, n=32): # angles in degrees, clockwise from the right
+def oval(x, y, rx, ry=None, start=0, end=360, n=32):  # angles in degrees, clockwise from the right
     "Points on an ellipse around (`x`, `y`), or on an arc of it."
     t = np.radians(np.linspace(start, end, n))
-    return np.stack([x + rx*np.cos(t), y + (rx if ry is None else ry)*np.sin(t)], 1)
+    return np.stack([x + rx * np.cos(t), y + (rx if ry is None else ry) * np.sin(t)], 1)
 
 # %% ../../nbs/images/drawn.ipynb #6a980656
 def box(x0, y0, x1, y1, r=0):
     "Corners of a rectangle, rounded with radius `r`."
-    if not r: return np.array([(x0,y0), (x1,y0), (x1,y1), (x0,y1)])
-    corners = (x1-r,y0+r,270), (x1-r,y1-r,0), (x0+r,y1-r,90), (x0+r,y0+r,180)
-    return np.concatenate([oval(x, y, r, start=a, end=a+90, n=6) for x,y,a in corners])
+    if not r:
+        return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    corners = (
+        (x1 - r, y0 + r, 270),
+        (x1 - r, y1 - r, 0),
+        (x0 + r, y1 - r, 90),
+        (x0 + r, y0 + r, 180),
+    )
+    return np.concatenate([oval(x, y, r, start=a, end=a + 90, n=6) for x, y, a in corners])
 
 # %% ../../nbs/images/drawn.ipynb #9252d165
-def smooth(points, n=6): # n: points for each side
+def smooth(points, n=6):  # n: points for each side
     "A closed curve through `points` without corners (Catmull and Rom, 1974)."
     p = np.asarray(points, dtype=float)
-    a,b,c,d = (np.roll(p, k, 0)[:,None] for k in (1,0,-1,-2))
-    t = np.linspace(0, 1, n, endpoint=False)[None,:,None]
-    return (b + t*(c-a)/2 + t**2*(a - 2.5*b + 2*c - d/2) + t**3*(1.5*(b-c) + (d-a)/2)).reshape(-1, 2)
+    a, b, c, d = (np.roll(p, k, 0)[:, None] for k in (1, 0, -1, -2))
+    t = np.linspace(0, 1, n, endpoint=False)[None, :, None]
+    return (
+        b
+        + t * (c - a) / 2
+        + t**2 * (a - 2.5 * b + 2 * c - d / 2)
+        + t**3 * (1.5 * (b - c) + (d - a) / 2)
+    ).reshape(-1, 2)
 
 # %% ../../nbs/images/drawn.ipynb #32a0a263
 def ribbon(path, widths):
     "A band along `path`, `widths` wide at its points."
     path = np.asarray(path, dtype=float)
     along = np.gradient(path, axis=0)
-    side = np.stack([-along[:,1], along[:,0]], 1)/np.linalg.norm(along, axis=1, keepdims=True)
-    side *= np.broadcast_to(np.asarray(widths, dtype=float), len(path))[:,None]/2
-    return np.concatenate([path+side, (path-side)[::-1]])
+    side = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
+    side *= np.broadcast_to(np.asarray(widths, dtype=float), len(path))[:, None] / 2
+    return np.concatenate([path + side, (path - side)[::-1]])
 
 # %% ../../nbs/images/drawn.ipynb #238003ba
 def turned(degrees):
     "The matrix (2, 2) that turns points, `points@turned(a)`, clockwise."
-    c,s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return np.array([[c,s], [-s,c]])
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return np.array([[c, s], [-s, c]])
 
 # %% ../../nbs/images/drawn.ipynb #c0458a07
-def hsv(h, s, v): # all three from 0 to 1
+def hsv(h, s, v):  # all three from 0 to 1
     "A colour from hue, saturation and brightness."
-    return tuple(round(255*o) for o in colorsys.hsv_to_rgb(h % 1, s, v))
+    return tuple(round(255 * o) for o in colorsys.hsv_to_rgb(h % 1, s, v))
 
 # %% ../../nbs/images/drawn.ipynb #2790eeba
-def tint(c, k): # k < 1: darker, black at 0; k > 1: lighter, white at 2
+def tint(c, k):  # k < 1: darker, black at 0; k > 1: lighter, white at 2
     "`c`, lighter or darker."
-    return tuple(round(o*k if k <= 1 else o + (255-o)*(k-1)) for o in c)
+    return tuple(round(o * k if k <= 1 else o + (255 - o) * (k - 1)) for o in c)
 
 # %% ../../nbs/images/drawn.ipynb #a17533ae
-def any_colour(rng, s=(.25,.95), v=(.35,.95)): # s, v: from, to
+def any_colour(rng, s=(0.25, 0.95), v=(0.35, 0.95)):  # s, v: from, to
     "A colour of any hue."
     return hsv(rng.random(), rng.uniform(*s), rng.uniform(*v))
+
 
 def pick(rng, options):
     "One of `options`."
     return options[rng.integers(len(options))]
+
 
 def chance(rng, p):
     "True with probability `p`."
@@ -138,572 +176,1043 @@ def chance(rng, p):
 # %% ../../nbs/images/drawn.ipynb #209d91be
 def arch(x, y, w, h):
     "Points of an arched window or door, `w` wide, with its foot at `y`."
-    return np.concatenate([[(x+w/2,y)], oval(x, y-h+w/2, w/2, start=0, end=-180, n=10), [(x-w/2,y)]])
+    return np.concatenate(
+        [[(x + w / 2, y)], oval(x, y - h + w / 2, w / 2, start=0, end=-180, n=10), [(x - w / 2, y)]]
+    )
+
 
 def shade(a=70):
     "The colour of a shadow, which lets what is below through."
-    return (20,20,45,a)
+    return (20, 20, 45, a)
 
 # %% ../../nbs/images/drawn.ipynb #39716660
-def steeple(pen, rng, x, w, top, wall, roof): # x: middle, w: half its width, top: where the walls end
+def steeple(
+    pen, rng, x, w, top, wall, roof
+):  # x: middle, w: half its width, top: where the walls end
     "A tower from the ground up, with its spire and cross."
-    pen.fill(box(x-w, top, x+w, 1), wall)
-    pen.fill(box(x+.35*w, top, x+w, 1), shade(), ink=False)
-    tip = -.84
-    if chance(rng, .2): # an onion
-        bulb = [(x-.55*w,top), (x-1.15*w,top-.14), (x-.35*w,tip+.12), (x,tip),
-                (x+.35*w,tip+.12), (x+1.15*w,top-.14), (x+.55*w,top)]
+    pen.fill(box(x - w, top, x + w, 1), wall)
+    pen.fill(box(x + 0.35 * w, top, x + w, 1), shade(), ink=False)
+    tip = -0.84
+    if chance(rng, 0.2):  # an onion
+        bulb = [
+            (x - 0.55 * w, top),
+            (x - 1.15 * w, top - 0.14),
+            (x - 0.35 * w, tip + 0.12),
+            (x, tip),
+            (x + 0.35 * w, tip + 0.12),
+            (x + 1.15 * w, top - 0.14),
+            (x + 0.55 * w, top),
+        ]
         pen.fill(smooth(bulb), roof)
     else:
-        pen.fill([(x-1.18*w,top), (x,tip), (x+1.18*w,top)], roof)
-        pen.fill([(x+.3*w,top), (x,tip), (x+1.18*w,top)], shade(), ink=False)
-    cross = pick(rng, [(245,240,225), (230,190,80), (50,50,55)])
-    pen.line([(x,tip+.02), (x,-1)], .035, cross)
-    pen.line([(x-.06,-.94), (x+.06,-.94)], .035, cross)
-    pen.fill(arch(x, top+.36, .75*w, .24), tint(roof, .45))
-    if chance(rng, .5):
-        pen.fill(oval(x, top+.52, .3*w), (240,235,220))
-        pen.line([(x,top+.46), (x,top+.52), (x+.04,top+.53)], .015, (40,40,40))
+        pen.fill([(x - 1.18 * w, top), (x, tip), (x + 1.18 * w, top)], roof)
+        pen.fill([(x + 0.3 * w, top), (x, tip), (x + 1.18 * w, top)], shade(), ink=False)
+    cross = pick(rng, [(245, 240, 225), (230, 190, 80), (50, 50, 55)])
+    pen.line([(x, tip + 0.02), (x, -1)], 0.035, cross)
+    pen.line([(x - 0.06, -0.94), (x + 0.06, -0.94)], 0.035, cross)
+    pen.fill(arch(x, top + 0.36, 0.75 * w, 0.24), tint(roof, 0.45))
+    if chance(rng, 0.5):
+        pen.fill(oval(x, top + 0.52, 0.3 * w), (240, 235, 220))
+        pen.line([(x, top + 0.46), (x, top + 0.52), (x + 0.04, top + 0.53)], 0.015, (40, 40, 40))
 
 # %% ../../nbs/images/drawn.ipynb #7952216e
 def church_colours(rng):
-    wall = pick(rng, [(240,236,226), (214,196,160), (176,170,160), (170,98,78), (226,206,170), (200,205,210)])
-    roof = pick(rng, [(150,62,48), (78,84,98), (98,70,54), (70,112,102), (60,60,66)])
-    return wall, roof, pick(rng, [(70,90,130), (52,56,72), (120,80,110), (220,180,90)])
+    wall = pick(
+        rng,
+        [
+            (240, 236, 226),
+            (214, 196, 160),
+            (176, 170, 160),
+            (170, 98, 78),
+            (226, 206, 170),
+            (200, 205, 210),
+        ],
+    )
+    roof = pick(rng, [(150, 62, 48), (78, 84, 98), (98, 70, 54), (70, 112, 102), (60, 60, 66)])
+    return wall, roof, pick(rng, [(70, 90, 130), (52, 56, 72), (120, 80, 110), (220, 180, 90)])
 
 # %% ../../nbs/images/drawn.ipynb #221d8e70
 def church_side(pen, rng):
     "A church from its long side."
-    wall,roof,glass = church_colours(rng)
-    w,top,eaves = rng.uniform(.19,.27), rng.uniform(-.32,-.1), rng.uniform(.28,.45)
-    x = w*1.2 - .98
-    ridge = eaves - rng.uniform(.38,.5)
-    pen.fill(box(x, eaves, .94, 1), tint(wall, .93))
-    pen.fill([(x,ridge), (.84,ridge), (1,eaves+.02), (x,eaves+.02)], roof)
+    wall, roof, glass = church_colours(rng)
+    w, top, eaves = rng.uniform(0.19, 0.27), rng.uniform(-0.32, -0.1), rng.uniform(0.28, 0.45)
+    x = w * 1.2 - 0.98
+    ridge = eaves - rng.uniform(0.38, 0.5)
+    pen.fill(box(x, eaves, 0.94, 1), tint(wall, 0.93))
+    pen.fill([(x, ridge), (0.84, ridge), (1, eaves + 0.02), (x, eaves + 0.02)], roof)
     n = rng.integers(3, 5)
-    for o in np.linspace(x+w+.22, .76, n): pen.fill(arch(o, .86, .16, .36), glass)
+    for o in np.linspace(x + w + 0.22, 0.76, n):
+        pen.fill(arch(o, 0.86, 0.16, 0.36), glass)
     steeple(pen, rng, x, w, top, wall, roof)
-    pen.fill(arch(x, 1, w*.95, .34), (92,58,36))
+    pen.fill(arch(x, 1, w * 0.95, 0.34), (92, 58, 36))
 
 # %% ../../nbs/images/drawn.ipynb #ab215704
 def church_front(pen, rng):
     "A church from its west end: the tower in the middle."
-    wall,roof,glass = church_colours(rng)
-    w,top,half = rng.uniform(.2,.28), rng.uniform(-.4,-.2), rng.uniform(.6,.85)
-    eaves = rng.uniform(.3,.5)
-    pen.fill([(-half,1), (-half,eaves), (0,-.12), (half,eaves), (half,1)], tint(wall, .93))
-    for s in (-1,1): pen.fill([(s*(half+.08),eaves+.06), (0,-.22), (0,-.08), (s*(half-.04),eaves+.06)], roof)
-    for s in (-1,1): pen.fill(arch(s*(half+w)/2, .84, .15, .34), glass)
+    wall, roof, glass = church_colours(rng)
+    w, top, half = rng.uniform(0.2, 0.28), rng.uniform(-0.4, -0.2), rng.uniform(0.6, 0.85)
+    eaves = rng.uniform(0.3, 0.5)
+    pen.fill([(-half, 1), (-half, eaves), (0, -0.12), (half, eaves), (half, 1)], tint(wall, 0.93))
+    for s in (-1, 1):
+        pen.fill(
+            [
+                (s * (half + 0.08), eaves + 0.06),
+                (0, -0.22),
+                (0, -0.08),
+                (s * (half - 0.04), eaves + 0.06),
+            ],
+            roof,
+        )
+    for s in (-1, 1):
+        pen.fill(arch(s * (half + w) / 2, 0.84, 0.15, 0.34), glass)
     steeple(pen, rng, 0, w, top, wall, roof)
-    pen.fill(arch(0, 1, w*1.05, .4), (92,58,36))
+    pen.fill(arch(0, 1, w * 1.05, 0.4), (92, 58, 36))
 
 # %% ../../nbs/images/drawn.ipynb #96ec0d9a
-def gas_pump(pen, rng, x, y0, y1, colour): # y0: top, y1: foot
+def gas_pump(pen, rng, x, y0, y1, colour):  # y0: top, y1: foot
     "One pump: a cabinet with a display and a hose that hangs in a loop."
-    h,w = y1-y0, (y1-y0)*.24
-    side = pick(rng, (-1,1))
-    hose = np.array([(1,.3), (1.75,.5), (1.8,.85), (1.25,.9), (1.2,.45)])*(side*w,h) + (x,y0)
-    pen.line(smooth(hose)[:26], .05*h, (35,35,38))
-    pen.fill(box(x-w, y0, x+w, y1, .06*h), colour)
-    pen.fill(box(x+.5*w, y0+.05*h, x+w, y1), shade(50), ink=False)
-    pen.fill(box(x-.85*w, y0+.04*h, x+.85*w, y0+.16*h), tint(colour, 1.75))
-    pen.fill(box(x-.7*w, y0+.21*h, x+.7*w, y0+.44*h), (38,44,48))
-    for k in (.26,.35): pen.line([(x-.5*w,y0+k*h), (x+.45*w,y0+k*h)], .035*h, (190,225,170))
-    pen.fill(box(x-.7*w, y0+.52*h, x+.2*w, y0+.72*h), tint(colour, .6))
-    pen.fill(box(x+side*1.2*w-.07*h, y0+.4*h, x+side*1.2*w+.07*h, y0+.55*h, .02*h), (45,45,48))
+    h, w = y1 - y0, (y1 - y0) * 0.24
+    side = pick(rng, (-1, 1))
+    hose = np.array([(1, 0.3), (1.75, 0.5), (1.8, 0.85), (1.25, 0.9), (1.2, 0.45)]) * (
+        side * w,
+        h,
+    ) + (x, y0)
+    pen.line(smooth(hose)[:26], 0.05 * h, (35, 35, 38))
+    pen.fill(box(x - w, y0, x + w, y1, 0.06 * h), colour)
+    pen.fill(box(x + 0.5 * w, y0 + 0.05 * h, x + w, y1), shade(50), ink=False)
+    pen.fill(box(x - 0.85 * w, y0 + 0.04 * h, x + 0.85 * w, y0 + 0.16 * h), tint(colour, 1.75))
+    pen.fill(box(x - 0.7 * w, y0 + 0.21 * h, x + 0.7 * w, y0 + 0.44 * h), (38, 44, 48))
+    for k in (0.26, 0.35):
+        pen.line(
+            [(x - 0.5 * w, y0 + k * h), (x + 0.45 * w, y0 + k * h)], 0.035 * h, (190, 225, 170)
+        )
+    pen.fill(box(x - 0.7 * w, y0 + 0.52 * h, x + 0.2 * w, y0 + 0.72 * h), tint(colour, 0.6))
+    pen.fill(
+        box(
+            x + side * 1.2 * w - 0.07 * h,
+            y0 + 0.4 * h,
+            x + side * 1.2 * w + 0.07 * h,
+            y0 + 0.55 * h,
+            0.02 * h,
+        ),
+        (45, 45, 48),
+    )
 
 # %% ../../nbs/images/drawn.ipynb #347e1234
 def gas_station(pen, rng):
     "A canopy on two pillars, the pumps below it, a shop behind and a price board beside."
-    stripe,pump = any_colour(rng, (.6,.95), (.55,.95)), any_colour(rng, (.4,.95), (.6,.95))
-    top,thick,half = rng.uniform(-.72,-.5), rng.uniform(.2,.3), rng.uniform(.9,1)
-    if chance(rng, .6):
-        pen.fill(box(-.45, .2, .75, .9), (206,198,184))
-        for x in (-.35,.05,.4): pen.fill(box(x, .35, x+.28, .7), (110,150,175))
-    post = rng.uniform(.66,.76)
-    for x in (-post,post): pen.fill(box(x-.05, top+thick, x+.05, 1), (222,222,222))
-    pen.fill([(-half*.8,top+thick), (half*.8,top+thick), (half*.7,top+thick+.09), (-half*.7,top+thick+.09)], (95,98,105))
-    pen.fill(box(-half, top, half, top+thick), (244,244,240))
-    pen.fill(box(-half, top+.45*thick, half, top+.85*thick), stripe, ink=False)
-    pen.fill(oval(-.5*half, top+.5*thick, .55*thick), tint(stripe, 1.6))
-    for x in ((-.3,.3) if chance(rng, .6) else (-.42,0,.42)): gas_pump(pen, rng, x, .18 if x else .24, 1, pump)
-    if chance(rng, .4):
-        pen.fill(box(.93, -.2, .98, 1), (120,120,120))
-        pen.fill(box(.78, -.5, 1.1, .12), stripe)
-        for y in (-.4,-.2,0): pen.line([(.84,y), (1.04,y)], .07, (250,240,190))
+    stripe, pump = (
+        any_colour(rng, (0.6, 0.95), (0.55, 0.95)),
+        any_colour(rng, (0.4, 0.95), (0.6, 0.95)),
+    )
+    top, thick, half = rng.uniform(-0.72, -0.5), rng.uniform(0.2, 0.3), rng.uniform(0.9, 1)
+    if chance(rng, 0.6):
+        pen.fill(box(-0.45, 0.2, 0.75, 0.9), (206, 198, 184))
+        for x in (-0.35, 0.05, 0.4):
+            pen.fill(box(x, 0.35, x + 0.28, 0.7), (110, 150, 175))
+    post = rng.uniform(0.66, 0.76)
+    for x in (-post, post):
+        pen.fill(box(x - 0.05, top + thick, x + 0.05, 1), (222, 222, 222))
+    pen.fill(
+        [
+            (-half * 0.8, top + thick),
+            (half * 0.8, top + thick),
+            (half * 0.7, top + thick + 0.09),
+            (-half * 0.7, top + thick + 0.09),
+        ],
+        (95, 98, 105),
+    )
+    pen.fill(box(-half, top, half, top + thick), (244, 244, 240))
+    pen.fill(box(-half, top + 0.45 * thick, half, top + 0.85 * thick), stripe, ink=False)
+    pen.fill(oval(-0.5 * half, top + 0.5 * thick, 0.55 * thick), tint(stripe, 1.6))
+    for x in (-0.3, 0.3) if chance(rng, 0.6) else (-0.42, 0, 0.42):
+        gas_pump(pen, rng, x, 0.18 if x else 0.24, 1, pump)
+    if chance(rng, 0.4):
+        pen.fill(box(0.93, -0.2, 0.98, 1), (120, 120, 120))
+        pen.fill(box(0.78, -0.5, 1.1, 0.12), stripe)
+        for y in (-0.4, -0.2, 0):
+            pen.line([(0.84, y), (1.04, y)], 0.07, (250, 240, 190))
 
 # %% ../../nbs/images/drawn.ipynb #ef31b76f
 def gas_pump_alone(pen, rng):
     "A single pump from nearby, sometimes an old one with a globe on top."
-    colour = any_colour(rng, (.3,.95), (.5,.95))
-    pen.fill(box(-.5, .93, .5, 1), (130,130,130))
-    if chance(rng, .35):
-        pen.fill(oval(0, -.78, .2), (245,240,220))
-        pen.fill(box(-.12, -.84, .12, -.72), any_colour(rng), ink=False)
-        gas_pump(pen, rng, 0, -.6, .95, colour)
-    else: gas_pump(pen, rng, 0, -.95, .95, colour)
+    colour = any_colour(rng, (0.3, 0.95), (0.5, 0.95))
+    pen.fill(box(-0.5, 0.93, 0.5, 1), (130, 130, 130))
+    if chance(rng, 0.35):
+        pen.fill(oval(0, -0.78, 0.2), (245, 240, 220))
+        pen.fill(box(-0.12, -0.84, 0.12, -0.72), any_colour(rng), ink=False)
+        gas_pump(pen, rng, 0, -0.6, 0.95, colour)
+    else:
+        gas_pump(pen, rng, 0, -0.95, 0.95, colour)
 
 # %% ../../nbs/images/drawn.ipynb #5436ee97
 def tench(pen, rng):
     "A tench from the side, bent a little."
-    skin = hsv(rng.uniform(.09,.24), rng.uniform(.35,.8), rng.uniform(.3,.72))
-    fin,belly = tint(skin, .6), tint(skin, 1.4)
-    bend,fat = rng.uniform(-.25,.25), rng.uniform(.46,.64)
-    t = np.linspace(-.92, .58, 16)
-    y = lambda x: bend*(x*x-.3)
-    body = fat*np.sin(np.pi*((t+.98)/1.75)**.72)**.8
-    for x,s,k in ((-.05,-1,.5),(.3,1,.34),(-.35,1,.4)): # back, vent and belly fins, under the body
-        foot = y(x) + s*fat*.32
-        pen.fill(smooth([(x-.16,foot), (x+.05,foot+s*k*.55), (x+.28,foot+s*k*.42), (x+.2,foot-s*.06)]), fin)
-    end = y(.58)
-    pen.fill(smooth([(.5,end), (.78,end-.3), (.99,end-.26), (.9,end), (.99,end+.28), (.78,end+.3)]), fin)
-    pen.fill(ribbon(np.stack([t,y(t)],1), body), skin)
-    pen.fill(ribbon(np.stack([t,y(t)+body*.34],1), body*.28), (*belly,150), ink=False)
-    for i in range(3,13,2): # rows of scales
-        for k in (-.2,0,.2): pen.line(oval(t[i], y(t[i])+k*body[i]*1.3, .05, start=-70, end=70, n=6), .012, tint(skin, .75))
-    pen.line(oval(-.72, y(-.72), .13, fat*.34, -75, 75, 10), .025, fin)
-    pen.fill(smooth([(-.5,y(-.5)+.05), (-.32,y(-.4)+.02), (-.26,y(-.3)+.16), (-.42,y(-.4)+.17)]), fin)
-    pen.fill(oval(-.78, y(-.78)-.05, .05), (205,80,40))
-    pen.fill(oval(-.78, y(-.78)-.05, .022), (20,15,15), ink=False)
-    pen.line([(-.93,y(-.93)+.04), (-.85,y(-.85)+.07)], .02, fin)
-    pen.line([(-.9,y(-.9)+.05), (-.93,y(-.9)+.15)], .02, fin)
+    skin = hsv(rng.uniform(0.09, 0.24), rng.uniform(0.35, 0.8), rng.uniform(0.3, 0.72))
+    fin, belly = tint(skin, 0.6), tint(skin, 1.4)
+    bend, fat = rng.uniform(-0.25, 0.25), rng.uniform(0.46, 0.64)
+    t = np.linspace(-0.92, 0.58, 16)
+    y = lambda x: bend * (x * x - 0.3)
+    body = fat * np.sin(np.pi * ((t + 0.98) / 1.75) ** 0.72) ** 0.8
+    for x, s, k in (
+        (-0.05, -1, 0.5),
+        (0.3, 1, 0.34),
+        (-0.35, 1, 0.4),
+    ):  # back, vent and belly fins, under the body
+        foot = y(x) + s * fat * 0.32
+        pen.fill(
+            smooth(
+                [
+                    (x - 0.16, foot),
+                    (x + 0.05, foot + s * k * 0.55),
+                    (x + 0.28, foot + s * k * 0.42),
+                    (x + 0.2, foot - s * 0.06),
+                ]
+            ),
+            fin,
+        )
+    end = y(0.58)
+    pen.fill(
+        smooth(
+            [
+                (0.5, end),
+                (0.78, end - 0.3),
+                (0.99, end - 0.26),
+                (0.9, end),
+                (0.99, end + 0.28),
+                (0.78, end + 0.3),
+            ]
+        ),
+        fin,
+    )
+    pen.fill(ribbon(np.stack([t, y(t)], 1), body), skin)
+    pen.fill(ribbon(np.stack([t, y(t) + body * 0.34], 1), body * 0.28), (*belly, 150), ink=False)
+    for i in range(3, 13, 2):  # rows of scales
+        for k in (-0.2, 0, 0.2):
+            pen.line(
+                oval(t[i], y(t[i]) + k * body[i] * 1.3, 0.05, start=-70, end=70, n=6),
+                0.012,
+                tint(skin, 0.75),
+            )
+    pen.line(oval(-0.72, y(-0.72), 0.13, fat * 0.34, -75, 75, 10), 0.025, fin)
+    pen.fill(
+        smooth(
+            [
+                (-0.5, y(-0.5) + 0.05),
+                (-0.32, y(-0.4) + 0.02),
+                (-0.26, y(-0.3) + 0.16),
+                (-0.42, y(-0.4) + 0.17),
+            ]
+        ),
+        fin,
+    )
+    pen.fill(oval(-0.78, y(-0.78) - 0.05, 0.05), (205, 80, 40))
+    pen.fill(oval(-0.78, y(-0.78) - 0.05, 0.022), (20, 15, 15), ink=False)
+    pen.line([(-0.93, y(-0.93) + 0.04), (-0.85, y(-0.85) + 0.07)], 0.02, fin)
+    pen.line([(-0.9, y(-0.9) + 0.05), (-0.93, y(-0.9) + 0.15)], 0.02, fin)
 
 # %% ../../nbs/images/drawn.ipynb #6526b4e7
 def angler(pen, rng):
     "Somebody who holds a tench."
-    coat,skin = any_colour(rng, (.2,.8), (.25,.8)), pick(rng, [(236,190,160), (196,140,104), (128,84,60)])
-    pen.fill(smooth([(-.42,1.05), (-.5,.1), (-.3,-.32), (.3,-.32), (.5,.1), (.42,1.05)]), coat)
-    pen.fill(oval(0, -.6, .23, .28), skin)
-    pen.fill(oval(0, -.7, .27, .2, 180, 360), tint(coat, .6))
-    for s in (-1,1): pen.fill(oval(s*.09, -.58, .025), (30,25,25), ink=False)
-    pen.line(oval(0, -.52, .09, .06, 20, 160, 8), .025, (120,50,50))
-    for s in (-1,1): pen.line([(s*.4,-.1), (s*.66,.35), (s*.45,.62)], .2, tint(coat, .85), ink=True)
-    tench(Pen(pen.img, pen.matrix@[[.95,0,0], [0,.8,.45], [0,0,1]], pen.ink, pen.thick), rng)
-    for s in (-1,1): pen.fill(oval(s*.4, .62, .11, .09), skin)
+    coat, skin = (
+        any_colour(rng, (0.2, 0.8), (0.25, 0.8)),
+        pick(rng, [(236, 190, 160), (196, 140, 104), (128, 84, 60)]),
+    )
+    pen.fill(
+        smooth([(-0.42, 1.05), (-0.5, 0.1), (-0.3, -0.32), (0.3, -0.32), (0.5, 0.1), (0.42, 1.05)]),
+        coat,
+    )
+    pen.fill(oval(0, -0.6, 0.23, 0.28), skin)
+    pen.fill(oval(0, -0.7, 0.27, 0.2, 180, 360), tint(coat, 0.6))
+    for s in (-1, 1):
+        pen.fill(oval(s * 0.09, -0.58, 0.025), (30, 25, 25), ink=False)
+    pen.line(oval(0, -0.52, 0.09, 0.06, 20, 160, 8), 0.025, (120, 50, 50))
+    for s in (-1, 1):
+        pen.line(
+            [(s * 0.4, -0.1), (s * 0.66, 0.35), (s * 0.45, 0.62)], 0.2, tint(coat, 0.85), ink=True
+        )
+    tench(
+        Pen(pen.img, pen.matrix @ [[0.95, 0, 0], [0, 0.8, 0.45], [0, 0, 1]], pen.ink, pen.thick),
+        rng,
+    )
+    for s in (-1, 1):
+        pen.fill(oval(s * 0.4, 0.62, 0.11, 0.09), skin)
 
 # %% ../../nbs/images/drawn.ipynb #4234ab82
 def springer_colours(rng):
-    return tint((250,246,238), rng.uniform(.88,1)), pick(rng, [(112,60,34), (88,44,26), (46,40,42), (140,80,44), (30,28,32)])
+    return tint((250, 246, 238), rng.uniform(0.88, 1)), pick(
+        rng, [(112, 60, 34), (88, 44, 26), (46, 40, 42), (140, 80, 44), (30, 28, 32)]
+    )
 
 # %% ../../nbs/images/drawn.ipynb #b5ce9288
-def springer_head(pen, rng, x=0, y=0, k=1, colours=None): # k: size
+def springer_head(pen, rng, x=0, y=0, k=1, colours=None):  # k: size
     "A springer's face: a blaze between two dark cheeks, and ears that hang down in waves."
-    white,dark = colours or springer_colours(rng)
-    at = lambda *points: np.array(points)*k + (x,y)
-    drop = rng.uniform(.5,.75)
-    pen.fill(smooth(at((-.42,-.55), (0,-.72), (.42,-.55), (.5,0), (.3,.42), (0,.6), (-.3,.42), (-.5,0))), dark)
-    blaze = at((-.06,-.7), (.06,-.7), (.1,-.2), (.32,.2), (.24,.5), (0,.62), (-.24,.5), (-.32,.2), (-.1,-.2))
+    white, dark = colours or springer_colours(rng)
+    at = lambda *points: np.array(points) * k + (x, y)
+    drop = rng.uniform(0.5, 0.75)
+    pen.fill(
+        smooth(
+            at(
+                (-0.42, -0.55),
+                (0, -0.72),
+                (0.42, -0.55),
+                (0.5, 0),
+                (0.3, 0.42),
+                (0, 0.6),
+                (-0.3, 0.42),
+                (-0.5, 0),
+            )
+        ),
+        dark,
+    )
+    blaze = at(
+        (-0.06, -0.7),
+        (0.06, -0.7),
+        (0.1, -0.2),
+        (0.32, 0.2),
+        (0.24, 0.5),
+        (0, 0.62),
+        (-0.24, 0.5),
+        (-0.32, 0.2),
+        (-0.1, -0.2),
+    )
     pen.fill(smooth(blaze), white, ink=False)
-    for s in (-1,1):
-        pen.fill(smooth(at((s*.36,-.52), (s*.62,-.42), (s*.8,.1), (s*.78,drop), (s*.56,drop+.06), (s*.5,.2))), tint(dark, .82))
-        pen.fill(oval(x+s*.22*k, y-.12*k, .075*k), (40,22,14))
-        pen.fill(oval(x+s*.22*k-.02*k, y-.145*k, .025*k), (255,255,255), ink=False)
-    if chance(rng, .4): pen.fill(smooth(at((-.1,.42), (.1,.42), (.12,.68), (0,.78), (-.12,.68))), (226,110,120))
-    pen.fill(smooth(at((-.14,.14), (.14,.14), (.06,.28), (-.06,.28))), (38,26,26))
-    pen.line(at((0,.28), (0,.38)), .03*k, (60,40,40))
-    pen.line(at((-.17,.4), (-.06,.44), (0,.38), (.06,.44), (.17,.4)), .03*k, (60,40,40))
+    for s in (-1, 1):
+        pen.fill(
+            smooth(
+                at(
+                    (s * 0.36, -0.52),
+                    (s * 0.62, -0.42),
+                    (s * 0.8, 0.1),
+                    (s * 0.78, drop),
+                    (s * 0.56, drop + 0.06),
+                    (s * 0.5, 0.2),
+                )
+            ),
+            tint(dark, 0.82),
+        )
+        pen.fill(oval(x + s * 0.22 * k, y - 0.12 * k, 0.075 * k), (40, 22, 14))
+        pen.fill(
+            oval(x + s * 0.22 * k - 0.02 * k, y - 0.145 * k, 0.025 * k), (255, 255, 255), ink=False
+        )
+    if chance(rng, 0.4):
+        pen.fill(
+            smooth(at((-0.1, 0.42), (0.1, 0.42), (0.12, 0.68), (0, 0.78), (-0.12, 0.68))),
+            (226, 110, 120),
+        )
+    pen.fill(smooth(at((-0.14, 0.14), (0.14, 0.14), (0.06, 0.28), (-0.06, 0.28))), (38, 26, 26))
+    pen.line(at((0, 0.28), (0, 0.38)), 0.03 * k, (60, 40, 40))
+    pen.line(
+        at((-0.17, 0.4), (-0.06, 0.44), (0, 0.38), (0.06, 0.44), (0.17, 0.4)),
+        0.03 * k,
+        (60, 40, 40),
+    )
 
 # %% ../../nbs/images/drawn.ipynb #1196dc6c
 def springer_portrait(pen, rng):
     "Head and chest."
-    colours = white,dark = springer_colours(rng)
-    pen.fill(smooth([(-.55,1.1), (-.5,.5), (0,.25), (.5,.5), (.55,1.1)]), white)
-    for s in (-1,1): pen.fill(smooth([(s*.62,1.1), (s*.56,.6), (s*.36,.55), (s*.42,1.1)]), dark, ink=False)
-    springer_head(pen, rng, 0, -.18, .95, colours)
+    colours = white, dark = springer_colours(rng)
+    pen.fill(smooth([(-0.55, 1.1), (-0.5, 0.5), (0, 0.25), (0.5, 0.5), (0.55, 1.1)]), white)
+    for s in (-1, 1):
+        pen.fill(
+            smooth([(s * 0.62, 1.1), (s * 0.56, 0.6), (s * 0.36, 0.55), (s * 0.42, 1.1)]),
+            dark,
+            ink=False,
+        )
+    springer_head(pen, rng, 0, -0.18, 0.95, colours)
 
 # %% ../../nbs/images/drawn.ipynb #06ff6809
 def springer_standing(pen, rng):
     "From the side, the head to the left."
-    white,dark = springer_colours(rng)
-    legs = np.array([-.3,-.14,.5,.66]) + rng.uniform(-.06,.06,4)
-    for i,x in enumerate(legs):
-        pen.fill(ribbon([(x,.3), (x+.04*(i>1),.62), (x,.98), (x-.07,.99)], [.24,.15,.1,.1]), tint(white, 1 if i%2 else .85))
-    tail = rng.uniform(-.35,.1)
-    pen.fill(ribbon([(.68,-.06), (.82,tail-.04), (.97,tail-.14)], [.13,.12,.05]), dark)
-    pen.fill(smooth([(-.42,-.2), (.1,-.16), (.6,-.2), (.76,.05), (.7,.38), (.2,.4), (-.2,.52), (-.46,.3)]), white)
-    pen.fill(smooth([(.05,-.17), (.5,-.2), (.74,.02), (.62,.26), (.3,.12), (.12,.1)]), dark, ink=False)
-    if chance(rng, .7): pen.fill(smooth([(-.3,-.18), (-.08,-.17), (-.06,.1), (-.26,.12)]), dark, ink=False)
-    for x,y in rng.uniform((-.4,.15), (.5,.4), (9,2)): pen.fill(oval(x, y, .018, n=8), dark, ink=False)
-    springer_profile(pen, rng, -.52, -.4, 1, white, dark)
+    white, dark = springer_colours(rng)
+    legs = np.array([-0.3, -0.14, 0.5, 0.66]) + rng.uniform(-0.06, 0.06, 4)
+    for i, x in enumerate(legs):
+        pen.fill(
+            ribbon(
+                [(x, 0.3), (x + 0.04 * (i > 1), 0.62), (x, 0.98), (x - 0.07, 0.99)],
+                [0.24, 0.15, 0.1, 0.1],
+            ),
+            tint(white, 1 if i % 2 else 0.85),
+        )
+    tail = rng.uniform(-0.35, 0.1)
+    pen.fill(
+        ribbon([(0.68, -0.06), (0.82, tail - 0.04), (0.97, tail - 0.14)], [0.13, 0.12, 0.05]), dark
+    )
+    pen.fill(
+        smooth(
+            [
+                (-0.42, -0.2),
+                (0.1, -0.16),
+                (0.6, -0.2),
+                (0.76, 0.05),
+                (0.7, 0.38),
+                (0.2, 0.4),
+                (-0.2, 0.52),
+                (-0.46, 0.3),
+            ]
+        ),
+        white,
+    )
+    pen.fill(
+        smooth([(0.05, -0.17), (0.5, -0.2), (0.74, 0.02), (0.62, 0.26), (0.3, 0.12), (0.12, 0.1)]),
+        dark,
+        ink=False,
+    )
+    if chance(rng, 0.7):
+        pen.fill(
+            smooth([(-0.3, -0.18), (-0.08, -0.17), (-0.06, 0.1), (-0.26, 0.12)]), dark, ink=False
+        )
+    for x, y in rng.uniform((-0.4, 0.15), (0.5, 0.4), (9, 2)):
+        pen.fill(oval(x, y, 0.018, n=8), dark, ink=False)
+    springer_profile(pen, rng, -0.52, -0.4, 1, white, dark)
 
 # %% ../../nbs/images/drawn.ipynb #a59c6f36
 def springer_profile(pen, rng, x, y, k, white, dark):
     "The head from the side, looking left, on its neck."
-    at = lambda *points: np.array(points)*k + (x,y)
-    pen.fill(smooth(at((-.1,-.1), (.16,-.12), (.32,.22), (.22,.5), (-.06,.46))), white)
-    pen.fill(smooth(at((-.46,.02), (-.28,-.06), (-.14,-.24), (.1,-.26), (.2,-.08), (.1,.14), (-.2,.2), (-.45,.16))), dark)
-    pen.fill(smooth(at((-.47,.03), (-.26,-.04), (-.16,.06), (-.24,.18), (-.45,.16))), white, ink=False)
-    pen.fill(oval(*at((-.46,.05))[0], .05*k, n=12), (35,25,25), ink=False)
-    pen.fill(oval(*at((-.14,-.1))[0], .03*k, n=12), (25,15,10), ink=False)
-    pen.fill(smooth(at((-.02,-.16), (.14,-.18), (.22,.1), (.2,.38), (.06,.42), (-.04,.16))), tint(dark, .78))
+    at = lambda *points: np.array(points) * k + (x, y)
+    pen.fill(
+        smooth(at((-0.1, -0.1), (0.16, -0.12), (0.32, 0.22), (0.22, 0.5), (-0.06, 0.46))), white
+    )
+    pen.fill(
+        smooth(
+            at(
+                (-0.46, 0.02),
+                (-0.28, -0.06),
+                (-0.14, -0.24),
+                (0.1, -0.26),
+                (0.2, -0.08),
+                (0.1, 0.14),
+                (-0.2, 0.2),
+                (-0.45, 0.16),
+            )
+        ),
+        dark,
+    )
+    pen.fill(
+        smooth(at((-0.47, 0.03), (-0.26, -0.04), (-0.16, 0.06), (-0.24, 0.18), (-0.45, 0.16))),
+        white,
+        ink=False,
+    )
+    pen.fill(oval(*at((-0.46, 0.05))[0], 0.05 * k, n=12), (35, 25, 25), ink=False)
+    pen.fill(oval(*at((-0.14, -0.1))[0], 0.03 * k, n=12), (25, 15, 10), ink=False)
+    pen.fill(
+        smooth(
+            at((-0.02, -0.16), (0.14, -0.18), (0.22, 0.1), (0.2, 0.38), (0.06, 0.42), (-0.04, 0.16))
+        ),
+        tint(dark, 0.78),
+    )
 
 # %% ../../nbs/images/drawn.ipynb #15656c08
 def springer_sitting(pen, rng):
     "Sitting, seen from the front."
-    colours = white,dark = springer_colours(rng)
-    for s in (-1,1): pen.fill(smooth([(s*.2,.5), (s*.52,.55), (s*.6,.95), (s*.15,1)]), dark)
-    pen.fill(smooth([(-.34,-.1), (.34,-.1), (.42,.5), (.3,.98), (-.3,.98), (-.42,.5)]), white)
-    for s in (-1,1): pen.fill(smooth([(s*.3,-.05), (s*.42,.2), (s*.4,.6), (s*.28,.4)]), dark, ink=False)
-    for s in (-1,1): pen.fill(ribbon([(s*.17,.3), (s*.16,.7), (s*.17,1)], [.24,.18,.22]), white)
-    springer_head(pen, rng, 0, -.46, .66, colours)
+    colours = white, dark = springer_colours(rng)
+    for s in (-1, 1):
+        pen.fill(smooth([(s * 0.2, 0.5), (s * 0.52, 0.55), (s * 0.6, 0.95), (s * 0.15, 1)]), dark)
+    pen.fill(
+        smooth([(-0.34, -0.1), (0.34, -0.1), (0.42, 0.5), (0.3, 0.98), (-0.3, 0.98), (-0.42, 0.5)]),
+        white,
+    )
+    for s in (-1, 1):
+        pen.fill(
+            smooth([(s * 0.3, -0.05), (s * 0.42, 0.2), (s * 0.4, 0.6), (s * 0.28, 0.4)]),
+            dark,
+            ink=False,
+        )
+    for s in (-1, 1):
+        pen.fill(
+            ribbon([(s * 0.17, 0.3), (s * 0.16, 0.7), (s * 0.17, 1)], [0.24, 0.18, 0.22]), white
+        )
+    springer_head(pen, rng, 0, -0.46, 0.66, colours)
 
 # %% ../../nbs/images/drawn.ipynb #d89edecb
-def cassette(pen, rng, x, y, w, h): # x, y: centre; w, h: half its width and height
+def cassette(pen, rng, x, y, w, h):  # x, y: centre; w, h: half its width and height
     "A window, and the cassette with two reels behind it."
-    label = any_colour(rng, (.3,.8), (.7,.95))
-    pen.fill(box(x-w, y-h, x+w, y+h, .12*h), (36,38,42))
-    pen.fill(box(x-.82*w, y-.72*h, x+.82*w, y+.75*h, .1*h), (205,202,196), ink=False)
-    pen.fill(box(x-.72*w, y-.6*h, x+.72*w, y-.22*h), label, ink=False)
-    for s in (-1,1):
-        pen.fill(oval(x+s*.4*w, y+.22*h, .34*h), (30,26,26))
-        pen.fill(oval(x+s*.4*w, y+.22*h, .18*h), (240,240,240), ink=False)
-        pen.fill(oval(x+s*.4*w, y+.22*h, .08*h, n=10), (30,26,26), ink=False)
+    label = any_colour(rng, (0.3, 0.8), (0.7, 0.95))
+    pen.fill(box(x - w, y - h, x + w, y + h, 0.12 * h), (36, 38, 42))
+    pen.fill(
+        box(x - 0.82 * w, y - 0.72 * h, x + 0.82 * w, y + 0.75 * h, 0.1 * h),
+        (205, 202, 196),
+        ink=False,
+    )
+    pen.fill(box(x - 0.72 * w, y - 0.6 * h, x + 0.72 * w, y - 0.22 * h), label, ink=False)
+    for s in (-1, 1):
+        pen.fill(oval(x + s * 0.4 * w, y + 0.22 * h, 0.34 * h), (30, 26, 26))
+        pen.fill(oval(x + s * 0.4 * w, y + 0.22 * h, 0.18 * h), (240, 240, 240), ink=False)
+        pen.fill(oval(x + s * 0.4 * w, y + 0.22 * h, 0.08 * h, n=10), (30, 26, 26), ink=False)
 
 # %% ../../nbs/images/drawn.ipynb #7a3d3270
 def knob(pen, x, y, r, c):
     "A round knob with its mark."
     pen.fill(oval(x, y, r), c)
-    pen.line([(x,y), (x+.6*r,y-.6*r)], r*.25, tint(c, .4))
+    pen.line([(x, y), (x + 0.6 * r, y - 0.6 * r)], r * 0.25, tint(c, 0.4))
+
 
 def speaker(pen, x, y, r):
     "A loudspeaker: rings within rings."
-    for k,c in ((1,(150,150,152)), (.88,(44,44,48)), (.6,(66,66,70)), (.3,(28,28,30))): pen.fill(oval(x, y, k*r), c)
+    for k, c in (
+        (1, (150, 150, 152)),
+        (0.88, (44, 44, 48)),
+        (0.6, (66, 66, 70)),
+        (0.3, (28, 28, 30)),
+    ):
+        pen.fill(oval(x, y, k * r), c)
 
 # %% ../../nbs/images/drawn.ipynb #c897e01e
 def boombox(pen, rng):
     "A portable radio with two loudspeakers and a handle."
-    case,r = pick(rng, [any_colour(rng), (186,188,192), (52,54,58)]), rng.uniform(.28,.36)
-    top = rng.uniform(-.42,-.3)
-    pen.line([(-.7,top+.05), (-.7,top-.22), (.7,top-.22), (.7,top+.05)], .08, tint(case, .5), ink=True)
-    if chance(rng, .5): pen.line([(.8,top), (rng.uniform(.2,1),-1)], .02, (170,170,175))
-    pen.fill(box(-1, top, 1, .62, .08), case)
-    pen.fill(box(-.96, top+.05, .96, top+.22), tint(case, .55), ink=False)
-    pen.line([(-.5,top+.13), (.2,top+.13)], .05, (235,225,170))
-    knob(pen, .4, top+.13, .06, (215,215,215)), knob(pen, .6, top+.13, .06, (215,215,215))
-    for s in (-1,1): speaker(pen, s*.64, .22, r)
-    cassette(pen, rng, 0, .14, .28, .2)
-    for x in np.linspace(-.22, .22, 5): pen.fill(box(x-.045, .42, x+.045, .52), tint(case, 1.5))
+    case, r = pick(rng, [any_colour(rng), (186, 188, 192), (52, 54, 58)]), rng.uniform(0.28, 0.36)
+    top = rng.uniform(-0.42, -0.3)
+    pen.line(
+        [(-0.7, top + 0.05), (-0.7, top - 0.22), (0.7, top - 0.22), (0.7, top + 0.05)],
+        0.08,
+        tint(case, 0.5),
+        ink=True,
+    )
+    if chance(rng, 0.5):
+        pen.line([(0.8, top), (rng.uniform(0.2, 1), -1)], 0.02, (170, 170, 175))
+    pen.fill(box(-1, top, 1, 0.62, 0.08), case)
+    pen.fill(box(-0.96, top + 0.05, 0.96, top + 0.22), tint(case, 0.55), ink=False)
+    pen.line([(-0.5, top + 0.13), (0.2, top + 0.13)], 0.05, (235, 225, 170))
+    (
+        knob(pen, 0.4, top + 0.13, 0.06, (215, 215, 215)),
+        knob(pen, 0.6, top + 0.13, 0.06, (215, 215, 215)),
+    )
+    for s in (-1, 1):
+        speaker(pen, s * 0.64, 0.22, r)
+    cassette(pen, rng, 0, 0.14, 0.28, 0.2)
+    for x in np.linspace(-0.22, 0.22, 5):
+        pen.fill(box(x - 0.045, 0.42, x + 0.045, 0.52), tint(case, 1.5))
 
 # %% ../../nbs/images/drawn.ipynb #5b7a870d
 def pocket_player(pen, rng):
     "A player for the pocket, with headphones."
-    case = any_colour(rng, (.1,.9), (.3,.95))
-    pen.line(oval(.1, .1, .85, .8, 180, 350), .06, (60,60,64))
-    for x in (-.75,.95): pen.fill(oval(x, .1, .12, .19), (40,40,44))
-    pen.line(smooth([(-.75,.25), (-.95,.6), (-.6,.95), (-.2,.8)])[:20], .025, (50,50,50))
-    pen.fill(box(-.48, -.75, .5, .98, .1), case)
-    pen.fill(box(-.48, -.75, .5, -.5, .06), tint(case, .6))
-    for x in (-.3,-.05,.2): pen.fill(box(x, -.68, x+.17, -.57), (220,220,220))
-    cassette(pen, rng, 0, .05, .4, .36)
-    pen.line([(-.35,.62), (.35,.62)], .06, tint(case, 1.6)), pen.line([(-.35,.76), (.1,.76)], .04, tint(case, 1.6))
+    case = any_colour(rng, (0.1, 0.9), (0.3, 0.95))
+    pen.line(oval(0.1, 0.1, 0.85, 0.8, 180, 350), 0.06, (60, 60, 64))
+    for x in (-0.75, 0.95):
+        pen.fill(oval(x, 0.1, 0.12, 0.19), (40, 40, 44))
+    pen.line(
+        smooth([(-0.75, 0.25), (-0.95, 0.6), (-0.6, 0.95), (-0.2, 0.8)])[:20], 0.025, (50, 50, 50)
+    )
+    pen.fill(box(-0.48, -0.75, 0.5, 0.98, 0.1), case)
+    pen.fill(box(-0.48, -0.75, 0.5, -0.5, 0.06), tint(case, 0.6))
+    for x in (-0.3, -0.05, 0.2):
+        pen.fill(box(x, -0.68, x + 0.17, -0.57), (220, 220, 220))
+    cassette(pen, rng, 0, 0.05, 0.4, 0.36)
+    (
+        pen.line([(-0.35, 0.62), (0.35, 0.62)], 0.06, tint(case, 1.6)),
+        pen.line([(-0.35, 0.76), (0.1, 0.76)], 0.04, tint(case, 1.6)),
+    )
 
 # %% ../../nbs/images/drawn.ipynb #a032b525
 def deck(pen, rng):
     "A deck for the shelf: low and wide, two dials and a row of keys."
-    case = pick(rng, [(40,42,46), (190,190,192), (110,86,62)])
-    pen.fill(box(-1, -.42, 1, .5, .04), case)
-    for x in (-.85,.85): pen.fill(box(x-.1, .5, x+.1, .58), (30,30,30))
-    cassette(pen, rng, -.55, 0, .36, .3)
-    for x in (.08,.52):
-        pen.fill(box(x-.19, -.3, x+.19, 0), (250,225,160))
-        pen.line([(x,-.02), (x+rng.uniform(-.14,.14),-.24)], .02, (180,40,30))
-    key = tint(case, 1.6 if sum(case) < 300 else .5)
-    for x in np.linspace(-.05, .62, 6): pen.fill(box(x-.05, .2, x+.05, .34), key)
-    knob(pen, .86, .2, .09, (200,200,200)), knob(pen, .86, -.15, .07, (200,200,200))
+    case = pick(rng, [(40, 42, 46), (190, 190, 192), (110, 86, 62)])
+    pen.fill(box(-1, -0.42, 1, 0.5, 0.04), case)
+    for x in (-0.85, 0.85):
+        pen.fill(box(x - 0.1, 0.5, x + 0.1, 0.58), (30, 30, 30))
+    cassette(pen, rng, -0.55, 0, 0.36, 0.3)
+    for x in (0.08, 0.52):
+        pen.fill(box(x - 0.19, -0.3, x + 0.19, 0), (250, 225, 160))
+        pen.line([(x, -0.02), (x + rng.uniform(-0.14, 0.14), -0.24)], 0.02, (180, 40, 30))
+    key = tint(case, 1.6 if sum(case) < 300 else 0.5)
+    for x in np.linspace(-0.05, 0.62, 6):
+        pen.fill(box(x - 0.05, 0.2, x + 0.05, 0.34), key)
+    knob(pen, 0.86, 0.2, 0.09, (200, 200, 200)), knob(pen, 0.86, -0.15, 0.07, (200, 200, 200))
 
 # %% ../../nbs/images/drawn.ipynb #592e6232
 def chain_saw(pen, rng):
     "A chain saw, its bar to the right."
-    case,dark = pick(rng, [hsv(rng.uniform(0,.12), .9, .9), any_colour(rng, (.6,.95), (.5,.9))]), (48,48,52)
-    h,lift = rng.uniform(.1,.15), rng.uniform(-.6,-.42)
-    bar = np.concatenate([[(-.2,.28-h)], oval(1-h, .28, h, start=-90, end=90, n=12), [(-.2,.28+h)]])
-    edge = np.concatenate([np.linspace(bar[i], bar[i+1], n, endpoint=False) for i,n in ((0,22),(1,6),(6,5),(12,22))])
-    pen.fill(ribbon(edge, np.resize([.02,.02,.09], len(edge))), (60,60,60), ink=False)
-    pen.fill(bar, (200,204,208))
-    pen.line([(.15,.28), (1-2.2*h,.28)], .05, (130,134,140))
-    pen.line(smooth([(-.6,.08), (-.86,-.05), (-1,.2), (-.94,.5), (-.6,.48)])[:26], .13, dark, ink=True)
-    pen.line([(-.5,.3), (-.55,lift+.1), (-.45,lift), (-.16,lift+.04), (-.08,.2)], .09, dark, ink=True)
-    pen.fill([(-.02,lift+.08), (.12,lift+.02), (.08,.05), (-.02,.1)], dark)
-    pen.fill(smooth([(-.68,.52), (-.72,.05), (-.48,-.16), (-.1,-.14), (.06,.08), (.06,.5), (-.28,.56)]), case)
-    pen.fill(smooth([(-.66,.5), (-.6,.36), (0,.36), (.04,.5), (-.26,.55)]), shade(90), ink=False)
-    pen.fill(oval(-.38, .18, .19), tint(case, .7))
-    for a in range(0, 180, 45): pen.line([o@turned(a) + (-.38,.18) for o in np.array([(-.14,0), (.14,0)])], .02, dark)
-    pen.fill(box(-.14, .1, .02, .3, .03), (226,226,220))
+    case, dark = (
+        pick(rng, [hsv(rng.uniform(0, 0.12), 0.9, 0.9), any_colour(rng, (0.6, 0.95), (0.5, 0.9))]),
+        (48, 48, 52),
+    )
+    h, lift = rng.uniform(0.1, 0.15), rng.uniform(-0.6, -0.42)
+    bar = np.concatenate(
+        [[(-0.2, 0.28 - h)], oval(1 - h, 0.28, h, start=-90, end=90, n=12), [(-0.2, 0.28 + h)]]
+    )
+    edge = np.concatenate(
+        [
+            np.linspace(bar[i], bar[i + 1], n, endpoint=False)
+            for i, n in ((0, 22), (1, 6), (6, 5), (12, 22))
+        ]
+    )
+    pen.fill(ribbon(edge, np.resize([0.02, 0.02, 0.09], len(edge))), (60, 60, 60), ink=False)
+    pen.fill(bar, (200, 204, 208))
+    pen.line([(0.15, 0.28), (1 - 2.2 * h, 0.28)], 0.05, (130, 134, 140))
+    pen.line(
+        smooth([(-0.6, 0.08), (-0.86, -0.05), (-1, 0.2), (-0.94, 0.5), (-0.6, 0.48)])[:26],
+        0.13,
+        dark,
+        ink=True,
+    )
+    pen.line(
+        [(-0.5, 0.3), (-0.55, lift + 0.1), (-0.45, lift), (-0.16, lift + 0.04), (-0.08, 0.2)],
+        0.09,
+        dark,
+        ink=True,
+    )
+    pen.fill([(-0.02, lift + 0.08), (0.12, lift + 0.02), (0.08, 0.05), (-0.02, 0.1)], dark)
+    pen.fill(
+        smooth(
+            [
+                (-0.68, 0.52),
+                (-0.72, 0.05),
+                (-0.48, -0.16),
+                (-0.1, -0.14),
+                (0.06, 0.08),
+                (0.06, 0.5),
+                (-0.28, 0.56),
+            ]
+        ),
+        case,
+    )
+    pen.fill(
+        smooth([(-0.66, 0.5), (-0.6, 0.36), (0, 0.36), (0.04, 0.5), (-0.26, 0.55)]),
+        shade(90),
+        ink=False,
+    )
+    pen.fill(oval(-0.38, 0.18, 0.19), tint(case, 0.7))
+    for a in range(0, 180, 45):
+        pen.line(
+            [o @ turned(a) + (-0.38, 0.18) for o in np.array([(-0.14, 0), (0.14, 0)])], 0.02, dark
+        )
+    pen.fill(box(-0.14, 0.1, 0.02, 0.3, 0.03), (226, 226, 220))
 
 # %% ../../nbs/images/drawn.ipynb #2b04d646
 def tube(pen, points, width, brass):
     "A shiny tube through `points`."
-    for k,c in ((1.35,tint(brass, .45)), (1,brass), (.35,tint(brass, 1.6))): pen.line(points, k*width, c)
+    for k, c in ((1.35, tint(brass, 0.45)), (1, brass), (0.35, tint(brass, 1.6))):
+        pen.line(points, k * width, c)
 
 # %% ../../nbs/images/drawn.ipynb #fce210a7
 def horn(pen, rng):
     "A French horn: mouthpiece at the upper left, bell at the lower right."
-    brass = pick(rng, [hsv(rng.uniform(.1,.14), rng.uniform(.55,.85), rng.uniform(.75,.95)), (205,150,96), (198,200,206)])
-    r,w = rng.uniform(.5,.58), rng.uniform(.07,.095)
-    mouth = [(-.98,-.72), (-.7,-.52), (-.35,-.62)]
-    tube(pen, mouth + oval(-.05, -.1, r, start=-120, end=60, n=24).tolist(), w*.8, brass)
-    tube(pen, oval(-.05, -.1, r*.76, start=-30, end=300), w, brass)
-    for x in (-.18,.02): tube(pen, [(x-.08,.2), (x-.08,-.2), (x+.08,-.2), (x+.08,.2)], w*.7, brass)
-    for x in (-.22,-.05,.12):
-        pen.fill(oval(x, -.02, .085), tint(brass, .8))
-        pen.fill(oval(x, -.02, .05), tint(brass, 1.5), ink=False)
-    path = np.concatenate([oval(-.05, -.1, r, start=-60, end=-285, n=20), [(.3,.42), (.5,.52)]])
-    widths = np.concatenate([np.linspace(w, .16, 20), [.26,.62]])
-    pen.fill(ribbon(path, widths*1.12), tint(brass, .45), ink=False)
+    brass = pick(
+        rng,
+        [
+            hsv(rng.uniform(0.1, 0.14), rng.uniform(0.55, 0.85), rng.uniform(0.75, 0.95)),
+            (205, 150, 96),
+            (198, 200, 206),
+        ],
+    )
+    r, w = rng.uniform(0.5, 0.58), rng.uniform(0.07, 0.095)
+    mouth = [(-0.98, -0.72), (-0.7, -0.52), (-0.35, -0.62)]
+    tube(pen, mouth + oval(-0.05, -0.1, r, start=-120, end=60, n=24).tolist(), w * 0.8, brass)
+    tube(pen, oval(-0.05, -0.1, r * 0.76, start=-30, end=300), w, brass)
+    for x in (-0.18, 0.02):
+        tube(
+            pen,
+            [(x - 0.08, 0.2), (x - 0.08, -0.2), (x + 0.08, -0.2), (x + 0.08, 0.2)],
+            w * 0.7,
+            brass,
+        )
+    for x in (-0.22, -0.05, 0.12):
+        pen.fill(oval(x, -0.02, 0.085), tint(brass, 0.8))
+        pen.fill(oval(x, -0.02, 0.05), tint(brass, 1.5), ink=False)
+    path = np.concatenate(
+        [oval(-0.05, -0.1, r, start=-60, end=-285, n=20), [(0.3, 0.42), (0.5, 0.52)]]
+    )
+    widths = np.concatenate([np.linspace(w, 0.16, 20), [0.26, 0.62]])
+    pen.fill(ribbon(path, widths * 1.12), tint(brass, 0.45), ink=False)
     pen.fill(ribbon(path, widths), brass)
-    pen.line(path[2:-2]+(-.015,-.015), .03, tint(brass, 1.6))
-    pen.fill(oval(0, 0, .2, .42)@turned(28) + (.58,.56), tint(brass, 1.25))
-    pen.fill(oval(0, 0, .15, .35)@turned(28) + (.59,.565), tint(brass, .5), ink=False)
-    pen.fill(oval(0, 0, .07, .2)@turned(28) + (.57,.555), tint(brass, .25), ink=False)
-    pen.line([(-1,-.78), (-.96,-.68)], .1, tint(brass, 1.5))
+    pen.line(path[2:-2] + (-0.015, -0.015), 0.03, tint(brass, 1.6))
+    pen.fill(oval(0, 0, 0.2, 0.42) @ turned(28) + (0.58, 0.56), tint(brass, 1.25))
+    pen.fill(oval(0, 0, 0.15, 0.35) @ turned(28) + (0.59, 0.565), tint(brass, 0.5), ink=False)
+    pen.fill(oval(0, 0, 0.07, 0.2) @ turned(28) + (0.57, 0.555), tint(brass, 0.25), ink=False)
+    pen.line([(-1, -0.78), (-0.96, -0.68)], 0.1, tint(brass, 1.5))
 
 # %% ../../nbs/images/drawn.ipynb #7ae38411
 def wheel(pen, x, y, r):
     "A tyre and its rim."
-    pen.fill(oval(x, y, r), (34,34,36))
-    pen.fill(oval(x, y, .5*r), (150,150,154), ink=False)
+    pen.fill(oval(x, y, r), (34, 34, 36))
+    pen.fill(oval(x, y, 0.5 * r), (150, 150, 154), ink=False)
 
-def any_bin(pen, rng, x, y, k, turn=0): # x, y: middle of its foot; k: size
+
+def any_bin(pen, rng, x, y, k, turn=0):  # x, y: middle of its foot; k: size
     "A wheeled bin."
-    m,c = turned(turn)*k,any_colour(rng, (.3,.9), (.3,.7))
-    pen.fill(np.array([(-.3,0), (.3,0), (.36,-.9), (-.36,-.9)])@m + (x,y), c)
-    pen.fill(np.array([(-.42,-.9), (.42,-.9), (.36,-1.05), (-.36,-1.05)])@m + (x,y), tint(c, .7))
+    m, c = turned(turn) * k, any_colour(rng, (0.3, 0.9), (0.3, 0.7))
+    pen.fill(np.array([(-0.3, 0), (0.3, 0), (0.36, -0.9), (-0.36, -0.9)]) @ m + (x, y), c)
+    pen.fill(
+        np.array([(-0.42, -0.9), (0.42, -0.9), (0.36, -1.05), (-0.36, -1.05)]) @ m + (x, y),
+        tint(c, 0.7),
+    )
 
 # %% ../../nbs/images/drawn.ipynb #49fc81a7
 def truck_side(pen, rng):
     "A garbage truck, the cab to the left and the hopper to the right."
-    body = pick(rng, [(236,236,230), any_colour(rng, (.4,.95), (.4,.9)), hsv(rng.uniform(.25,.4), .7, .6)])
-    cab = pick(rng, [body, any_colour(rng, (.3,.9), (.5,.95)), (240,240,240)])
-    top,front = rng.uniform(-.62,-.42), rng.uniform(-.5,-.42)
-    pen.fill(box(-.95, .5, .92, .68), (62,62,66))
-    pen.fill([(-.98,.6), (-.98,.1), (-.88,-.26), (front,-.26), (front,.6)], cab)
-    pen.fill([(-.92,.12), (-.84,-.17), (front-.08,-.17), (front-.08,.12)], (150,195,215))
-    pen.fill(oval(-.95, .42, .05, n=12), (255,240,180), ink=False)
-    pen.fill([(front+.05,.56), (front+.05,top+.06), (front+.14,top), (.5,top), (.5,.56)], body)
-    for x in np.linspace(front+.2, .42, 5): pen.line([(x,top+.06), (x,.5)], .025, tint(body, .72))
-    pen.fill([(.5,top), (.68,top+.02), (.98,.1), (.96,.58), (.5,.58)], tint(body, .82))
-    pen.fill([(.72,.12), (.95,.14), (.94,.42), (.7,.42)], (48,48,50))
-    if chance(rng, .7):
-        stripe = any_colour(rng, (.6,.95), (.5,.95))
-        pen.fill(box(front+.07, .3, .49, .4), stripe, ink=False)
-    if chance(rng, .6): any_bin(pen, rng, .98, rng.uniform(.35, .62), .38, rng.uniform(-50,0))
-    for x in (-.68,.2,.52): wheel(pen, x, .7, .2)
+    body = pick(
+        rng,
+        [
+            (236, 236, 230),
+            any_colour(rng, (0.4, 0.95), (0.4, 0.9)),
+            hsv(rng.uniform(0.25, 0.4), 0.7, 0.6),
+        ],
+    )
+    cab = pick(rng, [body, any_colour(rng, (0.3, 0.9), (0.5, 0.95)), (240, 240, 240)])
+    top, front = rng.uniform(-0.62, -0.42), rng.uniform(-0.5, -0.42)
+    pen.fill(box(-0.95, 0.5, 0.92, 0.68), (62, 62, 66))
+    pen.fill([(-0.98, 0.6), (-0.98, 0.1), (-0.88, -0.26), (front, -0.26), (front, 0.6)], cab)
+    pen.fill(
+        [(-0.92, 0.12), (-0.84, -0.17), (front - 0.08, -0.17), (front - 0.08, 0.12)],
+        (150, 195, 215),
+    )
+    pen.fill(oval(-0.95, 0.42, 0.05, n=12), (255, 240, 180), ink=False)
+    pen.fill(
+        [
+            (front + 0.05, 0.56),
+            (front + 0.05, top + 0.06),
+            (front + 0.14, top),
+            (0.5, top),
+            (0.5, 0.56),
+        ],
+        body,
+    )
+    for x in np.linspace(front + 0.2, 0.42, 5):
+        pen.line([(x, top + 0.06), (x, 0.5)], 0.025, tint(body, 0.72))
+    pen.fill(
+        [(0.5, top), (0.68, top + 0.02), (0.98, 0.1), (0.96, 0.58), (0.5, 0.58)], tint(body, 0.82)
+    )
+    pen.fill([(0.72, 0.12), (0.95, 0.14), (0.94, 0.42), (0.7, 0.42)], (48, 48, 50))
+    if chance(rng, 0.7):
+        stripe = any_colour(rng, (0.6, 0.95), (0.5, 0.95))
+        pen.fill(box(front + 0.07, 0.3, 0.49, 0.4), stripe, ink=False)
+    if chance(rng, 0.6):
+        any_bin(pen, rng, 0.98, rng.uniform(0.35, 0.62), 0.38, rng.uniform(-50, 0))
+    for x in (-0.68, 0.2, 0.52):
+        wheel(pen, x, 0.7, 0.2)
 
 # %% ../../nbs/images/drawn.ipynb #d69df761
 def truck_rear(pen, rng):
     "From behind: the open hopper, lights, and a bin or two."
-    body = pick(rng, [(236,236,230), any_colour(rng, (.4,.95), (.4,.9)), hsv(rng.uniform(.25,.4), .7, .6)])
-    half,top = rng.uniform(.55,.7), rng.uniform(-.95,-.75)
-    for s in (-1,1): pen.fill(box(s*half*.8-.12, .6, s*half*.8+.12, .99, .06), (34,34,36))
-    pen.fill(box(-half, top, half, .75, .06), body)
-    pen.fill([(-half*.92,.05), (half*.92,.05), (half*.85,.6), (-half*.85,.6)], (40,40,42))
-    pen.fill([(-half*.85,.42), (half*.85,.42), (half*.85,.6), (-half*.85,.6)], tint(body, .6))
-    for s in (-1,1):
-        pen.fill(box(s*half*.86-.06, top+.1, s*half*.86+.06, -.05), tint(body, .7))
-        pen.fill(box(s*half*.82-.08, .64, s*half*.82+.08, .72), (220,50,40))
-    for k in np.linspace(-.8, .7, 6)*half: pen.fill([(k,-.08), (k+.08,-.08), (k+.16,.03), (k+.08,.03)], (245,200,60), ink=False)
-    pen.fill(oval(0, top+.12, .06), (255,170,40))
-    pen.line([(-half*.5,top+.3), (half*.5,top+.3)], .06, tint(body, .6))
-    if chance(rng, .7): any_bin(pen, rng, rng.uniform(-.3,.3), .95, .55)
+    body = pick(
+        rng,
+        [
+            (236, 236, 230),
+            any_colour(rng, (0.4, 0.95), (0.4, 0.9)),
+            hsv(rng.uniform(0.25, 0.4), 0.7, 0.6),
+        ],
+    )
+    half, top = rng.uniform(0.55, 0.7), rng.uniform(-0.95, -0.75)
+    for s in (-1, 1):
+        pen.fill(box(s * half * 0.8 - 0.12, 0.6, s * half * 0.8 + 0.12, 0.99, 0.06), (34, 34, 36))
+    pen.fill(box(-half, top, half, 0.75, 0.06), body)
+    pen.fill(
+        [(-half * 0.92, 0.05), (half * 0.92, 0.05), (half * 0.85, 0.6), (-half * 0.85, 0.6)],
+        (40, 40, 42),
+    )
+    pen.fill(
+        [(-half * 0.85, 0.42), (half * 0.85, 0.42), (half * 0.85, 0.6), (-half * 0.85, 0.6)],
+        tint(body, 0.6),
+    )
+    for s in (-1, 1):
+        pen.fill(
+            box(s * half * 0.86 - 0.06, top + 0.1, s * half * 0.86 + 0.06, -0.05), tint(body, 0.7)
+        )
+        pen.fill(box(s * half * 0.82 - 0.08, 0.64, s * half * 0.82 + 0.08, 0.72), (220, 50, 40))
+    for k in np.linspace(-0.8, 0.7, 6) * half:
+        pen.fill(
+            [(k, -0.08), (k + 0.08, -0.08), (k + 0.16, 0.03), (k + 0.08, 0.03)],
+            (245, 200, 60),
+            ink=False,
+        )
+    pen.fill(oval(0, top + 0.12, 0.06), (255, 170, 40))
+    pen.line([(-half * 0.5, top + 0.3), (half * 0.5, top + 0.3)], 0.06, tint(body, 0.6))
+    if chance(rng, 0.7):
+        any_bin(pen, rng, rng.uniform(-0.3, 0.3), 0.95, 0.55)
 
 # %% ../../nbs/images/drawn.ipynb #8b2d73b6
 def ball_on(pen, rng, x, y, r, colour):
     "A golf ball around (`x`, `y`), lit from the upper left."
-    pen.fill(oval(x, y, r), tint(colour, .72))
-    for k in np.linspace(.94, .3, 6): pen.fill(oval(x-(1-k)*.32*r, y-(1-k)*.36*r, k*r), tint(colour, .72+.3*(1-k)**.8), ink=False)
-    n,a = rng.integers(4, 7), rng.uniform(0, 360)
-    u,v = (o.ravel() for o in np.meshgrid(np.arange(-n,n+1), np.arange(-n,n+1)))
-    grid = (np.stack([u+v/2, v*.866], 1)/n*1.45)@turned(a) + rng.uniform(-.1,.1,2)
+    pen.fill(oval(x, y, r), tint(colour, 0.72))
+    for k in np.linspace(0.94, 0.3, 6):
+        pen.fill(
+            oval(x - (1 - k) * 0.32 * r, y - (1 - k) * 0.36 * r, k * r),
+            tint(colour, 0.72 + 0.3 * (1 - k) ** 0.8),
+            ink=False,
+        )
+    n, a = rng.integers(4, 7), rng.uniform(0, 360)
+    u, v = (o.ravel() for o in np.meshgrid(np.arange(-n, n + 1), np.arange(-n, n + 1)))
+    grid = (np.stack([u + v / 2, v * 0.866], 1) / n * 1.45) @ turned(a) + rng.uniform(-0.1, 0.1, 2)
     for p in grid:
         k = max(np.linalg.norm(p), 1e-6)
-        if k > 1.25: continue
-        out,s = p/k, .5*r/n
-        rim = oval(0, 0, s*math.cos(k), s, n=10)@turned(np.degrees(np.arctan2(out[1], out[0])))
-        at = out*math.sin(k)*r + (x,y) # from flat to the sphere: the rim comes closer
-        pen.fill(rim + at, tint(colour, .62), ink=False)
-        pen.fill(rim*.75 + at + .2*s*math.cos(k), tint(colour, .9), ink=False)
+        if k > 1.25:
+            continue
+        out, s = p / k, 0.5 * r / n
+        rim = oval(0, 0, s * math.cos(k), s, n=10) @ turned(np.degrees(np.arctan2(out[1], out[0])))
+        at = out * math.sin(k) * r + (x, y)  # from flat to the sphere: the rim comes closer
+        pen.fill(rim + at, tint(colour, 0.62), ink=False)
+        pen.fill(rim * 0.75 + at + 0.2 * s * math.cos(k), tint(colour, 0.9), ink=False)
 
 # %% ../../nbs/images/drawn.ipynb #0ffa5338
 def ball_colour(rng):
     "White, mostly."
-    return pick(rng, [(248,248,246)]*3 + [(250,232,90), (250,150,60), (245,150,180)])
+    return pick(rng, [(248, 248, 246)] * 3 + [(250, 232, 90), (250, 150, 60), (245, 150, 180)])
+
 
 def golf_tee(pen, rng):
     "A ball on its tee."
-    c = pick(rng, [(230,200,150), (240,240,240), any_colour(rng)])
-    r = rng.uniform(.55,.68)
-    pen.fill([(-.22,.34), (.22,.34), (.07,.55), (.04,1), (-.04,1), (-.07,.55)], c)
-    ball_on(pen, rng, 0, .4-r, r, ball_colour(rng))
+    c = pick(rng, [(230, 200, 150), (240, 240, 240), any_colour(rng)])
+    r = rng.uniform(0.55, 0.68)
+    pen.fill([(-0.22, 0.34), (0.22, 0.34), (0.07, 0.55), (0.04, 1), (-0.04, 1), (-0.07, 0.55)], c)
+    ball_on(pen, rng, 0, 0.4 - r, r, ball_colour(rng))
+
 
 def golf_lying(pen, rng):
     "A ball on the ground, with its shadow and sometimes a second one."
-    pen.fill(oval(.15, .72, .8, .18), (10,15,10,90), ink=False)
-    if chance(rng, .3): ball_on(pen, rng, .62, .4, .32, ball_colour(rng))
-    ball_on(pen, rng, -.1, .05, .72, ball_colour(rng))
+    pen.fill(oval(0.15, 0.72, 0.8, 0.18), (10, 15, 10, 90), ink=False)
+    if chance(rng, 0.3):
+        ball_on(pen, rng, 0.62, 0.4, 0.32, ball_colour(rng))
+    ball_on(pen, rng, -0.1, 0.05, 0.72, ball_colour(rng))
+
 
 def golf_hole(pen, rng):
     "A ball beside the hole with its flag."
-    pen.fill(oval(.35, .78, .4, .11), (25,25,25))
-    pen.line([(.4,.78), (.4,-1)], .04, (240,240,240))
-    pen.fill([(.4,-1), (.98,-.82), (.4,-.62)], any_colour(rng, (.7,.95), (.6,.95)))
-    ball_on(pen, rng, -.4, .5, .44, ball_colour(rng))
+    pen.fill(oval(0.35, 0.78, 0.4, 0.11), (25, 25, 25))
+    pen.line([(0.4, 0.78), (0.4, -1)], 0.04, (240, 240, 240))
+    pen.fill([(0.4, -1), (0.98, -0.82), (0.4, -0.62)], any_colour(rng, (0.7, 0.95), (0.6, 0.95)))
+    ball_on(pen, rng, -0.4, 0.5, 0.44, ball_colour(rng))
 
 # %% ../../nbs/images/drawn.ipynb #10b4a45f
 def jumper(pen, rng, x, y, k):
     "A small person hanging at (`x`, `y`)."
-    c = any_colour(rng, (.3,.9), (.2,.7))
-    pen.line([(x,y), (x,y+.45*k)], .26*k, c)
-    for s in (-1,1):
-        pen.line([(x,y+.05*k), (x+s*.3*k,y-.3*k)], .1*k, c)
-        pen.line([(x+s*.05*k,y+.45*k), (x+s*.16*k,y+.9*k)], .13*k, tint(c, .6))
-    pen.fill(oval(x, y-.14*k, .13*k, n=14), (220,170,140))
+    c = any_colour(rng, (0.3, 0.9), (0.2, 0.7))
+    pen.line([(x, y), (x, y + 0.45 * k)], 0.26 * k, c)
+    for s in (-1, 1):
+        pen.line([(x, y + 0.05 * k), (x + s * 0.3 * k, y - 0.3 * k)], 0.1 * k, c)
+        pen.line(
+            [(x + s * 0.05 * k, y + 0.45 * k), (x + s * 0.16 * k, y + 0.9 * k)],
+            0.13 * k,
+            tint(c, 0.6),
+        )
+    pen.fill(oval(x, y - 0.14 * k, 0.13 * k, n=14), (220, 170, 140))
 
 # %% ../../nbs/images/drawn.ipynb #a6f111d4
 def parachute_round(pen, rng):
     "A round canopy, seen from a little below."
-    n,a,b = rng.integers(5, 10), any_colour(rng), any_colour(rng)
-    b = pick(rng, [b, tint(a, 1.7), (245,245,240)])
-    y,h = rng.uniform(-.3,-.12), rng.uniform(.55,.7)
-    x = -np.cos(np.linspace(0, np.pi, n+1))*.95
-    for o in np.linspace(-.93, .93, n+1): pen.line([(o,y), (0,.68)], .014, (70,70,75))
-    pen.fill(oval(0, y, .93, .14), tint(a, .4))
+    n, a, b = rng.integers(5, 10), any_colour(rng), any_colour(rng)
+    b = pick(rng, [b, tint(a, 1.7), (245, 245, 240)])
+    y, h = rng.uniform(-0.3, -0.12), rng.uniform(0.55, 0.7)
+    x = -np.cos(np.linspace(0, np.pi, n + 1)) * 0.95
+    for o in np.linspace(-0.93, 0.93, n + 1):
+        pen.line([(o, y), (0, 0.68)], 0.014, (70, 70, 75))
+    pen.fill(oval(0, y, 0.93, 0.14), tint(a, 0.4))
     for i in range(n):
-        u = np.linspace(x[i], x[i+1], 8)
-        rim = np.stack([u, y + .07*np.sin(np.linspace(0, np.pi, 8)) + .1*np.sqrt(1-u**2)], 1)
-        up = lambda o: [(o*math.cos(k), y-h*math.sin(k)) for k in np.linspace(0, np.pi/2, 8)]
-        pen.fill(np.concatenate([up(x[i])[::-1], rim, up(x[i+1])]), a if i%2 else b)
-    pen.fill(oval(-.3, y-.35*h, .3, .35*h), (255,255,255,40), ink=False)
-    jumper(pen, rng, 0, .72, .32)
+        u = np.linspace(x[i], x[i + 1], 8)
+        rim = np.stack(
+            [u, y + 0.07 * np.sin(np.linspace(0, np.pi, 8)) + 0.1 * np.sqrt(1 - u**2)], 1
+        )
+        up = lambda o: [
+            (o * math.cos(k), y - h * math.sin(k)) for k in np.linspace(0, np.pi / 2, 8)
+        ]
+        pen.fill(np.concatenate([up(x[i])[::-1], rim, up(x[i + 1])]), a if i % 2 else b)
+    pen.fill(oval(-0.3, y - 0.35 * h, 0.3, 0.35 * h), (255, 255, 255, 40), ink=False)
+    jumper(pen, rng, 0, 0.72, 0.32)
 
 # %% ../../nbs/images/drawn.ipynb #ff9cdefe
 def parachute_wing(pen, rng):
     "A flat wing of many cells."
-    n,a,b = rng.integers(5, 9), any_colour(rng), any_colour(rng)
-    sag,thick = rng.uniform(.2,.42), rng.uniform(.22,.34)
-    x = np.linspace(-.98, .98, n+1)
-    y = -.85 + sag*x**2
-    for o,v in zip(x, y): pen.line([(o,v+thick), (.1*o,.58)], .014, (70,70,75))
+    n, a, b = rng.integers(5, 9), any_colour(rng), any_colour(rng)
+    sag, thick = rng.uniform(0.2, 0.42), rng.uniform(0.22, 0.34)
+    x = np.linspace(-0.98, 0.98, n + 1)
+    y = -0.85 + sag * x**2
+    for o, v in zip(x, y):
+        pen.line([(o, v + thick), (0.1 * o, 0.58)], 0.014, (70, 70, 75))
     for i in range(n):
-        c = a if i%2 else b
-        pen.fill([(x[i],y[i]), (x[i+1],y[i+1]), (x[i+1]*.95,y[i+1]+thick), (x[i]*.95,y[i]+thick)], c)
-        pen.fill(oval((x[i]+x[i+1])/2*.95, (y[i]+y[i+1])/2+thick, .9/n, .05), tint(c, .5))
-    jumper(pen, rng, 0, .65, .36)
+        c = a if i % 2 else b
+        pen.fill(
+            [
+                (x[i], y[i]),
+                (x[i + 1], y[i + 1]),
+                (x[i + 1] * 0.95, y[i + 1] + thick),
+                (x[i] * 0.95, y[i] + thick),
+            ],
+            c,
+        )
+        pen.fill(
+            oval((x[i] + x[i + 1]) / 2 * 0.95, (y[i] + y[i + 1]) / 2 + thick, 0.9 / n, 0.05),
+            tint(c, 0.5),
+        )
+    jumper(pen, rng, 0, 0.65, 0.36)
 
 # %% ../../nbs/images/drawn.ipynb #a46649f6
 def parachute_below(pen, rng):
     "A round canopy from straight below: a wheel of panels with a hole in the middle."
-    n,a,b = 2*rng.integers(4, 8), any_colour(rng), pick(rng, [any_colour(rng), (245,245,240)])
-    for i in range(n): pen.fill([(0,0), *oval(0, 0, .95, start=360*i/n, end=360*(i+1)/n, n=6)], a if i%2 else b)
-    pen.fill(oval(0, 0, .1), (200,220,240))
-    at = rng.uniform(-.35,.35,2)
-    for i in range(n): pen.line([oval(0, 0, .95, n=n+1)[i], at], .012, (60,60,65))
-    jumper(pen, rng, *at, .34)
+    n, a, b = 2 * rng.integers(4, 8), any_colour(rng), pick(rng, [any_colour(rng), (245, 245, 240)])
+    for i in range(n):
+        pen.fill(
+            [(0, 0), *oval(0, 0, 0.95, start=360 * i / n, end=360 * (i + 1) / n, n=6)],
+            a if i % 2 else b,
+        )
+    pen.fill(oval(0, 0, 0.1), (200, 220, 240))
+    at = rng.uniform(-0.35, 0.35, 2)
+    for i in range(n):
+        pen.line([oval(0, 0, 0.95, n=n + 1)[i], at], 0.012, (60, 60, 65))
+    jumper(pen, rng, *at, 0.34)
 
 # %% ../../nbs/images/drawn.ipynb #6647873e
-KINDS = {"tench": [tench, angler], "English springer": [springer_portrait, springer_standing, springer_sitting],
-         "cassette player": [boombox, pocket_player, deck], "chain saw": [chain_saw], "church": [church_side, church_front],
-         "French horn": [horn], "garbage truck": [truck_side, truck_rear], "gas pump": [gas_station, gas_pump_alone],
-         "golf ball": [golf_tee, golf_lying, golf_hole], "parachute": [parachute_round, parachute_wing, parachute_below]}
+KINDS = {
+    "tench": [tench, angler],
+    "English springer": [springer_portrait, springer_standing, springer_sitting],
+    "cassette player": [boombox, pocket_player, deck],
+    "chain saw": [chain_saw],
+    "church": [church_side, church_front],
+    "French horn": [horn],
+    "garbage truck": [truck_side, truck_rear],
+    "gas pump": [gas_station, gas_pump_alone],
+    "golf ball": [golf_tee, golf_lying, golf_hole],
+    "parachute": [parachute_round, parachute_wing, parachute_below],
+}
 
 # %% ../../nbs/images/drawn.ipynb #0ec54435
 def wash(pen, y0, y1, top, bottom):
     "Fill the picture's full width from `y0` to `y1` with a gradient."
-    w,h = pen.img.size
-    a,b = (round((o+1)*h/2) for o in (y0,y1))
-    if b <= a: return
-    rows = np.linspace(top, bottom, b-a).astype(np.uint8)[:,None]
-    pen.img.paste(Image.fromarray(rows).resize((w, b-a), Image.NEAREST), (0,a))
+    w, h = pen.img.size
+    a, b = (round((o + 1) * h / 2) for o in (y0, y1))
+    if b <= a:
+        return
+    rows = np.linspace(top, bottom, b - a).astype(np.uint8)[:, None]
+    pen.img.paste(Image.fromarray(rows).resize((w, b - a), Image.NEAREST), (0, a))
 
 # %% ../../nbs/images/drawn.ipynb #68039ee1
-SKIES = [((90,150,220),(200,225,245)), ((150,160,172),(205,208,212)), ((40,50,96),(235,150,100)), ((120,180,225),(250,240,215)),
-         ((22,28,56),(70,76,120)), ((222,226,230),(244,244,242))]
-GROUNDS = [(96,146,66), (128,136,72), (112,112,116), (206,184,138), (236,240,246), (72,120,150), (120,90,62), (70,104,60)]
+SKIES = [
+    ((90, 150, 220), (200, 225, 245)),
+    ((150, 160, 172), (205, 208, 212)),
+    ((40, 50, 96), (235, 150, 100)),
+    ((120, 180, 225), (250, 240, 215)),
+    ((22, 28, 56), (70, 76, 120)),
+    ((222, 226, 230), (244, 244, 242)),
+]
+GROUNDS = [
+    (96, 146, 66),
+    (128, 136, 72),
+    (112, 112, 116),
+    (206, 184, 138),
+    (236, 240, 246),
+    (72, 120, 150),
+    (120, 90, 62),
+    (70, 104, 60),
+]
 
 # %% ../../nbs/images/drawn.ipynb #c0f92758
-def outdoors(pen, rng, skies=SKIES, grounds=GROUNDS, horizon=(-.2,.75)):
+def outdoors(pen, rng, skies=SKIES, grounds=GROUNDS, horizon=(-0.2, 0.75)):
     "Sky, clouds or hills, and ground."
-    sky,ground,y = pick(rng, skies), pick(rng, grounds), rng.uniform(*horizon)
+    sky, ground, y = pick(rng, skies), pick(rng, grounds), rng.uniform(*horizon)
     wash(pen, -1, y, *sky)
-    for x,v,k in rng.uniform((-1,-.9,.1), (1,-.1,.3), (rng.integers(0,4),3)):
-        for o in (-1,0,1): pen.fill(oval(x+o*k*.7, v, k*(.7 if o else 1), k*.4), (*tint(sky[1], 1.6),170), ink=False)
-    if chance(rng, .5):
-        hill = any_colour(rng, (.1,.5), (.3,.7))
+    for x, v, k in rng.uniform((-1, -0.9, 0.1), (1, -0.1, 0.3), (rng.integers(0, 4), 3)):
+        for o in (-1, 0, 1):
+            pen.fill(
+                oval(x + o * k * 0.7, v, k * (0.7 if o else 1), k * 0.4),
+                (*tint(sky[1], 1.6), 170),
+                ink=False,
+            )
+    if chance(rng, 0.5):
+        hill = any_colour(rng, (0.1, 0.5), (0.3, 0.7))
         x = np.linspace(-1.1, 1.1, 12)
-        pen.fill([(-1.1,y), *np.stack([x, y-rng.uniform(.02,.3,12)], 1), (1.1,y)], hill, ink=False)
-    wash(pen, y, 1, tint(ground, 1.15), tint(ground, .75))
-    for x,v in rng.uniform((-1,y), (1,1), (rng.integers(0,60),2)):
-        pen.line([(x,v), (x+.01,v-.04)], .008, tint(ground, rng.uniform(.7,1.3)))
+        pen.fill(
+            [(-1.1, y), *np.stack([x, y - rng.uniform(0.02, 0.3, 12)], 1), (1.1, y)],
+            hill,
+            ink=False,
+        )
+    wash(pen, y, 1, tint(ground, 1.15), tint(ground, 0.75))
+    for x, v in rng.uniform((-1, y), (1, 1), (rng.integers(0, 60), 2)):
+        pen.line([(x, v), (x + 0.01, v - 0.04)], 0.008, tint(ground, rng.uniform(0.7, 1.3)))
 
 # %% ../../nbs/images/drawn.ipynb #c8c95535
 def meadow(pen, rng):
     "Outdoors on a fine day: for clean examples."
-    outdoors(pen, rng, SKIES[:2], GROUNDS[:2], (.3,.6))
+    outdoors(pen, rng, SKIES[:2], GROUNDS[:2], (0.3, 0.6))
 
 # %% ../../nbs/images/drawn.ipynb #bbc0cb51
 def town(pen, rng):
     "A row of house fronts and a street."
-    y = rng.uniform(.1,.7)
+    y = rng.uniform(0.1, 0.7)
     wash(pen, -1, y, *pick(rng, SKIES))
     x = -1.1
     while x < 1.1:
-        w,h,c = rng.uniform(.2,.5), rng.uniform(.4,1.4), any_colour(rng, (.05,.5), (.35,.85))
-        pen.fill(box(x, y-h, x+w, y), c)
-        for u in np.arange(x+.06, x+w-.08, .13):
-            for v in np.arange(y-h+.08, y-.1, .22): pen.fill(box(u, v, u+.07, v+.12), tint(c, .5), ink=False)
+        w, h, c = (
+            rng.uniform(0.2, 0.5),
+            rng.uniform(0.4, 1.4),
+            any_colour(rng, (0.05, 0.5), (0.35, 0.85)),
+        )
+        pen.fill(box(x, y - h, x + w, y), c)
+        for u in np.arange(x + 0.06, x + w - 0.08, 0.13):
+            for v in np.arange(y - h + 0.08, y - 0.1, 0.22):
+                pen.fill(box(u, v, u + 0.07, v + 0.12), tint(c, 0.5), ink=False)
         x += w
-    wash(pen, y, 1, (128,126,124), (88,88,92))
-    for o in np.arange(-1, 1, .4): pen.fill(box(o, .8, o+.2, .84), (225,220,205), ink=False)
+    wash(pen, y, 1, (128, 126, 124), (88, 88, 92))
+    for o in np.arange(-1, 1, 0.4):
+        pen.fill(box(o, 0.8, o + 0.2, 0.84), (225, 220, 205), ink=False)
 
 # %% ../../nbs/images/drawn.ipynb #133d7aea
 def room(pen, rng):
     "A wall, papered or panelled, with a frame or a window, and a floor."
-    wall,floor,y = any_colour(rng, (.05,.45), (.45,.95)), any_colour(rng, (.15,.5), (.25,.75)), rng.uniform(.2,.8)
-    wash(pen, -1, y, tint(wall, .9), wall)
-    if chance(rng, .5):
-        for x in np.arange(-1, 1, rng.uniform(.12,.3)): pen.fill(box(x, -1, x+.06, y), (*tint(wall, .8),160), ink=False)
-    if chance(rng, .6):
-        x,k = rng.uniform(-.9,.6), rng.uniform(.3,.5)
-        pen.fill(box(x, -.85, x+k, -.85+k*1.2), tint(floor, .6))
-        pen.fill(box(x+.04, -.81, x+k-.04, -.89+k*1.2), any_colour(rng), ink=False)
-    wash(pen, y, 1, floor, tint(floor, .7))
-    for x in np.linspace(-3, 3, 13): pen.line([(x*.5,y), (x,1)], .008, tint(floor, .75))
-    wash(pen, y, y+.05, tint(wall, .6), tint(wall, .6))
+    wall, floor, y = (
+        any_colour(rng, (0.05, 0.45), (0.45, 0.95)),
+        any_colour(rng, (0.15, 0.5), (0.25, 0.75)),
+        rng.uniform(0.2, 0.8),
+    )
+    wash(pen, -1, y, tint(wall, 0.9), wall)
+    if chance(rng, 0.5):
+        for x in np.arange(-1, 1, rng.uniform(0.12, 0.3)):
+            pen.fill(box(x, -1, x + 0.06, y), (*tint(wall, 0.8), 160), ink=False)
+    if chance(rng, 0.6):
+        x, k = rng.uniform(-0.9, 0.6), rng.uniform(0.3, 0.5)
+        pen.fill(box(x, -0.85, x + k, -0.85 + k * 1.2), tint(floor, 0.6))
+        pen.fill(box(x + 0.04, -0.81, x + k - 0.04, -0.89 + k * 1.2), any_colour(rng), ink=False)
+    wash(pen, y, 1, floor, tint(floor, 0.7))
+    for x in np.linspace(-3, 3, 13):
+        pen.line([(x * 0.5, y), (x, 1)], 0.008, tint(floor, 0.75))
+    wash(pen, y, y + 0.05, tint(wall, 0.6), tint(wall, 0.6))
 
 # %% ../../nbs/images/drawn.ipynb #914c6825
 def tabletop(pen, rng):
     "Planks, tiles or a cloth, from above."
-    c = pick(rng, [hsv(rng.uniform(.05,.1), rng.uniform(.3,.6), rng.uniform(.35,.75)), any_colour(rng, (.05,.6), (.4,.9))])
-    wash(pen, -1, 1, tint(c, 1.1), tint(c, .85))
-    step,across = rng.uniform(.2,.5), chance(rng, .4)
+    c = pick(
+        rng,
+        [
+            hsv(rng.uniform(0.05, 0.1), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.75)),
+            any_colour(rng, (0.05, 0.6), (0.4, 0.9)),
+        ],
+    )
+    wash(pen, -1, 1, tint(c, 1.1), tint(c, 0.85))
+    step, across = rng.uniform(0.2, 0.5), chance(rng, 0.4)
     for o in np.arange(-1, 1, step):
-        pen.fill(box(-1, o, 1, o+step), (*tint(c, rng.uniform(.75,1.2)),160), ink=False)
-        pen.line([(-1,o), (1,o)], .012, tint(c, .6))
-        if across: pen.line([(o,-1), (o,1)], .012, tint(c, .6))
+        pen.fill(box(-1, o, 1, o + step), (*tint(c, rng.uniform(0.75, 1.2)), 160), ink=False)
+        pen.line([(-1, o), (1, o)], 0.012, tint(c, 0.6))
+        if across:
+            pen.line([(o, -1), (o, 1)], 0.012, tint(c, 0.6))
 
 # %% ../../nbs/images/drawn.ipynb #33b16cb1
 def studio(pen, rng):
     "A plain ground, lighter or darker towards the bottom."
-    c = any_colour(rng, (0,.5), (.3,1))
-    wash(pen, -1, 1, c, tint(c, rng.uniform(.6,1.5)))
+    c = any_colour(rng, (0, 0.5), (0.3, 1))
+    wash(pen, -1, 1, c, tint(c, rng.uniform(0.6, 1.5)))
 
 # %% ../../nbs/images/drawn.ipynb #044daf40
 def woods(pen, rng):
     "Trunks and leaves."
-    c,y = hsv(rng.uniform(.15,.4), rng.uniform(.2,.6), rng.uniform(.3,.8)), rng.uniform(.3,.9)
+    c, y = (
+        hsv(rng.uniform(0.15, 0.4), rng.uniform(0.2, 0.6), rng.uniform(0.3, 0.8)),
+        rng.uniform(0.3, 0.9),
+    )
     wash(pen, -1, y, tint(c, 1.5), c)
-    for x,w in rng.uniform((-1,.03), (1,.16), (rng.integers(4,12),2)):
-        pen.fill(box(x, -1, x+w, y+.05), tint(hsv(.07, rng.uniform(.1,.5), rng.uniform(.2,.6)), 1), ink=False)
-    wash(pen, y, 1, tint(c, .8), tint(c, .45))
-    for x,v,k in rng.uniform((-1,-1.1,.08), (1,-.4,.35), (14,3)):
-        pen.fill(oval(x, v, k, k*.6, n=14), (*tint(c, rng.uniform(.5,1.2)),200), ink=False)
+    for x, w in rng.uniform((-1, 0.03), (1, 0.16), (rng.integers(4, 12), 2)):
+        pen.fill(
+            box(x, -1, x + w, y + 0.05),
+            tint(hsv(0.07, rng.uniform(0.1, 0.5), rng.uniform(0.2, 0.6)), 1),
+            ink=False,
+        )
+    wash(pen, y, 1, tint(c, 0.8), tint(c, 0.45))
+    for x, v, k in rng.uniform((-1, -1.1, 0.08), (1, -0.4, 0.35), (14, 3)):
+        pen.fill(oval(x, v, k, k * 0.6, n=14), (*tint(c, rng.uniform(0.5, 1.2)), 200), ink=False)
 
 # %% ../../nbs/images/drawn.ipynb #3013549f
 def water(pen, rng):
     "Water all over, with ripples."
-    c = hsv(rng.uniform(.42,.62), rng.uniform(.25,.7), rng.uniform(.35,.85))
-    wash(pen, -1, 1, tint(c, rng.uniform(1,1.4)), tint(c, rng.uniform(.5,1)))
-    for x,y,k in rng.uniform((-1.1,-1,.1), (1,1,.4), (rng.integers(10,40),3)):
-        pen.line(oval(x, y, k, .04, 200, 340, 8), .014, (*tint(c, rng.uniform(.8,1.4)),200))
+    c = hsv(rng.uniform(0.42, 0.62), rng.uniform(0.25, 0.7), rng.uniform(0.35, 0.85))
+    wash(pen, -1, 1, tint(c, rng.uniform(1, 1.4)), tint(c, rng.uniform(0.5, 1)))
+    for x, y, k in rng.uniform((-1.1, -1, 0.1), (1, 1, 0.4), (rng.integers(10, 40), 3)):
+        pen.line(oval(x, y, k, 0.04, 200, 340, 8), 0.014, (*tint(c, rng.uniform(0.8, 1.4)), 200))
 
 # %% ../../nbs/images/drawn.ipynb #7ca55e83
 SCENES = [outdoors, town, room, tabletop, studio, woods, water]
@@ -711,260 +1220,405 @@ SCENES = [outdoors, town, room, tabletop, studio, woods, water]
 # %% ../../nbs/images/drawn.ipynb #a9ed754c
 def tree(pen, rng):
     "A round one or a fir."
-    leaf = hsv(rng.uniform(.1,.4), rng.uniform(.3,.8), rng.uniform(.25,.7))
-    pen.fill(box(-.1, .1, .1, 1), (96,66,44))
-    if chance(rng, .4): pen.fill([(-.6,.5), (0,-1), (.6,.5)], leaf)
+    leaf = hsv(rng.uniform(0.1, 0.4), rng.uniform(0.3, 0.8), rng.uniform(0.25, 0.7))
+    pen.fill(box(-0.1, 0.1, 0.1, 1), (96, 66, 44))
+    if chance(rng, 0.4):
+        pen.fill([(-0.6, 0.5), (0, -1), (0.6, 0.5)], leaf)
     else:
-        for x,y,r in ((-.35,0,.45), (.35,0,.45), (0,-.45,.5)): pen.fill(oval(x, y, r), leaf)
+        for x, y, r in ((-0.35, 0, 0.45), (0.35, 0, 0.45), (0, -0.45, 0.5)):
+            pen.fill(oval(x, y, r), leaf)
+
 
 def house(pen, rng):
     "A roof as the church has it, and no steeple."
-    wall = any_colour(rng, (.05,.6), (.5,.95))
-    pen.fill(box(-.8, -.1, .8, 1), wall)
-    ridge = [(0,-.9)] if chance(rng, .6) else [(-.6,-.7), (.6,-.7)]
-    pen.fill([(-1,-.1), *ridge, (1,-.1)], any_colour(rng, (.3,.7), (.25,.6)))
-    for x in (-.5,.2): pen.fill(box(x, .15, x+.3, .5), (90,120,150))
-    pen.fill(box(-.12, .55, .14, 1), tint(wall, .5))
+    wall = any_colour(rng, (0.05, 0.6), (0.5, 0.95))
+    pen.fill(box(-0.8, -0.1, 0.8, 1), wall)
+    ridge = [(0, -0.9)] if chance(rng, 0.6) else [(-0.6, -0.7), (0.6, -0.7)]
+    pen.fill([(-1, -0.1), *ridge, (1, -0.1)], any_colour(rng, (0.3, 0.7), (0.25, 0.6)))
+    for x in (-0.5, 0.2):
+        pen.fill(box(x, 0.15, x + 0.3, 0.5), (90, 120, 150))
+    pen.fill(box(-0.12, 0.55, 0.14, 1), tint(wall, 0.5))
+
 
 def car(pen, rng):
     "Wheels and a window, as the truck has them."
     c = any_colour(rng)
-    pen.fill(smooth([(-.95,.5), (-.9,.1), (-.5,0), (-.3,-.4), (.4,-.4), (.6,0), (.95,.1), (.95,.5)]), c)
-    pen.fill([(-.4,0), (-.25,-.3), (.35,-.3), (.48,0)], (170,205,225))
-    for x in (-.55,.55): wheel(pen, x, .55, .24)
+    pen.fill(
+        smooth(
+            [
+                (-0.95, 0.5),
+                (-0.9, 0.1),
+                (-0.5, 0),
+                (-0.3, -0.4),
+                (0.4, -0.4),
+                (0.6, 0),
+                (0.95, 0.1),
+                (0.95, 0.5),
+            ]
+        ),
+        c,
+    )
+    pen.fill([(-0.4, 0), (-0.25, -0.3), (0.35, -0.3), (0.48, 0)], (170, 205, 225))
+    for x in (-0.55, 0.55):
+        wheel(pen, x, 0.55, 0.24)
 
 # %% ../../nbs/images/drawn.ipynb #cc58f32e
 def ball(pen, rng):
     "Round, without dimples."
-    c = any_colour(rng, (0,.9), (.5,1))
-    pen.fill(oval(0, 0, .9), c)
+    c = any_colour(rng, (0, 0.9), (0.5, 1))
+    pen.fill(oval(0, 0, 0.9), c)
     style = rng.integers(3)
-    if style == 0: pen.fill(box(-.88, -.2, .88, .2), tint(c, .5), ink=False)
+    if style == 0:
+        pen.fill(box(-0.88, -0.2, 0.88, 0.2), tint(c, 0.5), ink=False)
     if style == 1:
-        for i in range(0, 8, 2): pen.fill([(0,0), *oval(0, 0, .9, start=45*i, end=45*i+45, n=6)], tint(c, 1.7), ink=False)
-    pen.fill(oval(-.3, -.35, .25), (255,255,255,110), ink=False)
+        for i in range(0, 8, 2):
+            pen.fill(
+                [(0, 0), *oval(0, 0, 0.9, start=45 * i, end=45 * i + 45, n=6)],
+                tint(c, 1.7),
+                ink=False,
+            )
+    pen.fill(oval(-0.3, -0.35, 0.25), (255, 255, 255, 110), ink=False)
+
 
 def balloon(pen, rng):
     "It hangs in the air, as a parachute does."
     c = any_colour(rng)
-    pen.line([(0,.3), (.05,1)], .03, (80,80,80))
-    pen.fill(smooth([(0,.4), (-.6,-.3), (0,-1), (.6,-.3)]), c)
-    pen.fill(oval(-.2, -.5, .12, .2), (255,255,255,110), ink=False)
+    pen.line([(0, 0.3), (0.05, 1)], 0.03, (80, 80, 80))
+    pen.fill(smooth([(0, 0.4), (-0.6, -0.3), (0, -1), (0.6, -0.3)]), c)
+    pen.fill(oval(-0.2, -0.5, 0.12, 0.2), (255, 255, 255, 110), ink=False)
+
 
 def hoop(pen, rng):
     "One ring or two, like a horn's tubes."
     c = any_colour(rng)
-    for k in ((.85,) if chance(rng, .6) else (.85,.5)): pen.line(oval(0, 0, k), rng.uniform(.06,.16), c, ink=True)
+    for k in (0.85,) if chance(rng, 0.6) else (0.85, 0.5):
+        pen.line(oval(0, 0, k), rng.uniform(0.06, 0.16), c, ink=True)
+
 
 def carton(pen, rng):
     "A box with a label or two holes, like a cassette player."
-    c = any_colour(rng, (.1,.8), (.4,.9))
-    pen.fill(box(-.9, -.5, .9, .8), c)
-    pen.fill([(-.9,-.5), (-.6,-.8), (1,-.8), (.9,-.5)], tint(c, 1.3))
-    if chance(rng, .5): pen.fill(box(-.5, -.2, .5, .3), tint(c, .6))
-    if chance(rng, .4):
-        for x in (-.5,.5): pen.fill(oval(x, .2, .25), tint(c, .4))
+    c = any_colour(rng, (0.1, 0.8), (0.4, 0.9))
+    pen.fill(box(-0.9, -0.5, 0.9, 0.8), c)
+    pen.fill([(-0.9, -0.5), (-0.6, -0.8), (1, -0.8), (0.9, -0.5)], tint(c, 1.3))
+    if chance(rng, 0.5):
+        pen.fill(box(-0.5, -0.2, 0.5, 0.3), tint(c, 0.6))
+    if chance(rng, 0.4):
+        for x in (-0.5, 0.5):
+            pen.fill(oval(x, 0.2, 0.25), tint(c, 0.4))
 
 # %% ../../nbs/images/drawn.ipynb #a8135a78
 def person(pen, rng):
     "As an angler or a jumper, without the fish or the canopy."
-    c,skin = any_colour(rng, (.2,.9), (.2,.9)), pick(rng, [(236,190,160), (196,140,104), (128,84,60)])
-    for s in (-1,1): pen.line([(s*.12,.2), (s*.2,.98)], .2, tint(c, .5))
-    pen.fill(box(-.3, -.55, .3, .3, .12), c)
-    for s in (-1,1): pen.line([(s*.28,-.45), (s*rng.uniform(.3,.7),rng.uniform(-.5,.2))], .14, tint(c, .85))
-    pen.fill(oval(0, -.77, .2), skin)
+    c, skin = (
+        any_colour(rng, (0.2, 0.9), (0.2, 0.9)),
+        pick(rng, [(236, 190, 160), (196, 140, 104), (128, 84, 60)]),
+    )
+    for s in (-1, 1):
+        pen.line([(s * 0.12, 0.2), (s * 0.2, 0.98)], 0.2, tint(c, 0.5))
+    pen.fill(box(-0.3, -0.55, 0.3, 0.3, 0.12), c)
+    for s in (-1, 1):
+        pen.line(
+            [(s * 0.28, -0.45), (s * rng.uniform(0.3, 0.7), rng.uniform(-0.5, 0.2))],
+            0.14,
+            tint(c, 0.85),
+        )
+    pen.fill(oval(0, -0.77, 0.2), skin)
+
 
 def lamp(pen, rng):
     "A post with a lamp or a board, as at a gas station."
-    pen.fill(box(-.06, -.8, .06, 1), (90,90,95))
-    if chance(rng, .5): pen.fill(box(-.4, -1, .4, -.6), any_colour(rng))
-    else: pen.fill(oval(0, -.8, .22), (250,240,200))
+    pen.fill(box(-0.06, -0.8, 0.06, 1), (90, 90, 95))
+    if chance(rng, 0.5):
+        pen.fill(box(-0.4, -1, 0.4, -0.6), any_colour(rng))
+    else:
+        pen.fill(oval(0, -0.8, 0.22), (250, 240, 200))
+
 
 def leaf(pen, rng):
     "Pointed and long, like a fish."
-    c = hsv(rng.uniform(0,.4), rng.uniform(.4,.9), rng.uniform(.3,.8))
-    pen.fill(smooth([(-1,0), (-.2,-.4), (.7,0), (-.2,.4)]), c)
-    pen.line([(-.9,0), (1,0)], .04, tint(c, .6))
+    c = hsv(rng.uniform(0, 0.4), rng.uniform(0.4, 0.9), rng.uniform(0.3, 0.8))
+    pen.fill(smooth([(-1, 0), (-0.2, -0.4), (0.7, 0), (-0.2, 0.4)]), c)
+    pen.line([(-0.9, 0), (1, 0)], 0.04, tint(c, 0.6))
+
 
 def bush(pen, rng):
     "A heap of leaves."
-    c = hsv(rng.uniform(.15,.42), rng.uniform(.3,.8), rng.uniform(.2,.65))
-    for x,y in rng.uniform(-.6, .6, (9,2)): pen.fill(oval(x, y+.3, .4, .35, n=16), tint(c, rng.uniform(.75,1.25)), ink=False)
+    c = hsv(rng.uniform(0.15, 0.42), rng.uniform(0.3, 0.8), rng.uniform(0.2, 0.65))
+    for x, y in rng.uniform(-0.6, 0.6, (9, 2)):
+        pen.fill(oval(x, y + 0.3, 0.4, 0.35, n=16), tint(c, rng.uniform(0.75, 1.25)), ink=False)
+
 
 def bottle(pen, rng):
     "A bottle with a label."
     c = any_colour(rng)
-    pen.fill(smooth([(-.12,-1), (.12,-1), (.14,-.5), (.36,-.2), (.36,1), (-.36,1), (-.36,-.2), (-.14,-.5)], 4), c)
-    pen.fill(box(-.36, .1, .36, .6), tint(c, 1.6), ink=False)
+    pen.fill(
+        smooth(
+            [
+                (-0.12, -1),
+                (0.12, -1),
+                (0.14, -0.5),
+                (0.36, -0.2),
+                (0.36, 1),
+                (-0.36, 1),
+                (-0.36, -0.2),
+                (-0.14, -0.5),
+            ],
+            4,
+        ),
+        c,
+    )
+    pen.fill(box(-0.36, 0.1, 0.36, 0.6), tint(c, 1.6), ink=False)
 
 # %% ../../nbs/images/drawn.ipynb #41af2779
 CLUTTER = [tree, house, car, ball, balloon, hoop, carton, person, lamp, leaf, bush, bottle]
 
 # %% ../../nbs/images/drawn.ipynb #f64a800d
-def pose(x, y, scale, # where the object's middle lies, and how long its unit is, in pixels
-         turn=0, # degrees, clockwise
-         flip=False, # mirrored
-         stretch=1, # wider and lower if above 1
-         shear=0, # leaning
-         tilt=(0,0), # perspective: how much the far side shrinks, to the right and down
-        ):
+def pose(
+    x,
+    y,
+    scale,  # where the object's middle lies, and how long its unit is, in pixels
+    turn=0,  # degrees, clockwise
+    flip=False,  # mirrored
+    stretch=1,  # wider and lower if above 1
+    shear=0,  # leaning
+    tilt=(0, 0),  # perspective: how much the far side shrinks, to the right and down
+):
     "The matrix (3, 3) that takes an object's units to pixels."
-    form = np.array([[(-1 if flip else 1)*stretch,shear,0], [0,1/stretch,0], [*tilt,1]])
+    form = np.array([[(-1 if flip else 1) * stretch, shear, 0], [0, 1 / stretch, 0], [*tilt, 1]])
     place = np.eye(3)
-    place[:2,:2],place[:2,2] = scale*turned(turn).T, (x,y)
-    return place@form
+    place[:2, :2], place[:2, 2] = scale * turned(turn).T, (x, y)
+    return place @ form
 
 # %% ../../nbs/images/drawn.ipynb #2e18807f
-TURN = {"tench": 15, "English springer": 10, "cassette player": 12, "chain saw": 15, "church": 6, "French horn": 20,
-        "garbage truck": 8, "gas pump": 6, "golf ball": 20, "parachute": 12} # degrees to either side
+TURN = {
+    "tench": 15,
+    "English springer": 10,
+    "cassette player": 12,
+    "chain saw": 15,
+    "church": 6,
+    "French horn": 20,
+    "garbage truck": 8,
+    "gas pump": 6,
+    "golf ball": 20,
+    "parachute": 12,
+}  # degrees to either side
 
 # %% ../../nbs/images/drawn.ipynb #2141cb8a
 def any_pose(rng, x, y, scale, turn):
     "A random pose around (`x`, `y`), turned by up to `turn` degrees."
-    return pose(x, y, scale, rng.uniform(-turn, turn), chance(rng, .5), stretch=rng.uniform(.9, 1.12),
-                shear=rng.uniform(-.1, .1), tilt=rng.uniform(-.1, .1, 2))
+    return pose(
+        x,
+        y,
+        scale,
+        rng.uniform(-turn, turn),
+        chance(rng, 0.5),
+        stretch=rng.uniform(0.9, 1.12),
+        shear=rng.uniform(-0.1, 0.1),
+        tilt=rng.uniform(-0.1, 0.1, 2),
+    )
 
 # %% ../../nbs/images/drawn.ipynb #e65af7a9
-AT_EDGE = 0.15 # share of the pictures whose object lies at an end of the longer side
+AT_EDGE = 0.15  # share of the pictures whose object lies at an end of the longer side
 
 # %% ../../nbs/images/drawn.ipynb #fbc1cbfb
 def layout(rng, size=None):
     "Size of a picture (w, h), and where its object lies: x, y and half its width, in pixels."
-    edge,turned,end = rng.random(3) < (AT_EDGE, .5, .5)
-    ratio = 2**(rng.uniform(.6, 1) if edge else rng.triangular(0, .3, 1))
+    edge, turned, end = rng.random(3) < (AT_EDGE, 0.5, 0.5)
+    ratio = 2 ** (rng.uniform(0.6, 1) if edge else rng.triangular(0, 0.3, 1))
     short = int(rng.integers(96, 225))
-    w,h = size or (short, round(short*ratio))[::1 if turned else -1]
+    w, h = size or (short, round(short * ratio))[:: 1 if turned else -1]
     short = min(w, h)
-    scale = short*(rng.uniform(.32, .42) if edge else rng.uniform(.43, .58))
-    x,y = (rng.uniform(min(.9*scale, o/2), max(o - .9*scale, o/2)) for o in (w,h))
+    scale = short * (rng.uniform(0.32, 0.42) if edge else rng.uniform(0.43, 0.58))
+    x, y = (rng.uniform(min(0.9 * scale, o / 2), max(o - 0.9 * scale, o / 2)) for o in (w, h))
     if edge:
-        at = .7*scale
-        if w >= h: x = w-at if end else at
-        else: y = h-at if end else at
-    return (w,h), (x,y,scale)
+        at = 0.7 * scale
+        if w >= h:
+            x = w - at if end else at
+        else:
+            y = h - at if end else at
+    return (w, h), (x, y, scale)
 
 # %% ../../nbs/images/drawn.ipynb #f02de86c
 class TonedPen(Pen):
     "A pen whose colours all lean towards one `tone`."
-    def __init__(self, img, matrix, ink=None, thick=.02,
-                 tone=(128,128,128), # (r, g, b)
-                 strength=0., # 0: the colours as they are, 1: only the tone
-                ):
+
+    def __init__(
+        self,
+        img,
+        matrix,
+        ink=None,
+        thick=0.02,
+        tone=(128, 128, 128),  # (r, g, b)
+        strength=0.0,  # 0: the colours as they are, 1: only the tone
+    ):
         super().__init__(img, matrix, ink, thick)
-        self.tone,self.strength = tone,strength
+        self.tone, self.strength = tone, strength
 
     def mix(self, c):
-        return (*(round(o + (t-o)*self.strength) for o,t in zip(c, self.tone)), *c[3:])
-    def fill(self, points, colour, ink=True): super().fill(points, self.mix(colour), ink)
-    def line(self, points, width, colour, ink=False): super().line(points, width, self.mix(colour), ink)
+        return (*(round(o + (t - o) * self.strength) for o, t in zip(c, self.tone)), *c[3:])
+
+    def fill(self, points, colour, ink=True):
+        super().fill(points, self.mix(colour), ink)
+
+    def line(self, points, width, colour, ink=False):
+        super().line(points, width, self.mix(colour), ink)
 
 # %% ../../nbs/images/drawn.ipynb #9be31f5b
 def any_pen(rng, img, matrix):
     "A pen with a random style."
-    ink = pick(rng, [None, None, (30,28,32), (240,238,230)])
-    strength = rng.uniform(0, .5) if chance(rng, .25) else 0
-    return TonedPen(img, matrix, ink, rng.uniform(.012,.03), any_colour(rng, (.1,.9), (.2,1)), strength)
+    ink = pick(rng, [None, None, (30, 28, 32), (240, 238, 230)])
+    strength = rng.uniform(0, 0.5) if chance(rng, 0.25) else 0
+    return TonedPen(
+        img, matrix, ink, rng.uniform(0.012, 0.03), any_colour(rng, (0.1, 0.9), (0.2, 1)), strength
+    )
 
 # %% ../../nbs/images/drawn.ipynb #11d21c31
 def scatter(img, rng, n, x, y, far, scale):
     "Draw `n` pieces of clutter at most `far` from (`x`, `y`), each `scale` (from, to) large; all in pixels."
     for _ in range(n):
-        at,r = rng.uniform(-far, far, 2), rng.uniform(*scale)
-        pick(rng, CLUTTER)(any_pen(rng, img, any_pose(rng, x+at[0], y+at[1], r, 30)), rng)
+        at, r = rng.uniform(-far, far, 2), rng.uniform(*scale)
+        pick(rng, CLUTTER)(any_pen(rng, img, any_pose(rng, x + at[0], y + at[1], r, 30)), rng)
 
 # %% ../../nbs/images/drawn.ipynb #d95ed737
-GREY = 0.1 # share of the pictures without colour
+GREY = 0.1  # share of the pictures without colour
 
 # %% ../../nbs/images/drawn.ipynb #be584cbf
-def light(x, rng): # x: (h, w, 3), float32, 0 to 255
+def light(x, rng):  # x: (h, w, 3), float32, 0 to 255
     "Brightness that falls off to one side, patches of shade, and a colour cast."
-    h,w,_ = x.shape
-    a,g = rng.uniform(0, 2*np.pi), rng.uniform(0, .4)
-    rows,cols = np.linspace(-1, 1, h, dtype=np.float32)[:,None], np.linspace(-1, 1, w, dtype=np.float32)
-    gain = 1 + g*(np.float32(np.cos(a))*cols + np.float32(np.sin(a))*rows)
-    if chance(rng, .5):
-        patches = Image.fromarray(rng.uniform(.7, 1.2, (5,5)).astype(np.float32)).resize((w,h), Image.BICUBIC)
-        gain = gain*np.asarray(patches)
-    cast = np.exp(rng.normal(0, .08, 3))*rng.uniform(.85, 1.3)
-    return x*gain[...,None]*cast.astype(np.float32)
+    h, w, _ = x.shape
+    a, g = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.4)
+    rows, cols = (
+        np.linspace(-1, 1, h, dtype=np.float32)[:, None],
+        np.linspace(-1, 1, w, dtype=np.float32),
+    )
+    gain = 1 + g * (np.float32(np.cos(a)) * cols + np.float32(np.sin(a)) * rows)
+    if chance(rng, 0.5):
+        patches = Image.fromarray(rng.uniform(0.7, 1.2, (5, 5)).astype(np.float32)).resize(
+            (w, h), Image.BICUBIC
+        )
+        gain = gain * np.asarray(patches)
+    cast = np.exp(rng.normal(0, 0.08, 3)) * rng.uniform(0.85, 1.3)
+    return x * gain[..., None] * cast.astype(np.float32)
 
 # %% ../../nbs/images/drawn.ipynb #7e0c77b4
 def photograph(img, rng):
     "`img` as a poor camera would take it."
-    if chance(rng, .5): img = img.filter(ImageFilter.GaussianBlur(rng.uniform(0, min(img.size)/100)))
+    if chance(rng, 0.5):
+        img = img.filter(ImageFilter.GaussianBlur(rng.uniform(0, min(img.size) / 100)))
     x = light(np.asarray(img, dtype=np.float32), rng)
-    if chance(rng, GREY): x = np.repeat(x.mean(2, keepdims=True), 3, 2)
+    if chance(rng, GREY):
+        x = np.repeat(x.mean(2, keepdims=True), 3, 2)
     middle = x.mean()
-    x = middle + (x - middle)*np.float32(rng.uniform(.75, 1.15))
-    x += rng.standard_normal(x.shape, dtype=np.float32)*np.float32(rng.uniform(0, 12))
+    x = middle + (x - middle) * np.float32(rng.uniform(0.75, 1.15))
+    x += rng.standard_normal(x.shape, dtype=np.float32) * np.float32(rng.uniform(0, 12))
     return Image.fromarray(np.clip(x, 0, 255).astype(np.uint8))
 
 # %% ../../nbs/images/drawn.ipynb #11566925
-SS = 2 # drawn this many times larger, then reduced: Pillow's polygons have jagged edges
+SS = 2  # drawn this many times larger, then reduced: Pillow's polygons have jagged edges
 
-def draw_image(label:str, # a synset or a class's name
-               seed, # an int from 0, or a sequence of them
-               size=None, # (w, h) in pixels, or one int for a square; varied if None (256 if clean)
-               clean:bool=False, # the object large in the middle of a calm scene, without the difficulties
-              ) -> Image.Image: # RGB
+
+def draw_image(
+    label: str,  # a synset or a class's name
+    seed,  # an int from 0, or a sequence of them
+    size=None,  # (w, h) in pixels, or one int for a square; varied if None (256 if clean)
+    clean: bool = False,  # the object large in the middle of a calm scene, without the difficulties
+) -> Image.Image:  # RGB
     "One picture of a class; the same arguments give the same picture. Raises `ValueError` for an unknown class or a bad size."
     name = class_name(label)
-    if isinstance(size, int) and not isinstance(size, bool): size = (size,size)
-    if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and all(hasattr(o, "__index__") and o >= 8 for o in size)):
+    if isinstance(size, int) and not isinstance(size, bool):
+        size = (size, size)
+    if size is not None and not (
+        isinstance(size, (tuple, list))
+        and len(size) == 2
+        and all(hasattr(o, "__index__") and o >= 8 for o in size)
+    ):
         raise ValueError(f"size is (w, h), each 8 pixels or more, not {size!r}")
     rngs = [np.random.default_rng(o) for o in np.random.SeedSequence(seed).spawn(3)]
     return (draw_clean if clean else draw_hard)(name, *rngs, size)
 
 # %% ../../nbs/images/drawn.ipynb #f91c357b
-def draw_hard(name, scene, thing, camera, size): # three generators
+def draw_hard(name, scene, thing, camera, size):  # three generators
     "A picture with all the difficulties."
-    size,(x,y,r) = layout(scene, size)
-    img = Image.new("RGB", tuple(SS*o for o in size))
-    x,y,r,short = SS*x, SS*y, SS*r, SS*min(size)
+    size, (x, y, r) = layout(scene, size)
+    img = Image.new("RGB", tuple(SS * o for o in size))
+    x, y, r, short = SS * x, SS * y, SS * r, SS * min(size)
     pick(scene, SCENES)(Pen(img), scene)
-    scatter(img, scene, scene.integers(0, 4), img.width/2, img.height/2, max(img.size)/2, (.08*short, .2*short))
-    haze = Image.new("RGB", img.size, any_colour(scene, (0,.3), (.3,1))) # the scene stands back, as the air does it
-    img = Image.blend(img, haze, scene.uniform(.2,.65))
-    pick(thing, KINDS[name][:1 if chance(thing, .5) else None])(any_pen(thing, img, any_pose(thing, x, y, r, TURN[name])), thing)
-    scatter(img, scene, scene.integers(0, 2), x, y, 1.2*r, (.15*r, .35*r))
+    scatter(
+        img,
+        scene,
+        scene.integers(0, 4),
+        img.width / 2,
+        img.height / 2,
+        max(img.size) / 2,
+        (0.08 * short, 0.2 * short),
+    )
+    haze = Image.new(
+        "RGB", img.size, any_colour(scene, (0, 0.3), (0.3, 1))
+    )  # the scene stands back, as the air does it
+    img = Image.blend(img, haze, scene.uniform(0.2, 0.65))
+    pick(thing, KINDS[name][: 1 if chance(thing, 0.5) else None])(
+        any_pen(thing, img, any_pose(thing, x, y, r, TURN[name])), thing
+    )
+    scatter(img, scene, scene.integers(0, 2), x, y, 1.2 * r, (0.15 * r, 0.35 * r))
     return photograph(img.reduce(SS), camera)
 
 # %% ../../nbs/images/drawn.ipynb #abd2d367
-HOME = {"tench": water, "English springer": room, "cassette player": tabletop, "chain saw": tabletop, "French horn": room,
-        "church": meadow, "garbage truck": meadow, "gas pump": meadow, "golf ball": meadow, "parachute": meadow}
+HOME = {
+    "tench": water,
+    "English springer": room,
+    "cassette player": tabletop,
+    "chain saw": tabletop,
+    "French horn": room,
+    "church": meadow,
+    "garbage truck": meadow,
+    "gas pump": meadow,
+    "golf ball": meadow,
+    "parachute": meadow,
+}
+
 
 def draw_clean(name, scene, thing, camera, size):
     "The class's first kind, upright in the middle of a scene that suits it."
-    img = Image.new("RGB", tuple(SS*o for o in size or (256,256)))
+    img = Image.new("RGB", tuple(SS * o for o in size or (256, 256)))
     HOME[name](Pen(img), scene)
-    w,h = img.size
-    KINDS[name][0](Pen(img, pose(w/2, h/2, .43*min(w, h)), (40,36,40), .012), thing)
+    w, h = img.size
+    KINDS[name][0](Pen(img, pose(w / 2, h / 2, 0.43 * min(w, h)), (40, 36, 40), 0.012), thing)
     return img.reduce(SS)
 
 # %% ../../nbs/images/drawn.ipynb #6c47d7d7
-def plan(n_train:int, n_val:int, seed:int, noise:float) -> list[dict]:
+def plan(n_train: int, n_val: int, seed: int, noise: float) -> list[dict]:
     "What to draw: for each picture `seed`, `path`, `label`, `clean_label` and `is_val`."
     synsets = list(CLASSES)
-    labels = np.arange(n_train)%10
+    labels = np.arange(n_train) % 10
     rng = np.random.default_rng((seed, 2))
-    order,shift = rng.permutation(n_train), rng.integers(1, 10, n_train)
-    wrong = order[:round(noise*n_train)]
-    labels[wrong] = (labels[wrong] + shift[wrong])%10
+    order, shift = rng.permutation(n_train), rng.integers(1, 10, n_train)
+    wrong = order[: round(noise * n_train)]
+    labels[wrong] = (labels[wrong] + shift[wrong]) % 10
     rows = []
-    for split,n in enumerate((n_train, n_val)):
+    for split, n in enumerate((n_train, n_val)):
         for i in range(n):
-            label,folder = synsets[i%10 if split else labels[i]], ("train","val")[split]
-            rows.append(dict(seed=(seed,split,i), path=f"{folder}/{label}/{folder}_{i:05d}.JPEG", label=label,
-                             clean_label=synsets[i%10], is_val=bool(split)))
+            label, folder = synsets[i % 10 if split else labels[i]], ("train", "val")[split]
+            rows.append(
+                dict(
+                    seed=(seed, split, i),
+                    path=f"{folder}/{label}/{folder}_{i:05d}.JPEG",
+                    label=label,
+                    clean_label=synsets[i % 10],
+                    is_val=bool(split),
+                )
+            )
     return rows
 
 # %% ../../nbs/images/drawn.ipynb #7347bbaa
-def save_image(folder, # where `train` and `val` lie
-               row:dict, # from `plan`
-              ):
+def save_image(
+    folder,  # where `train` and `val` lie
+    row: dict,  # from `plan`
+):
     "Draw one picture of a plan into its file."
-    quality = int(np.random.default_rng((*row["seed"],1)).integers(45, 96))
-    draw_image(row["clean_label"], row["seed"]).save(Path(folder)/row["path"], "JPEG", quality=quality)
+    quality = int(np.random.default_rng((*row["seed"], 1)).integers(45, 96))
+    draw_image(row["clean_label"], row["seed"]).save(
+        Path(folder) / row["path"], "JPEG", quality=quality
+    )
 
 # %% ../../nbs/images/drawn.ipynb #b1e96787
 def _work(folder, card, share, n_workers):
@@ -973,155 +1627,220 @@ def _work(folder, card, share, n_workers):
         for row in plan(**card)[share::n_workers]:
             save_image(folder, row)
             os.write(1, b"\n")
-    except BrokenPipeError: os._exit(1) # the parent is gone
-    except OSError as e: os.write(1, f"{json.dumps([e.errno, e.strerror])}\n".encode())
+    except BrokenPipeError:
+        os._exit(1)  # the parent is gone
+    except OSError as e:
+        os.write(1, f"{json.dumps([e.errno, e.strerror])}\n".encode())
 
 # %% ../../nbs/images/drawn.ipynb #35c3a421
 def _start(pipe, log, *args):
     "A new Python that runs `_work(*args)`. It finds modules where this one does, and none in the user's working folder."
     code = "import json, sys; from sota_course.images.drawn import _work; _work(*json.loads(sys.argv[1]))"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-           "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, json.dumps(args)], cwd=args[0], env=env,
-                            stdin=subprocess.DEVNULL, stdout=pipe, stderr=log)
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(args)],
+        cwd=args[0],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=log,
+    )
 
 # %% ../../nbs/images/drawn.ipynb #b8849bb1
 def _draw(folder, card, n_workers):
     "Draw all pictures of `card` into `folder`, and yield after each one."
     if n_workers < 2:
-        for row in plan(**card): yield save_image(folder, row)
+        for row in plan(**card):
+            yield save_image(folder, row)
         return
-    workers,(r,w) = [],os.pipe()
+    workers, (r, w) = [], os.pipe()
     with open(r) as lines, tempfile.TemporaryFile() as log:
         try:
             try:
-                for i in range(n_workers): workers.append(_start(w, log, str(folder), card, i, n_workers))
-            finally: os.close(w)
+                for i in range(n_workers):
+                    workers.append(_start(w, log, str(folder), card, i, n_workers))
+            finally:
+                os.close(w)
             for line in lines:
-                if line.strip(): raise OSError(*json.loads(line))
-                if any(o.poll() for o in workers): break # one crashed: don't wait for the others
+                if line.strip():
+                    raise OSError(*json.loads(line))
+                if any(o.poll() for o in workers):
+                    break  # one crashed: don't wait for the others
                 yield
             else:
-                for o in workers: o.wait()
+                for o in workers:
+                    o.wait()
             if any(o.poll() for o in workers):
                 log.seek(0)
                 words = log.read().decode(errors="replace")[-2000:] or "(none)"
-                raise RuntimeError(f"a drawing process ended early, with exit codes {[o.returncode for o in workers]}; "
-                                   f"its last words:\n{words}\nTry again, or with n_workers=0.")
+                raise RuntimeError(
+                    f"a drawing process ended early, with exit codes {[o.returncode for o in workers]}; "
+                    f"its last words:\n{words}\nTry again, or with n_workers=0."
+                )
         finally:
-            for o in workers: o.kill()
-            for o in workers: o.wait()
+            for o in workers:
+                o.kill()
+            for o in workers:
+                o.wait()
 
 # %% ../../nbs/images/drawn.ipynb #c687d536
 CARD = "drawn.json"
-DRAWING = 1 # the version of the drawing code: higher whenever the same seed gives another picture
+DRAWING = 1  # the version of the drawing code: higher whenever the same seed gives another picture
 
 # %% ../../nbs/images/drawn.ipynb #0a8c4297
 def _whole(name, value):
     "`value` as an int, for JSON, whatever integer came. Raises `TypeError` or `ValueError`, naming the argument."
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"): raise TypeError(f"{name} is {value!r}: it must be a whole number")
-    if value < 0: raise ValueError(f"{name} is {value}: it must be 0 or more")
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}: it must be a whole number")
+    if value < 0:
+        raise ValueError(f"{name} is {value}: it must be 0 or more")
     return operator.index(value)
 
-def check_drawing(n_train:int, # training pictures
-                  n_val:int, # validation pictures
-                  seed:int, # of the drawing
-                  noise:float, # share of the training labels that are wrong, from 0 to below 1
-                 ) -> dict: # the same, as JSON can hold them
+
+def check_drawing(
+    n_train: int,  # training pictures
+    n_val: int,  # validation pictures
+    seed: int,  # of the drawing
+    noise: float,  # share of the training labels that are wrong, from 0 to below 1
+) -> dict:  # the same, as JSON can hold them
     "What a data set is made from, checked. Raises `ValueError` or `TypeError`, naming the argument."
-    counts = {k: _whole(k, v) for k,v in dict(n_train=n_train, n_val=n_val, seed=seed).items()}
+    counts = {k: _whole(k, v) for k, v in dict(n_train=n_train, n_val=n_val, seed=seed).items()}
     if isinstance(noise, (bool, np.bool_)) or not isinstance(noise, (int, float, np.number)):
         raise TypeError(f"noise is {noise!r}: it must be a number, the share of wrong labels")
-    if not 0 <= noise < 1: raise ValueError(f"noise is {noise}: it is the share of wrong labels, from 0 to below 1")
+    if not 0 <= noise < 1:
+        raise ValueError(f"noise is {noise}: it is the share of wrong labels, from 0 to below 1")
     return {**counts, "noise": float(noise)}
 
 # %% ../../nbs/images/drawn.ipynb #b30e1ce7
 def _present(path, card):
     "Is this data set at `path`, whole? Raises `FileExistsError` or `NotADirectoryError` if something else is."
-    if not path.exists(): return False
-    if not path.is_dir(): raise NotADirectoryError(f"{path} is a file: name a folder that doesn't exist yet")
-    if not (path/CARD).exists():
-        if any(path.iterdir()): raise FileExistsError(f"{path} holds something else than a drawn data set: choose another folder")
+    if not path.exists():
         return False
-    try: want,have = {"drawing": DRAWING, **card}, json.loads((path/CARD).read_text())
-    except ValueError: raise FileExistsError(f"{path/CARD} is damaged: delete the folder, and it will be drawn again") from None
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file: name a folder that doesn't exist yet")
+    if not (path / CARD).exists():
+        if any(path.iterdir()):
+            raise FileExistsError(
+                f"{path} holds something else than a drawn data set: choose another folder"
+            )
+        return False
+    try:
+        want, have = {"drawing": DRAWING, **card}, json.loads((path / CARD).read_text())
+    except ValueError:
+        raise FileExistsError(
+            f"{path / CARD} is damaged: delete the folder, and it will be drawn again"
+        ) from None
     if have != want:
-        raise FileExistsError(f"{path} holds a drawn data set with {have}, and you asked for {want}: "
-                              "choose another folder, or delete this one")
+        raise FileExistsError(
+            f"{path} holds a drawn data set with {have}, and you asked for {want}: "
+            "choose another folder, or delete this one"
+        )
     missing = card["n_train"] + card["n_val"] - sum(1 for _ in path.glob("*/*/*.JPEG"))
-    if missing: raise FileExistsError(f"{path} lacks {missing} of its pictures: delete the folder, and they will be drawn again")
+    if missing:
+        raise FileExistsError(
+            f"{path} lacks {missing} of its pictures: delete the folder, and they will be drawn again"
+        )
     return True
 
 # %% ../../nbs/images/drawn.ipynb #4aa3650d
 PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
 
+
 def _rests(parent):
     "Folders below `parent` where a data set was being drawn, by the names that they were to have"
     rests = {}
-    try: found = list(parent.iterdir())
-    except OSError: return rests # there is no such folder yet, or it can't be read
+    try:
+        found = list(parent.iterdir())
+    except OSError:
+        return rests  # there is no such folder yet, or it can't be read
     for o in found:
         name = PARTIAL.fullmatch(o.name)
-        if name: rests.setdefault(name[1], []).append(o)
+        if name:
+            rests.setdefault(name[1], []).append(o)
     return rests
+
 
 def _sweep(parent):
     "Delete what runs that were killed left below `parent`: where the lock can be had, nobody works any more."
-    for name,folders in _rests(parent).items():
-        lock = parent/f".{name}.lock"
+    for name, folders in _rests(parent).items():
+        lock = parent / f".{name}.lock"
         # Every drawing has one: what has none is something else.
-        if lock.exists(): delete_unless_locked(lock, folders.copy)
+        if lock.exists():
+            delete_unless_locked(lock, folders.copy)
+
 
 def _build(path, card, n_workers, progress):
     "Draw the data set of `card` beside `path`, then give it its name."
-    folder = path.parent/f".{path.name}.{os.getpid()}.partial"
+    folder = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
-        for split in ("train","val"):
-            for o in CLASSES: (folder/split/o).mkdir(parents=True)
+        for split in ("train", "val"):
+            for o in CLASSES:
+                (folder / split / o).mkdir(parents=True)
         rows = plan(**card)
         with contextlib.closing(_draw(folder, card, n_workers)) as pictures:
-            for _ in _bar(pictures, len(rows)) if progress and rows else pictures: pass
-        with open(folder/"labels.csv", "w", newline="") as f:
-            out = csv.DictWriter(f, ["path","label","clean_label","is_val"], extrasaction="ignore")
+            for _ in _bar(pictures, len(rows)) if progress and rows else pictures:
+                pass
+        with open(folder / "labels.csv", "w", newline="") as f:
+            out = csv.DictWriter(
+                f, ["path", "label", "clean_label", "is_val"], extrasaction="ignore"
+            )
             out.writeheader(), out.writerows(rows)
-        (folder/CARD).write_text(json.dumps({"drawing": DRAWING, **card}))
-        if path.exists(): path.rmdir() # it is empty: Windows doesn't rename onto it
+        (folder / CARD).write_text(json.dumps({"drawing": DRAWING, **card}))
+        if path.exists():
+            path.rmdir()  # it is empty: Windows doesn't rename onto it
         os.replace(folder, path)
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/images/drawn.ipynb #f89e0541
 def _bar(pictures, n):
     "A progress bar over `pictures`."
-    from fastprogress.fastprogress import progress_bar # not at the top: workers don't need it
+    from fastprogress.fastprogress import progress_bar  # not at the top: workers don't need it
+
     return progress_bar(pictures, total=n)
 
 # %% ../../nbs/images/drawn.ipynb #9735b2bc
-def draw_dataset(path, # folder to make; its parents are made too
-                 n_train:int=1000, # training pictures
-                 n_val:int=300, # validation pictures: their labels are always right
-                 seed:int=42, # another seed, other pictures
-                 noise:float=0., # share of the training labels that are wrong, from 0 to below 1
-                 n_workers:int|None=None, # processes; 0 to draw in this one; one for each core, 8 at most, if None
-                 progress:bool=True, # show a progress bar
-                ) -> Path: # `path`, absolute
+def draw_dataset(
+    path,  # folder to make; its parents are made too
+    n_train: int = 1000,  # training pictures
+    n_val: int = 300,  # validation pictures: their labels are always right
+    seed: int = 42,  # another seed, other pictures
+    noise: float = 0.0,  # share of the training labels that are wrong, from 0 to below 1
+    n_workers: int
+    | None = None,  # processes; 0 to draw in this one; one for each core, 8 at most, if None
+    progress: bool = True,  # show a progress bar
+) -> Path:  # `path`, absolute
     """Draw the ten classes into `path/train/<synset>` and `path/val/<synset>`, with `labels.csv`; at once if they are there.
 
     A process that asks for a data set that another one is drawing waits for it. Raises `FileExistsError` where something
     else is at `path`, `ValueError` or `TypeError` for bad arguments, `OSError` where the disk is full or may not be written."""
     card = check_drawing(n_train, n_val, seed, noise)
-    if not isinstance(path, (str, os.PathLike)): raise TypeError(f"path is {path!r}: it must name a folder")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is {path!r}: it must name a folder")
     path = Path(path).expanduser().absolute()
-    if n_workers is None: n_workers = min(os.cpu_count() or 1, 8, (card["n_train"]+card["n_val"])//100)
+    if n_workers is None:
+        n_workers = min(os.cpu_count() or 1, 8, (card["n_train"] + card["n_val"]) // 100)
     n_workers = _whole("n_workers", n_workers)
     _sweep(path.parent)
-    if _present(path, card): return path
+    if _present(path, card):
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent/f".{path.name}.lock"):
-            if not _present(path, card): _build(path, card, n_workers, progress)
+        with FileLock(path.parent / f".{path.name}.lock"):
+            if not _present(path, card):
+                _build(path, card, n_workers, progress)
     except OSError as e:
-        if e.errno is None: raise # said above, by `_present`
-        raise OSError(e.errno, f"the drawn data set can't be written to {path} ({e.strerror}): it needs about "
-                      f"{(card['n_train']+card['n_val'])*.01:.0f} MB in a folder that you may write to. Free some space, "
-                      "or choose another folder; nothing was left there") from e
+        if e.errno is None:
+            raise  # said above, by `_present`
+        raise OSError(
+            e.errno,
+            f"the drawn data set can't be written to {path} ({e.strerror}): it needs about "
+            f"{(card['n_train'] + card['n_val']) * 0.01:.0f} MB in a folder that you may write to. Free some space, "
+            "or choose another folder; nothing was left there",
+        ) from e
     return path

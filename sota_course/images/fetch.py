@@ -30,189 +30,249 @@ class _ArchiveError(DownloadError):
 @dataclass(frozen=True)
 class Source:
     "Where a data set comes from, where it goes to, and what is known about it."
-    url:str # address of a `.tgz` archive with train/<class>/ and val/<class>/ inside
-    archive:Path # where the archive is kept
-    folder:Path # where the data set ends up
-    size:int|None = None # bytes of the archive, if known
-    md5:str|None = None # hex MD5 of the archive's first MiB (what fastai's list has), if known
-    images:dict = field(default_factory=dict) # split -> its number of images, if known
+
+    url: str  # address of a `.tgz` archive with train/<class>/ and val/<class>/ inside
+    archive: Path  # where the archive is kept
+    folder: Path  # where the data set ends up
+    size: int | None = None  # bytes of the archive, if known
+    md5: str | None = None  # hex MD5 of the archive's first MiB (what fastai's list has), if known
+    images: dict = field(default_factory=dict)  # split -> its number of images, if known
 
     @property
-    def part(self) -> Path: return self.archive.with_name(self.archive.name + ".part")
+    def part(self) -> Path:
+        return self.archive.with_name(self.archive.name + ".part")
 
 # %% ../../nbs/images/fetch.ipynb #6f61dfef
-SETS = {base+size: ((base+size).replace("-", "_").upper(), dict(train=n_train, val=n_val))
-        for base, n_train, n_val in (("imagenette", 9469, 3925), ("imagewoof", 9025, 3929))
-        for size in ("-160", "-320", "")}
+SETS = {
+    base + size: ((base + size).replace("-", "_").upper(), dict(train=n_train, val=n_val))
+    for base, n_train, n_val in (("imagenette", 9469, 3925), ("imagewoof", 9025, 3929))
+    for size in ("-160", "-320", "")
+}
 
 # %% ../../nbs/images/fetch.ipynb #746ec349
-def url_source(url:str, # address of the archive
-               size:int|None=None, # its bytes, if known
-               md5:str|None=None, # hex MD5 of its first MiB, if known
-               images:dict|None=None, # split -> its number of images, if known
-              ) -> Source:
+def url_source(
+    url: str,  # address of the archive
+    size: int | None = None,  # its bytes, if known
+    md5: str | None = None,  # hex MD5 of its first MiB, if known
+    images: dict | None = None,  # split -> its number of images, if known
+) -> Source:
     "`url` with fastai's folders for it. Raises `DataError` if those can't be made."
     import fastai.data
     from fastai.data.external import fastai_cfg
     from fastdownload import FastDownload
-    try: paths = FastDownload(fastai_cfg(), module=fastai.data)
+
+    try:
+        paths = FastDownload(fastai_cfg(), module=fastai.data)
     except OSError as e:
-        raise DataError(f"fastai's folder can't be made: {e}. Let the environment variable "
-                        "FASTAI_HOME name a folder that you may write to.") from e
-    archive = paths.arch_path()/url.split("?")[0].rsplit("/", 1)[-1]
+        raise DataError(
+            f"fastai's folder can't be made: {e}. Let the environment variable "
+            "FASTAI_HOME name a folder that you may write to."
+        ) from e
+    archive = paths.arch_path() / url.split("?")[0].rsplit("/", 1)[-1]
     return Source(url, archive, paths.data_path(arch=archive), size, md5, images or {})
 
 # %% ../../nbs/images/fetch.ipynb #8cecaef9
-def named_source(name:str, # one of `SETS`
-                 url:str|None=None, # a mirror of the official archive; default: fastai's address
-                ) -> Source:
+def named_source(
+    name: str,  # one of `SETS`
+    url: str | None = None,  # a mirror of the official archive; default: fastai's address
+) -> Source:
     "The source of the data set `name`. Raises `DataError` with the valid names."
     if not isinstance(name, str) or name not in SETS:
         close = difflib.get_close_matches(str(name).lower(), SETS, 1)
         guess = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"there is no data set {name!r}{guess} To fetch: {', '.join(SETS)}. "
-                        "Without a network: get_data('drawn'), or get_data(folder) for a folder "
-                        "with train/<class>/ and val/<class>/.")
+        raise DataError(
+            f"there is no data set {name!r}{guess} To fetch: {', '.join(SETS)}. "
+            "Without a network: get_data('drawn'), or get_data(folder) for a folder "
+            "with train/<class>/ and val/<class>/."
+        )
     import fastai.data
     from fastai.data.external import URLs
     from fastdownload import checks_module, read_checks
+
     key, images = SETS[name]
     official = getattr(URLs, key)
     size, md5 = read_checks(checks_module(fastai.data)).get(official, (None, None))
     return url_source(url or official, size, md5, images)
 
 # %% ../../nbs/images/fetch.ipynb #00fa6f27
-def failure(kind:type, # the `DataError` to make
-            src:Source, # what it is about
-            problem:str, # what happened, with file and size
-           ) -> DataError: # to be raised, from its cause
+def failure(
+    kind: type,  # the `DataError` to make
+    src: Source,  # what it is about
+    problem: str,  # what happened, with file and size
+) -> DataError:  # to be raised, from its cause
     "An error that says what happened to `src`, and the ways out."
-    return kind(f"{problem}\nWhat you can do instead:\n"
+    return kind(
+        f"{problem}\nWhat you can do instead:\n"
         '- get_data("drawn") draws a data set on this machine, without a network;\n'
         "- get_data(folder) takes any folder with train/<class>/ and val/<class>/;\n"
-        f"- get {src.url} in another way, put it at {src.archive}, and call this again.")
+        f"- get {src.url} in another way, put it at {src.archive}, and call this again."
+    )
 
 # %% ../../nbs/images/fetch.ipynb #73ebc46e
 @contextmanager
-def on_disk(src:Source, # what is being written
-            path:Path, # where
-           ):
+def on_disk(
+    src: Source,  # what is being written
+    path: Path,  # where
+):
     "Turns an `OSError` in its block into a `DataError` that names `path`: a `DownloadError` for a full disk."
-    try: yield
+    try:
+        yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise failure(DownloadError, src, f"the disk is full while writing {path}. Free some "
-                          "space, or let the environment variable FASTAI_HOME name a folder on "
-                          "another disk.") from e
-        raise failure(DataError, src, f"{path} can't be written: {e}. Is it yours to write to? The "
-                      "environment variable FASTAI_HOME moves fastai's folder.") from e
+            raise failure(
+                DownloadError,
+                src,
+                f"the disk is full while writing {path}. Free some "
+                "space, or let the environment variable FASTAI_HOME name a folder on "
+                "another disk.",
+            ) from e
+        raise failure(
+            DataError,
+            src,
+            f"{path} can't be written: {e}. Is it yours to write to? The "
+            "environment variable FASTAI_HOME moves fastai's folder.",
+        ) from e
 
 # %% ../../nbs/images/fetch.ipynb #b11675d2
-def check_room(src:Source, # what is to be written
-               folder:Path, # an existing folder on the disk in question
-               need:int, # bytes
-              ):
+def check_room(
+    src: Source,  # what is to be written
+    folder: Path,  # an existing folder on the disk in question
+    need: int,  # bytes
+):
     "Raises `DownloadError` if fewer than `need` bytes are free where `folder` is."
     free = shutil.disk_usage(folder).free
-    if free >= need: return
-    raise failure(DownloadError, src, f"{src.url} needs {need/1e6:,.0f} MB in {folder}, where "
-                  f"{free/1e6:,.0f} MB are free. Free some space, let FASTAI_HOME name a folder on "
-                  "another disk, or take a smaller set.")
+    if free >= need:
+        return
+    raise failure(
+        DownloadError,
+        src,
+        f"{src.url} needs {need / 1e6:,.0f} MB in {folder}, where "
+        f"{free / 1e6:,.0f} MB are free. Free some space, let FASTAI_HOME name a folder on "
+        "another disk, or take a smaller set.",
+    )
 
 # %% ../../nbs/images/fetch.ipynb #8af6850f
-def open_at(url:str, # address
-            have:int, # bytes that we already have
-            timeout:float, # seconds
-           ):
+def open_at(
+    url: str,  # address
+    have: int,  # bytes that we already have
+    timeout: float,  # seconds
+):
     "A connection to what follows the first `have` bytes of `url`, the position where it really starts, and the whole size or None."
     headers = {"User-Agent": "sota_course", **({"Range": f"bytes={have}-"} if have else {})}
     r = urlopen(Request(url, headers=headers), timeout=timeout)
     if r.status == 206:
         found = re.match(r"bytes (\d+)-\d+/(\d+)", r.headers.get("Content-Range", ""))
-        if found and int(found[1]) == have: return r, have, int(found[2])
+        if found and int(found[1]) == have:
+            return r, have, int(found[2])
         r.close()
-        if not have: raise ConnectionError("the server sends a part of the file that nobody asked for")
+        if not have:
+            raise ConnectionError("the server sends a part of the file that nobody asked for")
         return open_at(url, 0, timeout)
     length = r.headers.get("Content-Length")
     return r, 0, int(length) if length else None
 
 # %% ../../nbs/images/fetch.ipynb #a5457542
-def pieces(r, # an open connection
-           timeout:float, # seconds over which the speed is judged
-           slowest:int=1024, # bytes a second below which the connection counts as stalled
-          ):
+def pieces(
+    r,  # an open connection
+    timeout: float,  # seconds over which the speed is judged
+    slowest: int = 1024,  # bytes a second below which the connection counts as stalled
+):
     "The bytes of `r`, piece by piece. Raises `TimeoutError` on a stall or a trickle."
     start, got = time.monotonic(), 0
     while piece := r.read1(2**18):
         yield piece
         got += len(piece)
         passed = time.monotonic() - start
-        if passed <= timeout: continue
-        if got < slowest*passed: raise TimeoutError(f"only {got:,} bytes in {passed:.0f} s")
+        if passed <= timeout:
+            continue
+        if got < slowest * passed:
+            raise TimeoutError(f"only {got:,} bytes in {passed:.0f} s")
         start, got = time.monotonic(), 0
 
 # %% ../../nbs/images/fetch.ipynb #712d0c7a
 @contextmanager
-def byte_bar(total:int|None, # bytes to come, if known
-             text:str, # shown behind the bar
-             show:bool, # show it?
-            ):
+def byte_bar(
+    total: int | None,  # bytes to come, if known
+    text: str,  # shown behind the bar
+    show: bool,  # show it?
+):
     "Gives a function that takes the bytes done so far and moves a progress bar."
-    if not show or not total: yield lambda done: None
+    if not show or not total:
+        yield lambda done: None
     else:
         from fastprogress.fastprogress import progress_bar
-        bar, last = progress_bar(range(-(-total//10**6)), leave=False), [None]
+
+        bar, last = progress_bar(range(-(-total // 10**6)), leave=False), [None]
         bar.comment = f"MB of {text}"
+
         def update(done):
-            mb = -(-min(done, total)//10**6) # begun megabytes
-            if mb != last[0]: bar.update(mb)
+            mb = -(-min(done, total) // 10**6)  # begun megabytes
+            if mb != last[0]:
+                bar.update(mb)
             last[0] = mb
+
         update(0)
         yield update
 
 # %% ../../nbs/images/fetch.ipynb #725f1ab4
 @contextmanager
-def open_part(src:Source, # whose `.part`
-              start:int, # bytes of it to keep
-             ):
+def open_part(
+    src: Source,  # whose `.part`
+    start: int,  # bytes of it to keep
+):
     "Gives a function that appends bytes to `src.part` and returns how many. Raises `DataError` where the disk says no."
+
     def write(data):
-        with on_disk(src, src.part): return f.write(data)
+        with on_disk(src, src.part):
+            return f.write(data)
+
     with on_disk(src, src.part):
         f = open(src.part, "ab")
         f.truncate(start)
-    try: yield write
+    try:
+        yield write
     finally:
-        with on_disk(src, src.part): f.close()
+        with on_disk(src, src.part):
+            f.close()
 
 # %% ../../nbs/images/fetch.ipynb #a1d765a4
-def download_once(src:Source, # what to get
-                  timeout:float, # seconds
-                  progress:bool, # show a bar?
-                 ):
+def download_once(
+    src: Source,  # what to get
+    timeout: float,  # seconds
+    progress: bool,  # show a bar?
+):
     "Adds to `src.part` what one connection gives. Raises `OSError` or `HTTPException` if it breaks off."
     have = src.part.stat().st_size if src.part.exists() else 0
     r, start, total = open_at(src.url, have, timeout)
     with r:
         if src.size and total not in (None, src.size):
-            raise failure(_ArchiveError, src, f"{src.url} has {total:,} bytes there, and "
-                          f"{src.size:,} are right: another file, or the log-in page of this network.")
+            raise failure(
+                _ArchiveError,
+                src,
+                f"{src.url} has {total:,} bytes there, and "
+                f"{src.size:,} are right: another file, or the log-in page of this network.",
+            )
         check_room(src, src.part.parent, (total or src.size or 0) - start)
         bar = byte_bar(total or src.size, src.archive.name, progress)
         with open_part(src, start) as write, bar as show:
             for piece in pieces(r, timeout):
                 start += write(piece)
                 show(start)
-    if total and start != total: raise ConnectionError(f"the connection ended at {start:,} of {total:,} bytes")
+    if total and start != total:
+        raise ConnectionError(f"the connection ended at {start:,} of {total:,} bytes")
 
 # %% ../../nbs/images/fetch.ipynb #0c708399
-def why(e:Exception) -> str:
+def why(e: Exception) -> str:
     "The reason of a failed connection, in words."
-    if isinstance(e, HTTPError): return f"the server answers {e.code} {e.reason}"
+    if isinstance(e, HTTPError):
+        return f"the server answers {e.code} {e.reason}"
     e = getattr(e, "reason", e)
-    if isinstance(e, socket.gaierror): return "the server's name isn't found: no network, it seems"
-    if isinstance(e, ConnectionRefusedError): return "the server refuses the connection"
-    if isinstance(e, TimeoutError): return f"the server stalls ({e})"
+    if isinstance(e, socket.gaierror):
+        return "the server's name isn't found: no network, it seems"
+    if isinstance(e, ConnectionRefusedError):
+        return "the server refuses the connection"
+    if isinstance(e, TimeoutError):
+        return f"the server stalls ({e})"
     return f"{e}" or type(e).__name__
 
 # %% ../../nbs/images/fetch.ipynb #34d0c3e6
@@ -220,11 +280,13 @@ def _kept(src):
     "How many bytes of the archive are there already"
     return src.part.stat().st_size if src.part.exists() else 0
 
+
 def _hopeless(e):
     "Whether another try can't help: the server said no, or the address is none"
     code = getattr(e, "code", None)
     said_no = code is not None and code < 500 and code not in (408, 416, 429)
     return said_no or isinstance(e, ValueError)
+
 
 def _check_patience(**kwargs):
     "Raises `ValueError` for what is no number from 0."
@@ -234,46 +296,63 @@ def _check_patience(**kwargs):
             raise ValueError(f"{name} must be a number, 0 or more, not {value!r}")
 
 # %% ../../nbs/images/fetch.ipynb #f3d70001
-def download(src:Source, # what to get
-             tries:int=4, # connections in a row that bring less than 1 MiB
-             timeout:float=30., # seconds without data, or nearly so
-             pause:float=1., # seconds before the second try; doubles with each
-             progress:bool=True, # show a bar?
-            ):
+def download(
+    src: Source,  # what to get
+    tries: int = 4,  # connections in a row that bring less than 1 MiB
+    timeout: float = 30.0,  # seconds without data, or nearly so
+    pause: float = 1.0,  # seconds before the second try; doubles with each
+    progress: bool = True,  # show a bar?
+):
     "Downloads to `src.part`, going on where an earlier call ended. Raises `DownloadError`, or `DataError` for a disk that says no."
     _check_patience(tries=tries, timeout=timeout, pause=pause)
     best, left = _kept(src), tries
     while _kept(src) != src.size:
-        try: return download_once(src, timeout, progress)
-        except DataError: raise # it is about the file or the disk, not about the connection
+        try:
+            return download_once(src, timeout, progress)
+        except DataError:
+            raise  # it is about the file or the disk, not about the connection
         except (OSError, HTTPException, ValueError) as e:
             # 416: there is nothing behind what we have, so we start afresh.
-            if getattr(e, "code", None) == 416: src.part.unlink(missing_ok=True)
+            if getattr(e, "code", None) == 416:
+                src.part.unlink(missing_ok=True)
             have = _kept(src)
             left = tries if have >= best + 2**20 else left - 1
             best = max(best, have)
             if left < 1 or _hopeless(e):
-                kept = f"; {have:,} bytes are kept, and the next call goes on there." if have else "."
-                raise failure(DownloadError, src, f"can't download {src.url}: {why(e)}{kept}") from e
-            time.sleep(pause*2**(tries - left - 1) if left < tries else pause)
+                kept = (
+                    f"; {have:,} bytes are kept, and the next call goes on there." if have else "."
+                )
+                raise failure(
+                    DownloadError, src, f"can't download {src.url}: {why(e)}{kept}"
+                ) from e
+            time.sleep(pause * 2 ** (tries - left - 1) if left < tries else pause)
 
 # %% ../../nbs/images/fetch.ipynb #9dd0d94d
-def check_file(src:Source, # what it should be
-               path:Path, # the archive
-              ):
+def check_file(
+    src: Source,  # what it should be
+    path: Path,  # the archive
+):
     "Raises `DownloadError` if `path` isn't the file that `src` announces."
     from fastdownload import path_stats
+
     size, md5 = path_stats(path)
     if src.size and size != src.size:
         raise failure(_ArchiveError, src, f"{path} has {size:,} bytes, and {src.size:,} are right.")
     if src.md5 and md5 != src.md5:
-        raise failure(_ArchiveError, src, f"{path} is another file than announced: the MD5 of its "
-                      f"first MiB is {md5}, and {src.md5} is right.")
+        raise failure(
+            _ArchiveError,
+            src,
+            f"{path} is another file than announced: the MD5 of its "
+            f"first MiB is {md5}, and {src.md5} is right.",
+        )
 
 # %% ../../nbs/images/fetch.ipynb #8963497b
 class ZeroCounter:
     "A readable file that counts its bytes and the zeros at their end."
-    def __init__(self, f): self.f, self.n, self.zeros = f, 0, 0
+
+    def __init__(self, f):
+        self.f, self.n, self.zeros = f, 0, 0
+
     def read(self, size=-1):
         data = self.f.read(size)
         zeros = len(data) - len(data.rstrip(b"\0"))
@@ -282,61 +361,89 @@ class ZeroCounter:
         return data
 
 # %% ../../nbs/images/fetch.ipynb #351bf08a
-def unsafe(member:tarfile.TarInfo) -> str:
+def unsafe(member: tarfile.TarInfo) -> str:
     "Why `member` mustn't be unpacked; empty if it may."
     p, w = PurePosixPath(member.name), PureWindowsPath(member.name)
-    if p.is_absolute() or w.drive or w.root: return "has an absolute name"
-    if ".." in w.parts: return "leads out of the folder"
-    if "\\" in member.name or ":" in member.name: return "has a name that Windows reads otherwise"
-    if member.issym() or member.islnk(): return f"is a link to {member.linkname!r}"
-    if not (member.isdir() or member.isreg()) or member.issparse(): return "is neither a file nor a folder"
+    if p.is_absolute() or w.drive or w.root:
+        return "has an absolute name"
+    if ".." in w.parts:
+        return "leads out of the folder"
+    if "\\" in member.name or ":" in member.name:
+        return "has a name that Windows reads otherwise"
+    if member.issym() or member.islnk():
+        return f"is a link to {member.linkname!r}"
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        return "is neither a file nor a folder"
     return "has a negative size" if member.size < 0 else ""
 
 # %% ../../nbs/images/fetch.ipynb #598b3280
-DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, ValueError, OverflowError, RecursionError)
+DAMAGE = (
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+
 
 @contextmanager
-def open_archive(src:Source, # where it comes from
-                 path:Path, # the archive
-                ):
+def open_archive(
+    src: Source,  # where it comes from
+    path: Path,  # the archive
+):
     "Gives the tar file inside `path` and the `ZeroCounter` that it is read from. Raises `DownloadError` for damage."
     try:
         with gzip.open(path) as f:
             stream = ZeroCounter(f)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=2**18) as tar: yield tar, stream
-    except DataError: raise # it says already what is wrong
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=2**18) as tar:
+                yield tar, stream
+    except DataError:
+        raise  # it says already what is wrong
     except DAMAGE as e:
         size = path.stat().st_size
-        raise failure(_ArchiveError, src, f"{path} ({size:,} bytes) is truncated or damaged: "
-                      f"{e or type(e).__name__}.") from e
+        raise failure(
+            _ArchiveError,
+            src,
+            f"{path} ({size:,} bytes) is truncated or damaged: {e or type(e).__name__}.",
+        ) from e
 
 # %% ../../nbs/images/fetch.ipynb #e8068edc
 def _data_end(member):
     "Where the last block of `member` ends in the tar file"
-    blocks = -(-member.size//512) if member.isreg() else 0
-    return member.offset_data + blocks*512
+    blocks = -(-member.size // 512) if member.isreg() else 0
+    return member.offset_data + blocks * 512
+
 
 def _check_end(stream, end, n):
     "Raises `tarfile.ReadError` unless nothing but zeros, one block at least, follows `end`."
     most = end + 2**24
-    while stream.read(2**18) and stream.n < most: pass # to the end, where gzip's check sum is
+    while stream.read(2**18) and stream.n < most:
+        pass  # to the end, where gzip's check sum is
     if not end + 512 <= stream.n < most or stream.n - stream.zeros > end:
         raise tarfile.ReadError(f"it has no proper end behind its {n:,} files")
 
 # %% ../../nbs/images/fetch.ipynb #f3d70002
-def read_members(src:Source, # where it comes from
-                 path:Path, # the archive
-                ) -> tuple[dict, int]: # name in the archive -> path below the data set's folder; bytes unpacked
+def read_members(
+    src: Source,  # where it comes from
+    path: Path,  # the archive
+) -> tuple[dict, int]:  # name in the archive -> path below the data set's folder; bytes unpacked
     "What `path` unpacks to. Raises `DownloadError` for damage, an unsafe name or another layout."
     files, total, end = {}, 0, 0
     with open_archive(src, path) as (tar, stream):
         for m in tar:
             problem = unsafe(m)
             if problem:
-                raise failure(_ArchiveError, src, f"{path} isn't safe to unpack: its member "
-                              f"{m.name!r} {problem}. Nothing was unpacked.")
+                raise failure(
+                    _ArchiveError,
+                    src,
+                    f"{path} isn't safe to unpack: its member "
+                    f"{m.name!r} {problem}. Nothing was unpacked.",
+                )
             end = _data_end(m)
-            if not m.isreg(): continue
+            if not m.isreg():
+                continue
             files[m.name] = PurePosixPath(m.name)
             total += m.size
         _check_end(stream, end, len(files))
@@ -345,60 +452,88 @@ def read_members(src:Source, # where it comes from
         files = {k: v.relative_to(*tops) for k, v in files.items() if len(v.parts) > 1}
     splits = {o.parts[0] for o in files.values() if len(o.parts) > 2}
     if not {"train", "val"} <= splits:
-        raise failure(_ArchiveError, src, f"{path} has no train/<class>/ and val/<class>/ inside, "
-                      f"but {sorted(tops)[:5]}.")
+        raise failure(
+            _ArchiveError,
+            src,
+            f"{path} has no train/<class>/ and val/<class>/ inside, but {sorted(tops)[:5]}.",
+        )
     return files, total
 
 # %% ../../nbs/images/fetch.ipynb #49d03705
 MARK = ".whole"
 
-def is_whole(src:Source) -> bool:
+
+def is_whole(src: Source) -> bool:
     "Is the data set there, with all its pictures? One that fastai unpacked counts if no picture is missing."
-    if (src.folder/MARK).exists(): return True
-    have = {s: sum(1 for o in (src.folder/s).glob("*/*") if o.suffix.lower() in (".jpeg", ".jpg", ".png")) for s in src.images}
-    if not have or any(have[s] < n for s,n in src.images.items()): return False
-    try: (src.folder/MARK).touch() # from now on it stays whole, whatever its owner takes out
-    except OSError: pass # a folder that is only to be read is fine as well
+    if (src.folder / MARK).exists():
+        return True
+    have = {
+        s: sum(
+            1 for o in (src.folder / s).glob("*/*") if o.suffix.lower() in (".jpeg", ".jpg", ".png")
+        )
+        for s in src.images
+    }
+    if not have or any(have[s] < n for s, n in src.images.items()):
+        return False
+    try:
+        (src.folder / MARK).touch()  # from now on it stays whole, whatever its owner takes out
+    except OSError:
+        pass  # a folder that is only to be read is fine as well
     return True
 
 # %% ../../nbs/images/fetch.ipynb #698b71ab
-def set_aside(folder:Path):
+def set_aside(folder: Path):
     "Renames `folder` to the first free name of `<folder>.incomplete`, `<folder>.incomplete-2` …, and says so."
-    free = (folder.with_name(f"{folder.name}.incomplete" + (f"-{i}" if i > 1 else "")) for i in range(1, 1000))
+    free = (
+        folder.with_name(f"{folder.name}.incomplete" + (f"-{i}" if i > 1 else ""))
+        for i in range(1, 1000)
+    )
     to = next(o for o in free if not o.exists())
     os.replace(folder, to)
-    warnings.warn(f"{folder} lacked pictures, as after an interrupted download; it is now {to.name}", stacklevel=2)
+    warnings.warn(
+        f"{folder} lacked pictures, as after an interrupted download; it is now {to.name}",
+        stacklevel=2,
+    )
 
 # %% ../../nbs/images/fetch.ipynb #42f655ea
-def extract(src:Source, # where it comes from and goes to
-            path:Path, # the archive
-            progress:bool=True, # show a bar?
-           ):
+def extract(
+    src: Source,  # where it comes from and goes to
+    path: Path,  # the archive
+    progress: bool = True,  # show a bar?
+):
     "Unpacks `path` to `src.folder`, in one step for whoever looks. Raises `DownloadError`, or `DataError` for a disk that says no."
     files, total = read_members(src, path)
     tmp = src.folder.with_name(f".{src.folder.name}.unpacking")
     with on_disk(src, tmp):
-        shutil.rmtree(tmp, ignore_errors=True) # what a killed process left
+        shutil.rmtree(tmp, ignore_errors=True)  # what a killed process left
         tmp.mkdir(parents=True)
     try:
         check_room(src, tmp, total)
-        with open_archive(src, path) as (tar, _), byte_bar(total, src.folder.name, progress) as show:
+        with (
+            open_archive(src, path) as (tar, _),
+            byte_bar(total, src.folder.name, progress) as show,
+        ):
             done = 0
             for m in tar:
-                if m.name not in files or not m.isreg(): continue
+                if m.name not in files or not m.isreg():
+                    continue
                 data = tar.extractfile(m)
-                with on_disk(src, tmp/files[m.name]): done += write_file(data, tmp/files[m.name])
+                with on_disk(src, tmp / files[m.name]):
+                    done += write_file(data, tmp / files[m.name])
                 show(done)
         with on_disk(src, src.folder):
-            (tmp/MARK).touch()
-            if src.folder.exists(): set_aside(src.folder)
+            (tmp / MARK).touch()
+            if src.folder.exists():
+                set_aside(src.folder)
             os.replace(tmp, src.folder)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/images/fetch.ipynb #ab66777f
-def write_file(data, # a readable file
-               path:Path, # where to; its folder is made
-              ) -> int: # bytes written
+def write_file(
+    data,  # a readable file
+    path: Path,  # where to; its folder is made
+) -> int:  # bytes written
     "Copies `data` to `path`."
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as f:
@@ -407,27 +542,36 @@ def write_file(data, # a readable file
 
 # %% ../../nbs/images/fetch.ipynb #40ac3c87
 @contextmanager
-def only_one(src:Source, # what is to be fetched
-             patience:float, # seconds to wait for another process
-            ):
+def only_one(
+    src: Source,  # what is to be fetched
+    patience: float,  # seconds to wait for another process
+):
     "Holds the lock on `src.archive`. Raises `DataError` when another process keeps it for longer than `patience`."
     path = src.archive.with_name(src.archive.name + ".lock")
     with on_disk(src, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        try: lock.acquire(timeout=min(patience, 1))
+        try:
+            lock.acquire(timeout=min(patience, 1))
         except Timeout:
             print(f"Another process is fetching {src.archive.name}: waiting for it.", flush=True)
-            try: lock.acquire(timeout=max(0, patience - 1))
-            except Timeout as e: raise failure(DataError, src, f"another process has held {path} for {patience:.0f} s") from e
-    try: yield
-    finally: lock.release()
+            try:
+                lock.acquire(timeout=max(0, patience - 1))
+            except Timeout as e:
+                raise failure(
+                    DataError, src, f"another process has held {path} for {patience:.0f} s"
+                ) from e
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../../nbs/images/fetch.ipynb #dd843c2d
-def fetch_archive(src:Source, # what to get
-                  progress:bool, # show a bar?
-                  **kwargs, # `tries`, `timeout`, `pause` of `download`
-                 ):
+def fetch_archive(
+    src: Source,  # what to get
+    progress: bool,  # show a bar?
+    **kwargs,  # `tries`, `timeout`, `pause` of `download`
+):
     "Downloads and unpacks `src`. Raises the errors of `download` and `extract`."
     resumed = src.part.exists()
     download(src, progress=progress, **kwargs)
@@ -436,53 +580,68 @@ def fetch_archive(src:Source, # what to get
         extract(src, src.part, progress)
     except _ArchiveError:
         src.part.unlink()
-        if resumed: return fetch_archive(src, progress, **kwargs)
+        if resumed:
+            return fetch_archive(src, progress, **kwargs)
         raise
-    with on_disk(src, src.archive): os.replace(src.part, src.archive)
+    with on_disk(src, src.archive):
+        os.replace(src.part, src.archive)
 
 # %% ../../nbs/images/fetch.ipynb #f15ea0e7
-def leftovers(src:Source, # any data set
-             ) -> dict: # lock -> paths
+def leftovers(
+    src: Source,  # any data set
+) -> dict:  # lock -> paths
     "What killed calls may have left beside `src`: folders half unpacked, and the download of what is unpacked already."
     found = {}
     for tmp in src.folder.parent.glob(".*.unpacking"):
-        name = tmp.name[1:-len(".unpacking")]
-        for lock in src.archive.parent.glob("*.lock"): # every call makes one, so other programs' folders have none
-            if lock.name.removesuffix(".lock").partition(".")[0] == name: found.setdefault(lock, []).append(tmp)
-    if src.part.exists() and is_whole(src): found.setdefault(src.archive.with_name(src.archive.name + ".lock"), []).append(src.part)
+        name = tmp.name[1 : -len(".unpacking")]
+        for lock in src.archive.parent.glob(
+            "*.lock"
+        ):  # every call makes one, so other programs' folders have none
+            if lock.name.removesuffix(".lock").partition(".")[0] == name:
+                found.setdefault(lock, []).append(tmp)
+    if src.part.exists() and is_whole(src):
+        found.setdefault(src.archive.with_name(src.archive.name + ".lock"), []).append(src.part)
     return found
 
-def sweep(src:Source): # any data set
+
+def sweep(src: Source):  # any data set
     "Deletes `leftovers`, but nothing of a process that lives."
     try:
-        for lock, paths in leftovers(src).items(): delete_unless_locked(lock, paths.copy)
-    except OSError: pass # they can't be looked for: whoever needs the folder will say so
+        for lock, paths in leftovers(src).items():
+            delete_unless_locked(lock, paths.copy)
+    except OSError:
+        pass  # they can't be looked for: whoever needs the folder will say so
 
 # %% ../../nbs/images/fetch.ipynb #a7892c71
-def fetch_source(src:Source, # what to get, from `named_source` or `url_source`
-                 progress:bool=True, # show bars?
-                 patience:float=3600., # seconds to wait for another process that fetches the same
-                 **kwargs, # `tries`, `timeout`, `pause` of `download`
-                ) -> Path: # a folder with train/<class>/ and val/<class>/
+def fetch_source(
+    src: Source,  # what to get, from `named_source` or `url_source`
+    progress: bool = True,  # show bars?
+    patience: float = 3600.0,  # seconds to wait for another process that fetches the same
+    **kwargs,  # `tries`, `timeout`, `pause` of `download`
+) -> Path:  # a folder with train/<class>/ and val/<class>/
     "`src`'s folder, downloaded and unpacked if it isn't there. Raises a `DataError`, and leaves the data set whole or absent."
     sweep(src)
-    if is_whole(src): return src.folder
+    if is_whole(src):
+        return src.folder
     with only_one(src, patience):
-        if is_whole(src): return src.folder
+        if is_whole(src):
+            return src.folder
         if src.archive.exists():
             try:
                 check_file(src, src.archive)
                 extract(src, src.archive, progress)
                 return src.folder
-            except _ArchiveError as e: warnings.warn(f"{str(e).splitlines()[0]} It is downloaded again.", stacklevel=2)
+            except _ArchiveError as e:
+                warnings.warn(f"{str(e).splitlines()[0]} It is downloaded again.", stacklevel=2)
         fetch_archive(src, progress, **kwargs)
     return src.folder
 
 # %% ../../nbs/images/fetch.ipynb #b0a29a35
-def fetch(name:str, # one of `SETS`: "imagenette-160", "imagewoof-320", …
-          url:str|None=None, # a mirror of the official archive; default: fastai's address
-          progress:bool=True, # show bars?
-          **kwargs, # `tries`, `timeout`, `pause` of `download`, `patience` of `fetch_source`
-         ) -> Path: # a folder with train/<class>/ and val/<class>/
+def fetch(
+    name: str,  # one of `SETS`: "imagenette-160", "imagewoof-320", …
+    url: str | None = None,  # a mirror of the official archive; default: fastai's address
+    progress: bool = True,  # show bars?
+    **kwargs,  # `tries`, `timeout`, `pause` of `download`, `patience` of `fetch_source`
+) -> Path:  # a folder with train/<class>/ and val/<class>/
     "fastai's data set `name`, fetched if it isn't there. Raises a `DataError`, which names the ways out."
     return fetch_source(named_source(name, url), progress, **kwargs)

@@ -13,19 +13,26 @@ from contextlib import suppress
 from filelock import FileLock
 
 # %% ../../nbs/images/leftovers.ipynb #8a4b6431
-def try_to_delete(path): # of a file
+def try_to_delete(path):  # of a file
     "Delete the file `path` where that is possible: what stays takes room, and does no harm."
     # The disk may only be read; Windows doesn't delete a file that is mapped somewhere.
-    with suppress(OSError): path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
-def delete_unless_locked(lock, # the file that whoever works there holds
-                         find, # a function without arguments that gives the paths of what was left
-                        ):
+
+def delete_unless_locked(
+    lock,  # the file that whoever works there holds
+    find,  # a function without arguments that gives the paths of what was left
+):
     "Delete what `find` gives, unless a living process holds `lock` or the disk says no."
     try:
         with FileLock(lock, timeout=0):
             for o in find():
-                if o.is_dir(): shutil.rmtree(o, ignore_errors=True)
-                else: try_to_delete(o)
-    except OSError: pass # in use, or on a disk that may only be read
-    except NotImplementedError: pass # a disk without locks
+                if o.is_dir():
+                    shutil.rmtree(o, ignore_errors=True)
+                else:
+                    try_to_delete(o)
+    except OSError:
+        pass  # in use, or on a disk that may only be read
+    except NotImplementedError:
+        pass  # a disk without locks

@@ -13,8 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.core import (DataLoaders, Datasets, Pipeline, TfmdDL, compose_tfms,
-                              explode_types, get_first, retain_type)
+from fastai.data.core import (
+    DataLoaders,
+    Datasets,
+    Pipeline,
+    TfmdDL,
+    compose_tfms,
+    explode_types,
+    get_first,
+    retain_type,
+)
 from fastai.data.load import fa_collate
 from fastai.data.transforms import GrandparentSplitter, Normalize, parent_label
 from fastai.torch_core import to_device
@@ -24,81 +32,113 @@ from fastcore.all import L, merge, noop, patch
 from PIL import Image
 from ..core import check_whole
 from .augment import BookAug
-from .cache import (ImageCache, build_cache, check_presize, load_presized,
-                                      presize_for)
+from sota_course.images.cache import (
+    ImageCache,
+    build_cache,
+    check_presize,
+    load_presized,
+    presize_for,
+)
 from .decode import image_files
 from ..normalize import check_stats, check_unit_stats
 
 # %% ../../nbs/images/loader.ipynb #4d8356a0
 _opened = (Image.Image, torch.Tensor, np.ndarray)
 
+
 def _opener(tl):
     "The place in `tl`'s transforms of the one that opens the image"
     x = get_first(tl.items)
     for i, f in enumerate(tl.tfms.fs):
-        if isinstance(x, _opened): return i
-        try: x = f(x)
-        except Exception: return i # an image that it can't open: `open_image` will say which and why
-        if isinstance(x, _opened): return i
+        if isinstance(x, _opened):
+            return i
+        try:
+            x = f(x)
+        except Exception:
+            return i  # an image that it can't open: `open_image` will say which and why
+        if isinstance(x, _opened):
+            return i
     return len(tl.tfms.fs)
 
 # %% ../../nbs/images/loader.ipynb #37010630
 def _check_targets(dsets):
     "Raises `ValueError` for targets that would have to move with the image, which a batch of cut-outs can't do"
-    for tl in dsets.tls[dsets.n_inp:]:
+    for tl in dsets.tls[dsets.n_inp :]:
         y = tl[0] if len(tl) else None
         if isinstance(y, (Image.Image, TensorImageBase, TensorPoint, TensorBBox)):
-            raise ValueError("the cache is for targets that stay as they are when an image is "
-                             f"cropped and turned, not for a {type(y).__name__}: for masks, points "
-                             "and boxes use fastai's own loaders")
+            raise ValueError(
+                "the cache is for targets that stay as they are when an image is "
+                f"cropped and turned, not for a {type(y).__name__}: for masks, points "
+                "and boxes use fastai's own loaders"
+            )
+
 
 def _late(tfms):
     "Those of the transforms that change an image after it is opened"
     return [o for o in tfms if not isinstance(o, ToTensor)]
 
 # %% ../../nbs/images/loader.ipynb #10ad0001
-def image_sources(dsets:Datasets, # whose first element is an image
-                 ) -> list: # for each item: mostly a path, else bytes, a PIL image or an array
+def image_sources(
+    dsets: Datasets,  # whose first element is an image
+) -> list:  # for each item: mostly a path, else bytes, a PIL image or an array
     "What the images of `dsets` are opened from. Raises `ValueError` where they are changed after they are opened, and for masks, points and boxes."
     if dsets.n_inp != 1:
-        raise ValueError(f"the cache is for one image an item; these have {dsets.n_inp} inputs: "
-                         "use fastai's own loaders")
+        raise ValueError(
+            f"the cache is for one image an item; these have {dsets.n_inp} inputs: "
+            "use fastai's own loaders"
+        )
     _check_targets(dsets)
     tl = dsets.tls[0]
-    if not len(tl): return []
+    if not len(tl):
+        return []
     tfms, i = tl.tfms.fs, _opener(tl)
-    late = _late(tfms[i+1:])
-    if late: raise ValueError(f"{late} change the image after it is opened, which the cache would "
-                              "lose: make them batch transforms")
+    late = _late(tfms[i + 1 :])
+    if late:
+        raise ValueError(
+            f"{late} change the image after it is opened, which the cache would "
+            "lose: make them batch transforms"
+        )
     items = L(tl.items, use_list=None)
     return [compose_tfms(items[j], tfms[:i]) for j in range(len(tl))]
 
 # %% ../../nbs/images/loader.ipynb #2353ba4d
 class CachedDL(TfmdDL):
     "A fastai DataLoader whose batches are cut out of an `ImageCache`."
-    def __init__(self, dataset=None, # fastai `Datasets`: an image, then any number of targets, which must not be random
-                 bs:int=64, # images in a batch
-                 shuffle:bool=False,
-                 num_workers:int=0, # accepted for compatibility; a batch is a copy of memory, which other processes would only slow down
-                 cache:ImageCache|None=None, # images that aren't in it are decoded whenever they are asked for
-                 presize:int=160, # without a cache: see `load_presized`
-                 method:str="crop", # without a cache: see `load_presized`
-                 **kwargs
-                ):
+
+    def __init__(
+        self,
+        dataset=None,  # fastai `Datasets`: an image, then any number of targets, which must not be random
+        bs: int = 64,  # images in a batch
+        shuffle: bool = False,
+        num_workers: int = 0,  # accepted for compatibility; a batch is a copy of memory, which other processes would only slow down
+        cache: ImageCache
+        | None = None,  # images that aren't in it are decoded whenever they are asked for
+        presize: int = 160,  # without a cache: see `load_presized`
+        method: str = "crop",  # without a cache: see `load_presized`
+        **kwargs,
+    ):
         if bs is None:
             raise ValueError("a CachedDL makes batches, so it needs a batch size: bs is None")
         bs = check_whole(bs, "bs", 1)
-        if cache is not None: presize, method = cache.presize, cache.method
+        if cache is not None:
+            presize, method = cache.presize, cache.method
         check_presize(presize, method)
         self.cache, self.presize, self.method = cache, presize, method
         self._src = self._rows = self._targets = None
         late = _late(Pipeline(kwargs.get("after_item")).fs)
-        if late: raise ValueError(f"a CachedDL has whole batches and no items: make {late} batch "
-                                  "transforms, or use fastai's own loaders")
+        if late:
+            raise ValueError(
+                f"a CachedDL has whole batches and no items: make {late} batch "
+                "transforms, or use fastai's own loaders"
+            )
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
-    def create_item(self, s): return s or 0
-    def retain(self, res, b): return res
+    def create_item(self, s):
+        return s or 0
+
+    def retain(self, res, b):
+        return res
+
     def _one_pass(self):
         b = self.after_batch(to_device(self.create_batch([0]), self.device))
         self._n_inp, self._types = max(1, len(b) - 1), explode_types(b)
@@ -106,25 +146,32 @@ class CachedDL(TfmdDL):
 # %% ../../nbs/images/loader.ipynb #88b0a60d
 def _collated(ys):
     "One tensor of all targets, or the list of them where they don't stack"
-    try: res = fa_collate(ys)
-    except (RuntimeError, TypeError): return ys
+    try:
+        res = fa_collate(ys)
+    except (RuntimeError, TypeError):
+        return ys
     return retain_type(res, ys[0]) if isinstance(res, torch.Tensor) else ys
+
 
 def _taken(ys, idxs):
     "The targets of a batch"
-    if isinstance(ys, torch.Tensor): return ys[torch.tensor(idxs)]
+    if isinstance(ys, torch.Tensor):
+        return ys[torch.tensor(idxs)]
     return fa_collate([ys[i] for i in idxs])
+
 
 def _row(cache, src):
     "The place in the cache of an image that is opened from `src`, or None"
-    if cache is None or not isinstance(src, (str, Path)): return None
+    if cache is None or not isinstance(src, (str, Path)):
+        return None
     return cache.row(src)
 
 # %% ../../nbs/images/loader.ipynb #10ad0002
 @patch
-def _setup(self:CachedDL):
+def _setup(self: CachedDL):
     "Look up the dataset's images in the cache and collate its targets, when the first batch is made"
-    if self._rows is not None: return
+    if self._rows is not None:
+        return
     self._src = image_sources(self.dataset)
     lists = self.dataset.tls[1:]
     self._targets = [_collated([tl[i] for i in range(len(tl))]) for tl in lists]
@@ -132,25 +179,29 @@ def _setup(self:CachedDL):
 
 # %% ../../nbs/images/loader.ipynb #e776ce61
 @patch
-def _presized(self:CachedDL, i):
+def _presized(self: CachedDL, i):
     "Image `i`, from the cache where it is there"
-    if self._rows[i] is not None: return self.cache[self._rows[i]]
+    if self._rows[i] is not None:
+        return self.cache[self._rows[i]]
     return load_presized(self._src[i], self.presize, self.method)
+
 
 def _square(image, size, down, right):
     "The square of side `size` at this place"
     h, w, _ = image.shape
-    top, left = int(down*(h - size)), int(right*(w - size))
-    return image[top:top + size, left:left + size]
+    top, left = int(down * (h - size)), int(right * (w - size))
+    return image[top : top + size, left : left + size]
 
 # %% ../../nbs/images/loader.ipynb #10ad0004
 @patch
-def create_batch(self:CachedDL, idxs):
+def create_batch(self: CachedDL, idxs):
     "Images as uint8 (n,3,presize,presize), with a seed for what is drawn later, and targets"
     self._setup()
     seed, size, n = self.rng.getrandbits(63), self.presize, len(idxs)
-    if getattr(self.dataset, "split_idx", None): places = np.full((n, 2), .5)
-    else: places = np.random.default_rng(seed).random((n, 2))
+    if getattr(self.dataset, "split_idx", None):
+        places = np.full((n, 2), 0.5)
+    else:
+        places = np.random.default_rng(seed).random((n, 2))
     pixels = np.empty((n, size, size, 3), dtype=np.uint8)
     for square, i, place in zip(pixels, idxs, places):
         square[:] = _square(self._presized(i), size, *place)
@@ -160,66 +211,83 @@ def create_batch(self:CachedDL, idxs):
 
 # %% ../../nbs/images/loader.ipynb #97aa22de
 @patch
-def new(self:CachedDL, dataset=None, cls=None, **kwargs):
+def new(self: CachedDL, dataset=None, cls=None, **kwargs):
     "A new loader like this one, with some things changed"
     own = dict(cache=self.cache, presize=self.presize, method=self.method)
-    if dataset is not None and not len(dataset): own["cache"] = None
+    if dataset is not None and not len(dataset):
+        own["cache"] = None
     res = super(CachedDL, self).new(dataset, cls, **merge(own, kwargs))
     same = isinstance(res, CachedDL) and res.dataset is self.dataset and res.cache is self.cache
-    if same: res._src, res._rows, res._targets = self._src, self._rows, self._targets
+    if same:
+        res._src, res._rows, res._targets = self._src, self._rows, self._targets
     return res
 
 # %% ../../nbs/images/loader.ipynb #b0a1445f
 def _folder_files(path):
     "The images of `path`/train and of `path`/val or valid, and which of the two it is"
     path = Path(path)
-    valid = next((o for o in ("val", "valid") if (path/o).is_dir()), None)
-    if not (path/"train").is_dir() or valid is None:
+    valid = next((o for o in ("val", "valid") if (path / o).is_dir()), None)
+    if not (path / "train").is_dir() or valid is None:
         raise FileNotFoundError(f"{path} has no folders train and val with a folder for each class")
-    return image_files(path/"train") + image_files(path/valid), valid
+    return image_files(path / "train") + image_files(path / valid), valid
+
 
 def _folder_datasets(files, valid):
     "fastai's `Datasets` of `files`, whose classes and split are in their folders' names"
     splitter = GrandparentSplitter(valid_name=valid)
-    block = DataBlock((ImageBlock, CategoryBlock), get_items=noop, get_y=parent_label, splitter=splitter)
+    block = DataBlock(
+        (ImageBlock, CategoryBlock), get_items=noop, get_y=parent_label, splitter=splitter
+    )
     return block.datasets(files)
 
 # %% ../../nbs/images/loader.ipynb #5eac0da0
 NO_AUG = dict(min_scale=1, do_flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0)
 
+
 def _ours(aug):
     "Whether `aug` stands for `BookAug`, and not for transforms in its place"
     return isinstance(aug, (bool, dict, type(None)))
 
+
 def _aug_tfms(aug, size):
     "The transforms that `aug` stands for"
-    if isinstance(aug, dict): return [BookAug(size, **aug)]
-    if _ours(aug): return [BookAug(size)] if aug else [BookAug(size, **NO_AUG)]
+    if isinstance(aug, dict):
+        return [BookAug(size, **aug)]
+    if _ours(aug):
+        return [BookAug(size)] if aug else [BookAug(size, **NO_AUG)]
     tfms = L(aug)
     if not tfms:
-        raise ValueError(f"aug={aug!r} has no transform, so that nothing would bring images to "
-                         "their size: False is for no augmentation")
+        raise ValueError(
+            f"aug={aug!r} has no transform, so that nothing would bring images to "
+            "their size: False is for no augmentation"
+        )
     odd = [o for o in tfms if not callable(o)]
-    if odd: raise TypeError(f"aug is True, False, a dict, or transforms, not {odd[0]!r}")
+    if odd:
+        raise TypeError(f"aug is True, False, a dict, or transforms, not {odd[0]!r}")
     return list(tfms)
 
 # %% ../../nbs/images/loader.ipynb #10ad0007
 def _stats_tfms(stats, on_unit_scale):
     "fastai's `Normalize` with these statistics, checked; nothing for None"
-    if stats is None: return []
+    if stats is None:
+        return []
     if isinstance(stats, str) or not hasattr(stats, "__len__") or len(stats) != 2:
-        raise ValueError("stats must be None, or the means and the standard deviations of the "
-                         f"channels, not {stats!r}")
+        raise ValueError(
+            "stats must be None, or the means and the standard deviations of the "
+            f"channels, not {stats!r}"
+        )
     check = check_unit_stats if on_unit_scale else check_stats
     check(*stats)
     return [Normalize.from_stats(*stats)]
+
 
 def _batch_tfms(aug, size, after_batch, stats):
     "All transforms of a batch"
     last = _stats_tfms(stats, on_unit_scale=_ours(aug))
     more = L(after_batch)
     odd = [o for o in more if not callable(o)]
-    if odd: raise TypeError(f"after_batch takes transforms, not {odd[0]!r}")
+    if odd:
+        raise TypeError(f"after_batch takes transforms, not {odd[0]!r}")
     return [*_aug_tfms(aug, size), *more, *last]
 
 # %% ../../nbs/images/loader.ipynb #10ad0008
@@ -228,57 +296,84 @@ def _presize(presize, size, method, cache):
     if cache is not None and not isinstance(cache, ImageCache):
         raise TypeError(f"cache must come from `build_cache`, not be a {type(cache).__name__}")
     if presize is not None and check_whole(presize, "presize", 1) < size:
-        raise ValueError(f"presize={presize} is less than size={size}: images would be shrunk and "
-                         "then enlarged")
+        raise ValueError(
+            f"presize={presize} is less than size={size}: images would be shrunk and then enlarged"
+        )
     if cache is not None and presize not in (None, cache.presize):
-        raise ValueError(f"presize={presize}, but the cache has its images at {cache.presize}: "
-                         "leave one of the two out")
+        raise ValueError(
+            f"presize={presize}, but the cache has its images at {cache.presize}: "
+            "leave one of the two out"
+        )
     check_presize(1, method)
-    if presize is not None: return presize
+    if presize is not None:
+        return presize
     return presize_for(size) if cache is None else cache.presize
+
 
 def _check_number(n, bs, kwargs):
     "Raises `ValueError` where `n` training images make no batch of `bs`"
-    if n == 0: raise ValueError("there are no training images")
+    if n == 0:
+        raise ValueError("there are no training images")
     if n < bs and kwargs.get("drop_last", kwargs.get("shuffle", True)):
-        raise ValueError(f"a batch of {bs} can't be made of {n} training images: lower bs, or keep "
-                         "the incomplete batch with drop_last=False")
+        raise ValueError(
+            f"a batch of {bs} can't be made of {n} training images: lower bs, or keep "
+            "the incomplete batch with drop_last=False"
+        )
 
 # %% ../../nbs/images/loader.ipynb #926b5f10
-def cached_dls(dsets, # fastai `Datasets` with splits (an image, then targets), or a folder with train/<class>/ and val/<class>/
-               bs:int=64, # images in a batch
-               size:int=128, # side of the images that the model gets, in pixels
-               presize:int|None=None, # side that they are cached at; default: 1.25 times `size`
-               method:str="crop", # how an image becomes a square: `crop` (at a random place in training, else the middle), `squish`, `pad`
-               aug=True, # True: the book's augmentation; False: none; a dict of `BookAug`'s arguments; or a transform in its place
-               stats=None, # (mean, std) of the channels to normalize with, such as fastai's `imagenet_stats`; None: not normalized
-               after_batch=None, # more batch transforms
-               cache:ImageCache|None=None, # of the images, where it is built already
-               cache_dir:str|Path|None=None, # see `cache_home`
-               n_workers:int|None=None, # threads that build the cache
-               progress:bool=True, # show a bar while it is built
-               num_workers:int=0, # accepted for compatibility
-               **kwargs # for `Datasets.dataloaders`: val_bs, shuffle, drop_last, device, path, …
-              ) -> DataLoaders: # `train` shuffled, without an incomplete last batch; `valid` in order, whole
+def cached_dls(
+    dsets,  # fastai `Datasets` with splits (an image, then targets), or a folder with train/<class>/ and val/<class>/
+    bs: int = 64,  # images in a batch
+    size: int = 128,  # side of the images that the model gets, in pixels
+    presize: int | None = None,  # side that they are cached at; default: 1.25 times `size`
+    method: str = "crop",  # how an image becomes a square: `crop` (at a random place in training, else the middle), `squish`, `pad`
+    aug=True,  # True: the book's augmentation; False: none; a dict of `BookAug`'s arguments; or a transform in its place
+    stats=None,  # (mean, std) of the channels to normalize with, such as fastai's `imagenet_stats`; None: not normalized
+    after_batch=None,  # more batch transforms
+    cache: ImageCache | None = None,  # of the images, where it is built already
+    cache_dir: str | Path | None = None,  # see `cache_home`
+    n_workers: int | None = None,  # threads that build the cache
+    progress: bool = True,  # show a bar while it is built
+    num_workers: int = 0,  # accepted for compatibility
+    **kwargs,  # for `Datasets.dataloaders`: val_bs, shuffle, drop_last, device, path, …
+) -> DataLoaders:  # `train` shuffled, without an incomplete last batch; `valid` in order, whole
     """DataLoaders over a cache of the images of `dsets`. Raises `BadImages` naming all that can't be used, before any training.
 
     Bad arguments raise `ValueError` or `TypeError`, and so do targets that move with the image: masks, points, boxes."""
     bs, size = check_whole(bs, "bs", 1), check_whole(size, "size", 1)
-    if kwargs.get("val_bs") is not None: check_whole(kwargs["val_bs"], "val_bs", 1)
+    if kwargs.get("val_bs") is not None:
+        check_whole(kwargs["val_bs"], "val_bs", 1)
     tfms = _batch_tfms(aug, size, after_batch, stats)
     presize = _presize(presize, size, method, cache)
-    build = partial(build_cache, size=presize, method=method, cache_dir=cache_dir,
-                    n_workers=n_workers, progress=progress)
+    build = partial(
+        build_cache,
+        size=presize,
+        method=method,
+        cache_dir=cache_dir,
+        n_workers=n_workers,
+        progress=progress,
+    )
     if isinstance(dsets, (str, Path)):
         files, valid = _folder_files(dsets)
-        if cache is None: cache = build(files) # before fastai opens one
+        if cache is None:
+            cache = build(files)  # before fastai opens one
         dsets = _folder_datasets(files, valid)
     if not isinstance(dsets, Datasets):
-        raise TypeError(f"dsets must be a folder, or fastai's `Datasets`, not {type(dsets).__name__}")
+        raise TypeError(
+            f"dsets must be a folder, or fastai's `Datasets`, not {type(dsets).__name__}"
+        )
     subsets = [dsets.subset(i) for i in range(dsets.n_subsets)]
     _check_number(len(subsets[0]), bs, kwargs)
     files = [o for ds in subsets for o in image_sources(ds) if isinstance(o, (str, Path))]
-    if cache is None and files: cache = build(files)
-    own = dict(bs=bs, dl_type=CachedDL, after_batch=tfms, cache=cache, presize=presize,
-               method=method, pin_memory=torch.cuda.is_available())
+    if cache is None and files:
+        cache = build(files)
+    own = dict(
+        bs=bs,
+        dl_type=CachedDL,
+        after_batch=tfms,
+        cache=cache,
+        presize=presize,
+        method=method,
+        pin_memory=torch.cuda.is_available(),
+    )
     return dsets.dataloaders(**merge(own, kwargs))

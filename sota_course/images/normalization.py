@@ -24,24 +24,30 @@ def _count(files):
     "Counts `(3, 256)` of all of `files`, and the errors of those that can't be read."
     counts, errors = np.zeros(768, dtype=np.int64), []
     for o in files:
-        try: counts += open_image(o).histogram()
-        except ImageError as e: errors.append(e)
+        try:
+            counts += open_image(o).histogram()
+        except ImageError as e:
+            errors.append(e)
     return counts.reshape(3, 256), errors
+
 
 def _source_files(source):
     "The images that `source` stands for. Raises `ValueError` where there are none."
     if isinstance(source, (str, Path)):
-        folder, train = Path(source), Path(source)/"train"
+        folder, train = Path(source), Path(source) / "train"
         files, what = image_files(train if train.is_dir() else folder), source
-    else: files, what = list(source), "the list of files"
-    if not files: raise ValueError(f"there are no images to take statistics of: {what} is empty")
+    else:
+        files, what = list(source), "the list of files"
+    if not files:
+        raise ValueError(f"there are no images to take statistics of: {what} is empty")
     return files
 
 # %% ../../nbs/images/normalization.ipynb #2a211237
-def dataset_stats(source, # a folder of images, searched with its sub-folders (with `train` in it: only that); or paths
-                  n_workers:int=None, # threads; default: one a core, at most 16
-                  progress:bool=True, # show a bar
-                 ) -> ChannelStats:
+def dataset_stats(
+    source,  # a folder of images, searched with its sub-folders (with `train` in it: only that); or paths
+    n_workers: int = None,  # threads; default: one a core, at most 16
+    progress: bool = True,  # show a bar
+) -> ChannelStats:
     "Statistics of the pixels of all images, as their files have them. Raises `BadImages` naming all that can't be read."
     chunks = list(chunked(_source_files(source), 16))
     total, bad = ChannelStats(), []
@@ -51,30 +57,39 @@ def dataset_stats(source, # a folder of images, searched with its sub-folders (w
         for hist, errors in progress_bar(done, total=len(chunks)) if progress else done:
             total.hist += hist
             bad += errors
-    finally: ex.shutdown(cancel_futures=True)
-    if bad: raise BadImages(bad)
+    finally:
+        ex.shutdown(cancel_futures=True)
+    if bad:
+        raise BadImages(bad)
     return total
 
 # %% ../../nbs/images/normalization.ipynb #cfa7367e
 class Normalize(FastaiNormalize):
     "Normalize batches of images, and denormalize them for display. Raises `ValueError` for wrong channels, wrong scale, or twice."
-    def __init__(self, mean, # of each channel
-                 std, # of each channel
-                 check:bool=True, # look whether pixels and statistics are on the same scale
-                ):
+
+    def __init__(
+        self,
+        mean,  # of each channel
+        std,  # of each channel
+        check: bool = True,  # look whether pixels and statistics are on the same scale
+    ):
         mean, std = check_stats(mean, std)
         self.mean, self.std = (o[None, :, None, None].float() for o in (mean, std))
         self.check, self.seen = check, False
 
     @classmethod
-    def from_stats(cls, mean, std, check=True): return cls(mean, std, check)
+    def from_stats(cls, mean, std, check=True):
+        return cls(mean, std, check)
 
-    def setups(self, dl): "It has its statistics: no batch is looked at."
+    def setups(self, dl):
+        "It has its statistics: no batch is looked at."
 
-    def encodes(self, x:TensorImage):
+    def encodes(self, x: TensorImage):
         look = x.device.type == "cpu" or not self.seen
-        if self.check and look: check_scale(x[..., ::4, :], self.mean, self.std)
+        if self.check and look:
+            check_scale(x[..., ::4, :], self.mean, self.std)
         self.seen = True
         return normalize(x, self.mean, self.std)
 
-    def decodes(self, x:TensorImage): return denormalize(x, self.mean, self.std)
+    def decodes(self, x: TensorImage):
+        return denormalize(x, self.mean, self.std)

@@ -15,57 +15,67 @@ from ..errors import SotaCourseError
 
 # %% ../../nbs/training/command.ipynb #2e5fd279
 def train(
-    data:str="drawn", # "drawn", "imagenette-160", ... or a folder with train/<class>/ and val/<class>/
-    size:int=64, # side of the images that the model sees, in pixels
-    arch:str="xresnet18", # xresnet10, xresnet18, xresnet34, xresnet50 or xresnet101
-    epochs:int=5, # epochs of the one-cycle schedule
-    seed:int=0, # of weights, order and augmentation
-    bs:int=64, # images in a batch
-    lr:float=3e-3, # highest learning rate
-    presize:int=None, # short side after presizing; default: 5/4 of size (cached), 460 (fastai)
-    method:str="crop", # how a rectangle becomes a square: crop, squish or pad
-    min_scale:float=0.75, # least share of the area that a random crop keeps
-    stats:str="imagenet", # normalization: imagenet or none
-    pipeline:str="cached", # cached, or fastai for the book's own
-    valid_pct:float=None, # share of a random split; default: the official split
-    workers:int=None, # processes that load data, in fastai's pipeline
-    tta:bool=False, # also measure test time augmentation, as fastai does it
-    name:str=None, # of the result; default: made of data, arch and size
-    out:str="runs", # folder for the result, the picture, the model and the checkpoint
-    resume:bool=False, # go on with an interrupted run, or add to a finished one what it lacks
-    overwrite:bool=False, # train again, and replace what is in the folder
-): # a `Result`
+    data: str = "drawn",  # "drawn", "imagenette-160", ... or a folder with train/<class>/ and val/<class>/
+    size: int = 64,  # side of the images that the model sees, in pixels
+    arch: str = "xresnet18",  # xresnet10, xresnet18, xresnet34, xresnet50 or xresnet101
+    epochs: int = 5,  # epochs of the one-cycle schedule
+    seed: int = 0,  # of weights, order and augmentation
+    bs: int = 64,  # images in a batch
+    lr: float = 3e-3,  # highest learning rate
+    presize: int = None,  # short side after presizing; default: 5/4 of size (cached), 460 (fastai)
+    method: str = "crop",  # how a rectangle becomes a square: crop, squish or pad
+    min_scale: float = 0.75,  # least share of the area that a random crop keeps
+    stats: str = "imagenet",  # normalization: imagenet or none
+    pipeline: str = "cached",  # cached, or fastai for the book's own
+    valid_pct: float = None,  # share of a random split; default: the official split
+    workers: int = None,  # processes that load data, in fastai's pipeline
+    tta: bool = False,  # also measure test time augmentation, as fastai does it
+    name: str = None,  # of the result; default: made of data, arch and size
+    out: str = "runs",  # folder for the result, the picture, the model and the checkpoint
+    resume: bool = False,  # go on with an interrupted run, or add to a finished one what it lacks
+    overwrite: bool = False,  # train again, and replace what is in the folder
+):  # a `Result`
     "Train an image classifier, keep the model (for load_model), and write down how it went."
     args = dict(locals())
     check_options(args)
     return _start()(args)
 
+
 def _start():
     "The function that trains. Its import takes seconds, so it comes after the options are checked."
     from sota_course.training.session import run_training
+
     return run_training
 
 # %% ../../nbs/training/command.ipynb #b1f218dd
 def _whole(low, high, what):
     return f"{what} from {low} to {high}", lambda o: isinstance(o, int) and low <= o <= high
 
-def _one_of(*words): return f"one of {', '.join(words)}", lambda o: o in words
-def _is_text(o): return bool(str(o).strip())
+
+def _one_of(*words):
+    return f"one of {', '.join(words)}", lambda o: o in words
+
+
+def _is_text(o):
+    return bool(str(o).strip())
+
+
 def _is_name(o):
     "Whether files can begin with `o`, wherever they are."
     return 0 < len(o) <= 100 and o.isprintable() and not set(o) & set("/\\") and o[0] != "."
 
-RULES = dict( # option -> what it must be, in words and as a function
+
+RULES = dict(  # option -> what it must be, in words and as a function
     data=("the name of a data set or the path of a folder", _is_text),
-    size=_whole(8, 3276, "a number of pixels"), # presized by 5/4, that is 4096 at most
+    size=_whole(8, 3276, "a number of pixels"),  # presized by 5/4, that is 4096 at most
     arch=_one_of("xresnet10", "xresnet18", "xresnet34", "xresnet50", "xresnet101"),
     epochs=_whole(1, 100_000, "a number of epochs"),
     seed=_whole(0, 2**32 - 1, "a number"),
-    bs=_whole(2, 100_000, "a number of images"), # batch normalization needs two
-    lr=("a number above 0 and at most 1e30", lambda o: 0 < o <= 1e30), # torch's own end at 3e38
+    bs=_whole(2, 100_000, "a number of images"),  # batch normalization needs two
+    lr=("a number above 0 and at most 1e30", lambda o: 0 < o <= 1e30),  # torch's own end at 3e38
     presize=_whole(8, 4096, "a number of pixels"),
     method=_one_of("crop", "squish", "pad"),
-    min_scale=("a share from 0.01 to 1", lambda o: .01 <= o <= 1),
+    min_scale=("a share from 0.01 to 1", lambda o: 0.01 <= o <= 1),
     stats=_one_of("imagenet", "none"),
     pipeline=_one_of("cached", "fastai"),
     valid_pct=("a share between 0 and 1", lambda o: 0 < o < 1),
@@ -80,123 +90,161 @@ def _check_out(out):
     folder = Path(os.path.abspath(out))
     try:
         there = next(o for o in (folder, *folder.parents) if o.exists())
-        with tempfile.TemporaryFile(dir=there): pass
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as e:
-        raise ValueError(f"--out {out} is no folder that can be written to: {e.strerror}. "
-                         "Choose another") from e
+        raise ValueError(
+            f"--out {out} is no folder that can be written to: {e.strerror}. Choose another"
+        ) from e
 
-def check_options(args:dict, # option -> value
-                 ):
+
+def check_options(
+    args: dict,  # option -> value
+):
     "Raises `ValueError` naming the first option whose value can't be meant."
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()}
     for option, (what, ok) in RULES.items():
         value = args[option]
-        if value is None and default[option] is None: continue
-        try: good = ok(value)
-        except (TypeError, AttributeError): good = False # of another type: a call from Python
+        if value is None and default[option] is None:
+            continue
+        try:
+            good = ok(value)
+        except (TypeError, AttributeError):
+            good = False  # of another type: a call from Python
         flag = "--" + option.replace("_", "-")
-        if not good: raise ValueError(f"{flag} must be {what}, not {value!r}")
+        if not good:
+            raise ValueError(f"{flag} must be {what}, not {value!r}")
     if args["presize"] and args["presize"] < args["size"]:
-        raise ValueError(f"--presize must be at least --size, which is {args['size']}, "
-                         f"not {args['presize']}")
+        raise ValueError(
+            f"--presize must be at least --size, which is {args['size']}, not {args['presize']}"
+        )
     if args["resume"] and args["overwrite"]:
         raise ValueError("--resume keeps what is there and --overwrite replaces it: choose one")
     if not RULES["name"][1](run_name(args)):
-        raise ValueError(f"the run can't be called {run_name(args)!r}, after its data: "
-                         "choose a --name")
+        raise ValueError(
+            f"the run can't be called {run_name(args)!r}, after its data: choose a --name"
+        )
     _check_out(args["out"])
 
 # %% ../../nbs/training/command.ipynb #8f19c794
-WHAT = ("data", "size", "arch", "epochs", "seed") # always written
-WHERE = ("out", "name", "resume", "overwrite", "workers") # they change nothing in the result
+WHAT = ("data", "size", "arch", "epochs", "seed")  # always written
+WHERE = ("out", "name", "resume", "overwrite", "workers")  # they change nothing in the result
 
-def options(args:dict, # option -> value
-            drop, # options to leave out
-           ) -> list: # words
+
+def options(
+    args: dict,  # option -> value
+    drop,  # options to leave out
+) -> list:  # words
     "The options that someone would have to type: `WHAT`, and what differs from the default."
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()}
     words = []
     for k, v in args.items():
-        if k in drop or (k not in WHAT and v == default[k]): continue
+        if k in drop or (k not in WHAT and v == default[k]):
+            continue
         words.append(f"--{k.replace('_', '-')}")
-        if v is not True: words.append(str(v))
+        if v is not True:
+            words.append(str(v))
     return words
+
 
 def data_name(data) -> str:
     "What to call the data: its folder's name, also for `.` and `..`."
     return Path(os.path.abspath(data)).name or "data"
+
 
 def run_name(args) -> str:
     "What the run is called, and how its files begin."
     return args["name"] or f"{data_name(args['data'])}-{args['arch']}-{args['size']}px"
 
 # %% ../../nbs/training/command.ipynb #904c4938
-def command_line(args:dict, # option -> value
-                ) -> str:
+def command_line(
+    args: dict,  # option -> value
+) -> str:
     "The `sota-train` command that gives this result, wherever the data lies."
     return shlex.join(["sota-train", *options(args | dict(data=data_name(args["data"])), WHERE)])
 
-def go_on(args:dict, # option -> value
-         ) -> str:
+
+def go_on(
+    args: dict,  # option -> value
+) -> str:
     "The command that goes on with this run, on this machine."
     return shlex.join(["sota-train", *options(args, ("resume", "overwrite")), "--resume"])
 
 # %% ../../nbs/training/command.ipynb #36c461f9
 start_again = "Nothing was trained yet, and nothing was lost: start again with the same command."
 
-class Diverged(ValueError): "A loss became infinite or undefined."
+
+class Diverged(ValueError):
+    "A loss became infinite or undefined."
+
 
 class Interrupted(KeyboardInterrupt):
     "The command was told to stop, by Ctrl-C or a signal."
-    def __init__(self, signum): self.signum = signum
+
+    def __init__(self, signum):
+        self.signum = signum
+
 
 class Signals:
     "Answers SIGINT and SIGTERM: by `Interrupted`; if `at_once`, or a second time, by the end."
+
     def __init__(self):
         self.at_once, self.code, self.last_words = True, None, f"Stopped. {start_again}"
 
     def install(self):
         # Other threads have no say over signals.
-        if threading.current_thread() is not threading.main_thread(): return
-        for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, self)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for o in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(o, self)
         sys.unraisablehook = self.unraisable
 
     def __call__(self, signum, frame):
-        if self.at_once: self.end(signum)
+        if self.at_once:
+            self.end(signum)
         self.at_once = True
         raise Interrupted(signum)
 
     def end(self, signum):
         "End the process, now. Not with `print`: the signal may have come in the middle of one."
         if self.code is None:
-            with contextlib.suppress(OSError): os.write(2, f"\n{self.last_words}\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{self.last_words}\n".encode())
         os._exit(128 + signum if self.code is None else self.code)
 
     def unraisable(self, found):
         "An interrupt in a destructor, from where it gets nowhere, still ends the command."
         error = found.exc_value
-        if isinstance(error, KeyboardInterrupt): self.end(getattr(error, "signum", signal.SIGINT))
+        if isinstance(error, KeyboardInterrupt):
+            self.end(getattr(error, "signum", signal.SIGINT))
         sys.__unraisablehook__(found)
 
 # %% ../../nbs/training/command.ipynb #d03f249b
 def _parse():
     "The options that were typed. Raises `ValueError` for what isn't one, or no value for it."
-    from fastcore.script import anno_parser # a good part of the start, in which a signal is answered
-    def refuse(message): raise ValueError(f"{message}. All options: sota-train --help")
+    from fastcore.script import (
+        anno_parser,
+    )  # a good part of the start, in which a signal is answered
+
+    def refuse(message):
+        raise ValueError(f"{message}. All options: sota-train --help")
+
     parser = anno_parser(train, "sota-train")
     parser.error = refuse
     args = vars(parser.parse_args())
-    return {k: v for k, v in args.items() if k not in ("pdb", "xtra")} # fastcore's own
+    return {k: v for k, v in args.items() if k not in ("pdb", "xtra")}  # fastcore's own
+
 
 def _foreseen(error):
     "Whether `error` is a sentence for people, as all of this package's own are."
     return isinstance(error, (SotaCourseError, ValueError, OSError))
 
+
 def _do(signals):
     "Do what was typed."
     args = _parse()
     check_options(args)
-    _start() # nothing is under way yet, and a signal ends the command at once
+    _start()  # nothing is under way yet, and a signal ends the command at once
     kept = "Epochs that were finished are kept; go on with:"
     signals.last_words = f"Stopped. {kept}\n  {go_on(args)}"
     signals.at_once = False
@@ -206,21 +254,24 @@ def _do(signals):
 # %% ../../nbs/training/command.ipynb #2eeaf13a
 def _code(signals):
     "Do what was typed, say what went wrong, and return the exit code."
-    try: _do(signals)
-    except BrokenPipeError: # as in `sota-train | head`
+    try:
+        _do(signals)
+    except BrokenPipeError:  # as in `sota-train | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print("sota-train: nobody reads what it prints: go on with --resume", file=sys.stderr)
         return 2
     except Exception as e:
-        if not _foreseen(e): raise
+        if not _foreseen(e):
+            raise
         print(f"sota-train: {e}", file=sys.stderr)
         return 1 if isinstance(e, Diverged) else 2
     return 0
 
+
 def _stopped(signals, error):
     "Say that the command was stopped, and return the exit code."
     signals.at_once = True
-    signals.install() # whoever had them may have been stopped before giving them back
+    signals.install()  # whoever had them may have been stopped before giving them back
     words = str(error)
     print(f"\n{words if words.startswith('Stopped') else signals.last_words}", file=sys.stderr)
     return 128 + getattr(error, "signum", signal.SIGINT)
@@ -231,9 +282,11 @@ def main():
     signals = Signals()
     signals.install()
     try:
-        try: code = _code(signals)
-        except KeyboardInterrupt as e: code = _stopped(signals, e)
-    except KeyboardInterrupt as e: # one more, in the middle of that
+        try:
+            code = _code(signals)
+        except KeyboardInterrupt as e:
+            code = _stopped(signals, e)
+    except KeyboardInterrupt as e:  # one more, in the middle of that
         signals.end(getattr(e, "signum", signal.SIGINT))
-    signals.code = code # all is said: a signal while Python shuts down changes nothing
+    signals.code = code  # all is said: a signal while Python shuts down changes nothing
     sys.exit(code)

@@ -16,20 +16,23 @@ from scipy import stats as scipy_stats
 from .settings import differences
 
 # %% ../../nbs/training/compare.ipynb #7bc990b8
-def interval(x, # one number for each seed
-             confidence:float=0.95, # share of such intervals that hold the true mean
-            ) -> float: # half its width; `nan` for fewer than two numbers
+def interval(
+    x,  # one number for each seed
+    confidence: float = 0.95,  # share of such intervals that hold the true mean
+) -> float:  # half its width; `nan` for fewer than two numbers
     "Half the width of Student's t-interval for the mean of `x`."
     n = len(x)
-    if n < 2: return float("nan")
-    t = scipy_stats.t.ppf((1 + confidence)/2, n - 1)
-    return float(t*np.std(x, ddof=1)/n**0.5)
+    if n < 2:
+        return float("nan")
+    t = scipy_stats.t.ppf((1 + confidence) / 2, n - 1)
+    return float(t * np.std(x, ddof=1) / n**0.5)
 
 # %% ../../nbs/training/compare.ipynb #88ea1e03
-def paired(a, # results of the reference, one for each seed
-           b, # results to compare with it
-           metric:str="accuracy", # field of `Result`
-          ) -> np.ndarray: # `b` minus `a` for every seed that both have
+def paired(
+    a,  # results of the reference, one for each seed
+    b,  # results to compare with it
+    metric: str = "accuracy",  # field of `Result`
+) -> np.ndarray:  # `b` minus `a` for every seed that both have
     "Differences between two lists of results, seed by seed."
     a = {o.seed: getattr(o, metric) for o in a}
     b = {o.seed: getattr(o, metric) for o in b}
@@ -38,9 +41,12 @@ def paired(a, # results of the reference, one for each seed
 # %% ../../nbs/training/compare.ipynb #6948cdee
 class Comparison:
     "Runs side by side: means, spreads, and the paired difference from the first with its interval."
-    def __init__(self, runs, # `Run`s that were trained, or lists of `Result`s
-                 metric:str="accuracy", # what differences are taken of: a field of `Result`
-                ):
+
+    def __init__(
+        self,
+        runs,  # `Run`s that were trained, or lists of `Result`s
+        metric: str = "accuracy",  # what differences are taken of: a field of `Result`
+    ):
         self.groups, self.metric = [getattr(o, "results", o) for o in runs], metric
         if not self.groups or not all(self.groups):
             raise ValueError("compare needs runs with results: call their train() first")
@@ -48,20 +54,23 @@ class Comparison:
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"two runs have the same name: {', '.join(self.names)}")
 
-    def differing(self) -> set: # names of settings
+    def differing(self) -> set:  # names of settings
         "The settings in which any run differs from the first."
         first = self.groups[0][0].config
         found = {k for rs in self.groups for r in rs for k in differences(first, r.config)}
-        return found - {"settings"} # where a result has none: see `caveats`
+        return found - {"settings"}  # where a result has none: see `caveats`
 
-def compare(*runs, # `Run`s that were trained, or lists of `Result`s; the first is the reference
-            metric:str="accuracy", # what differences are taken of: a field of `Result`
-           ) -> Comparison:
+
+def compare(
+    *runs,  # `Run`s that were trained, or lists of `Result`s; the first is the reference
+    metric: str = "accuracy",  # what differences are taken of: a field of `Result`
+) -> Comparison:
     "Runs side by side; show it for a table, and call its `figure` for a drawing."
     return Comparison(runs, metric)
 
 # %% ../../nbs/training/compare.ipynb #41447b2e
 _MEASURES = ("accuracy", "nll", "ece", "train_seconds", "predict_seconds")
+
 
 def _row(results, reference, metric):
     "What the table says of `results`, and of their difference from those of `reference`."
@@ -69,11 +78,17 @@ def _row(results, reference, metric):
     means = {m: np.mean(v) for m, v in values.items()}
     sd = np.std(values["accuracy"], ddof=1) if len(results) > 1 else np.nan
     diff = paired(reference, results, metric)
-    return dict(seeds=len(results), **means, sd=sd,
-                difference=diff.mean() if len(diff) else np.nan, interval=interval(diff))
+    return dict(
+        seeds=len(results),
+        **means,
+        sd=sd,
+        difference=diff.mean() if len(diff) else np.nan,
+        interval=interval(diff),
+    )
+
 
 @patch(as_prop=True)
-def table(self:Comparison) -> pd.DataFrame: # a row a run, numbers unrounded
+def table(self: Comparison) -> pd.DataFrame:  # a row a run, numbers unrounded
     "Means, standard deviations, and differences from the first run."
     rows = [_row(o, self.groups[0], self.metric) for o in self.groups]
     return pd.DataFrame(rows, index=self.names)
@@ -81,72 +96,90 @@ def table(self:Comparison) -> pd.DataFrame: # a row a run, numbers unrounded
 # %% ../../nbs/training/compare.ipynb #2d10419f
 def _plus_minus(mean, half, fmt):
     "A mean with its spread, as far as they are known."
-    if np.isnan(mean): return ""
+    if np.isnan(mean):
+        return ""
     text = format(mean, fmt)
     return text if np.isnan(half) else f"{text} ± {half:.3f}"
 
+
 @patch
-def formatted(self:Comparison) -> pd.DataFrame: # of strings
+def formatted(self: Comparison) -> pd.DataFrame:  # of strings
     "The table as people read it."
     against = f"{self.metric} against {self.names[0]} (± 95 %)"
     rows = {}
     for name, o in self.table.iterrows():
-        rows[name] = {"seeds": f"{o.seeds:.0f}",
-                      "accuracy (± sd)": _plus_minus(o.accuracy, o.sd, ".3f"),
-                      "NLL": f"{o.nll:.3f}", "ECE": f"{o.ece:.3f}",
-                      "training s": f"{o.train_seconds:.1f}",
-                      "prediction s": f"{o.predict_seconds:.1f}"}
-        if len(self.groups) > 1: rows[name][against] = _plus_minus(o.difference, o.interval, "+.3f")
-    if len(self.groups) > 1: rows[self.names[0]][against] = ""
+        rows[name] = {
+            "seeds": f"{o.seeds:.0f}",
+            "accuracy (± sd)": _plus_minus(o.accuracy, o.sd, ".3f"),
+            "NLL": f"{o.nll:.3f}",
+            "ECE": f"{o.ece:.3f}",
+            "training s": f"{o.train_seconds:.1f}",
+            "prediction s": f"{o.predict_seconds:.1f}",
+        }
+        if len(self.groups) > 1:
+            rows[name][against] = _plus_minus(o.difference, o.interval, "+.3f")
+    if len(self.groups) > 1:
+        rows[self.names[0]][against] = ""
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/training/compare.ipynb #ed3fd8ec
 @patch
-def caveats(self:Comparison) -> str: # one line, or none
+def caveats(self: Comparison) -> str:  # one line, or none
     "What a reader must know before believing the table."
     found, differing = [], sorted(self.differing())
     if len(differing) > 1:
-        found.append(f"The runs differ in {len(differing)} settings: {', '.join(differing)}. "
-                     "Which one made the difference, this table can't say.")
+        found.append(
+            f"The runs differ in {len(differing)} settings: {', '.join(differing)}. "
+            "Which one made the difference, this table can't say."
+        )
     if len({"settings" in r.config for rs in self.groups for r in rs}) > 1:
-        found.append("Some results are of an earlier version, so this table doesn't know all their "
-                     "settings.")
+        found.append(
+            "Some results are of an earlier version, so this table doesn't know all their settings."
+        )
     fewest = min(map(len, self.groups))
-    if fewest < 3: found.append("Fewer than three seeds: the spread is a guess.")
+    if fewest < 3:
+        found.append("Fewer than three seeds: the spread is a guess.")
     return " ".join(found)
 
-@patch
-def __str__(self:Comparison):
-    return "\n".join(o for o in (self.formatted().to_string(), self.caveats()) if o)
 
 @patch
-def _repr_html_(self:Comparison):
+def __str__(self: Comparison):
+    return "\n".join(o for o in (self.formatted().to_string(), self.caveats()) if o)
+
+
+@patch
+def _repr_html_(self: Comparison):
     table, caveats = self.formatted().to_html(border=0), self.caveats()
     return f"{table}<p>{caveats}</p>" if caveats else table
 
 # %% ../../nbs/training/compare.ipynb #0d20e4dc
 LESS_IS_BETTER = ("nll", "ece", "train_seconds", "predict_seconds")
 
+
 def _relation(difference, half, metric):
     "How a run stands to the reference, as far as the interval of the difference allows."
-    told_apart = abs(difference) > half # never where one of them is undefined
-    if not told_apart: return "can't be told apart from"
+    told_apart = abs(difference) > half  # never where one of them is undefined
+    if not told_apart:
+        return "can't be told apart from"
     better = difference < 0 if metric in LESS_IS_BETTER else difference > 0
     return "is better than" if better else "is worse than"
 
+
 @patch
-def verdict(self:Comparison,
-            name:str, # of a run that isn't the first
-            seconds:bool=False, # say how the time of training compares, too
-           ) -> str: # a sentence without its full stop
+def verdict(
+    self: Comparison,
+    name: str,  # of a run that isn't the first
+    seconds: bool = False,  # say how the time of training compares, too
+) -> str:  # a sentence without its full stop
     "What the interval allows to say of run `name` beside the first."
     run, reference = self.table.loc[name], self.table.iloc[0]
     relation = _relation(run.difference, run.interval, self.metric)
     single = np.isnan(run.interval)
     spread = "from a single seed" if single else f"± {run.interval:.3f} over {run.seeds:.0f} seeds"
     said = f"{name} {relation} {self.names[0]}: {self.metric} {run.difference:+.3f} {spread}"
-    if not seconds: return said
-    return f"{said}, at {run.train_seconds/reference.train_seconds:.2f} of its time"
+    if not seconds:
+        return said
+    return f"{said}, at {run.train_seconds / reference.train_seconds:.2f} of its time"
 
 # %% ../../nbs/training/compare.ipynb #16c98a80
 def _plot_epochs(ax, name, results, key):
@@ -155,27 +188,33 @@ def _plot_epochs(ax, name, results, key):
     epochs = np.arange(1, curves.shape[1] + 1)
     seeds = "1 seed" if len(results) == 1 else f"{len(results)} seeds"
     ax.plot(epochs, curves.mean(0), marker=".", label=f"{name}, {seeds}")
-    ax.fill_between(epochs, curves.min(0), curves.max(0), alpha=.2)
+    ax.fill_between(epochs, curves.min(0), curves.max(0), alpha=0.2)
     # Runs of another length may have been drawn before.
     longest = max(len(o.get_xdata()) for o in ax.lines)
     ax.set(xlabel="epoch", ylabel=key.replace("_", " "), xticks=range(1, longest + 1))
 
+
 def _plot_last(ax, i, values):
     "Every seed's last value as a dot in row `i`, and the mean with its interval."
-    ax.plot(values, [i]*len(values), "o", alpha=.5, color=f"C{i}")
+    ax.plot(values, [i] * len(values), "o", alpha=0.5, color=f"C{i}")
     ax.errorbar(np.mean(values), i, xerr=interval(values), capsize=4, marker="|", color=f"C{i}")
 
 # %% ../../nbs/training/compare.ipynb #3b1417a1
 @patch
-def figure(self:Comparison) -> plt.Figure:
+def figure(self: Comparison) -> plt.Figure:
     "Left, the metric after every epoch; right, each seed's last value and the mean's interval."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(3, 2),
-                                      layout="constrained")
+    fig, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 3), width_ratios=(3, 2), layout="constrained"
+    )
     key = "valid_loss" if self.metric == "nll" else self.metric
     for i, (name, results) in enumerate(zip(self.names, self.groups)):
         _plot_epochs(left, name, results, key)
         _plot_last(right, i, [getattr(o, self.metric) for o in results])
     left.legend()
-    right.set(xlabel=self.metric, yticks=range(len(self.names)), yticklabels=self.names,
-              ylim=(len(self.names) - .5, -.5))
+    right.set(
+        xlabel=self.metric,
+        yticks=range(len(self.names)),
+        yticklabels=self.names,
+        ylim=(len(self.names) - 0.5, -0.5),
+    )
     return fig

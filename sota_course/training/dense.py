@@ -19,30 +19,35 @@ from ..tta import crop_places, make_room
 def _stride(pixels, cells):
     "The pixels from one cell to the next."
     for k in range(16):
-        if math.ceil(pixels/2**k) == cells: return 2**k
-    return pixels/cells
+        if math.ceil(pixels / 2**k) == cells:
+            return 2**k
+    return pixels / cells
 
 # %% ../../nbs/training/dense.ipynb #119daec0
-def region_weights(starts, # first pixel of each crop, along one axis
-                   size:int, # its pixels
-                   pixels:int, # of the image
-                   cells:int, # of the feature map
-                  ) -> torch.Tensor: # (crops, cells), rows sum to 1
+def region_weights(
+    starts,  # first pixel of each crop, along one axis
+    size: int,  # its pixels
+    pixels: int,  # of the image
+    cells: int,  # of the feature map
+) -> torch.Tensor:  # (crops, cells), rows sum to 1
     "How much each cell of a feature map counts in the average over each crop, along one axis."
     stride = _stride(pixels, cells)
-    edges = (torch.arange(cells + 1)*stride).double()
+    edges = (torch.arange(cells + 1) * stride).double()
     start = torch.tensor(starts)[:, None]
-    end = start + stride*math.ceil(size/stride - 1e-6) # a crop alone would have whole cells
+    end = start + stride * math.ceil(size / stride - 1e-6)  # a crop alone would have whole cells
     overlap = torch.minimum(edges[1:], end) - torch.maximum(edges[:-1], start)
     w = overlap.clamp(min=0)
-    return (w/w.sum(1, keepdim=True)).float()
+    return (w / w.sum(1, keepdim=True)).float()
 
 # %% ../../nbs/training/dense.ipynb #fd349f62
 def _averages(f, wy, wx):
     "(crops, n, channels)"
     return torch.einsum("nchw,vh,vw->vnc", f, wy.to(f), wx.to(f))
 
-def _mostly_inside(w): return w >= w.amax(1, keepdim=True)/2
+
+def _mostly_inside(w):
+    return w >= w.amax(1, keepdim=True) / 2
+
 
 def _maxima(f, wy, wx):
     "(crops, n, channels)"
@@ -50,11 +55,12 @@ def _maxima(f, wy, wx):
     return torch.stack([f[:, :, r][..., c].amax((2, 3)) for r, c in zip(rows, columns)])
 
 # %% ../../nbs/training/dense.ipynb #74c17670
-def pool_regions(f:torch.Tensor, # feature maps (n, channels, rows, columns)
-                 wy:torch.Tensor, # (crops, rows), see `region_weights`
-                 wx:torch.Tensor, # (crops, columns)
-                 kinds=("avg",), # "avg" and "max", in the order in which they are concatenated
-                ) -> torch.Tensor: # (crops, n, channels, 1, 1)
+def pool_regions(
+    f: torch.Tensor,  # feature maps (n, channels, rows, columns)
+    wy: torch.Tensor,  # (crops, rows), see `region_weights`
+    wx: torch.Tensor,  # (crops, columns)
+    kinds=("avg",),  # "avg" and "max", in the order in which they are concatenated
+) -> torch.Tensor:  # (crops, n, channels, 1, 1)
     """The features of each crop: averages, weighted by how much of a cell it holds, or maxima of
     the cells that it mostly holds."""
     pooled = [_averages(f, wy, wx) if o == "avg" else _maxima(f, wy, wx) for o in kinds]
@@ -64,7 +70,8 @@ def pool_regions(f:torch.Tensor, # feature maps (n, channels, rows, columns)
 def _layers(model):
     "The layers of nested Sequentials, in one row."
     plain = isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward
-    if not plain: return [model]
+    if not plain:
+        return [model]
     return [o for m in model for o in _layers(m)]
 
 # %% ../../nbs/training/dense.ipynb #d4b97079
@@ -72,37 +79,45 @@ def _kinds(layer):
     "How a global pooling layer pools; none for any other layer."
     if isinstance(layer, AdaptiveConcatPool2d):
         return ("max", "avg") if layer.size in (1, (1, 1)) else ()
-    if getattr(layer, "output_size", None) not in (1, (1, 1), [1, 1]): return ()
-    if isinstance(layer, nn.AdaptiveAvgPool2d): return ("avg",)
+    if getattr(layer, "output_size", None) not in (1, (1, 1), [1, 1]):
+        return ()
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        return ("avg",)
     return ("max",) if isinstance(layer, nn.AdaptiveMaxPool2d) else ()
 
 # %% ../../nbs/training/dense.ipynb #7b2a5dbe
-def split_model(model:nn.Module, # a Sequential, maybe of Sequentials, with one global pooling
-               ) -> tuple: # body, how its features are pooled, head
+def split_model(
+    model: nn.Module,  # a Sequential, maybe of Sequentials, with one global pooling
+) -> tuple:  # body, how its features are pooled, head
     """The layers before and after the global pooling, such as those of fastai's xresnets and
     `vision_learner`. Raises `ValueError` where there is none to be found."""
     layers = _layers(model)
     pooling = [i for i, o in enumerate(layers) if _kinds(o)]
     if not pooling:
-        raise ValueError(f"{type(model).__name__} can't be split into body, global pooling and "
-                         "head: build it as nn.Sequential(body, nn.AdaptiveAvgPool2d(1), "
-                         "nn.Flatten(), …), or use views=\"five\"")
+        raise ValueError(
+            f"{type(model).__name__} can't be split into body, global pooling and "
+            "head: build it as nn.Sequential(body, nn.AdaptiveAvgPool2d(1), "
+            'nn.Flatten(), …), or use views="five"'
+        )
     at = pooling[0]
-    return nn.Sequential(*layers[:at]), _kinds(layers[at]), nn.Sequential(*layers[at + 1:])
+    return nn.Sequential(*layers[:at]), _kinds(layers[at]), nn.Sequential(*layers[at + 1 :])
 
 # %% ../../nbs/training/dense.ipynb #6d739555
-def dense_five_crop(model:nn.Module, # see `split_model`; in evaluation mode
-                    x:torch.Tensor, # images (n, channels, height, width), larger than `size`
-                    size, # side of the crops, or (height, width)
-                   ) -> torch.Tensor: # outputs (5, n, …), in the order of `five_crop`
+def dense_five_crop(
+    model: nn.Module,  # see `split_model`; in evaluation mode
+    x: torch.Tensor,  # images (n, channels, height, width), larger than `size`
+    size,  # side of the crops, or (height, width)
+) -> torch.Tensor:  # outputs (5, n, …), in the order of `five_crop`
     """Close to five crops, in one pass over a larger image: the body once, five regions of its
     features, the head on each."""
     body, kinds, head = split_model(model)
     x, (th, tw) = make_room(x, size), size_pair(size)
     f = body(x)
     if f.ndim != 4:
-        raise ValueError(f"the body gives {tuple(f.shape)}, which is no feature map (n, channels, "
-                         "rows, columns): use views=\"five\"")
+        raise ValueError(
+            f"the body gives {tuple(f.shape)}, which is no feature map (n, channels, "
+            'rows, columns): use views="five"'
+        )
     h, w = x.shape[-2:]
     tops, lefts = zip(*crop_places(h, w, size))
     wy = region_weights(tops, th, h, f.shape[-2])

@@ -21,30 +21,38 @@ def _check_probs(probs, targets):
     is_bool = targets.dtype == torch.bool
     whole = not (targets.is_floating_point() or targets.is_complex() or is_bool)
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or not whole:
-        raise ValueError("one row an image and one class index a row are needed: the shapes are "
-                         f"{tuple(probs.shape)} and {tuple(targets.shape)}, "
-                         f"the indices are {targets.dtype}")
-    if not len(targets): raise ValueError("there are no images to score")
+        raise ValueError(
+            "one row an image and one class index a row are needed: the shapes are "
+            f"{tuple(probs.shape)} and {tuple(targets.shape)}, "
+            f"the indices are {targets.dtype}"
+        )
+    if not len(targets):
+        raise ValueError("there are no images to score")
     targets = targets.long()
     check_classes(targets, probs.shape[1])
     return probs, targets
 
+
 def _slack(x):
     "How far off rounding may put a sum."
     x = plain_tensor(x, "the predictions")
-    return max(1e-3, 4*torch.finfo(x.dtype).eps) if x.is_floating_point() else 1e-3
+    return max(1e-3, 4 * torch.finfo(x.dtype).eps) if x.is_floating_point() else 1e-3
+
 
 def _check_sums(probs, slack):
     # What is undefined fails both questions.
-    if (probs >= 0).all() and ((probs.sum(1) - 1).abs() <= slack).all(): return
-    raise ValueError("the rows must be probabilities, from 0 to 1 with a sum of 1: "
-                     "give logits.softmax(1)")
+    if (probs >= 0).all() and ((probs.sum(1) - 1).abs() <= slack).all():
+        return
+    raise ValueError(
+        "the rows must be probabilities, from 0 to 1 with a sum of 1: give logits.softmax(1)"
+    )
 
 # %% ../../nbs/training/metrics.ipynb #4aadec59
-def reliability(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
-                targets:torch.Tensor, # `(n,)`, class indices
-                bins:int=15, # of equal width, over the top probability
-               ) -> dict: # `confidence`, `accuracy`, `share`: an entry a bin, 0 where it is empty
+def reliability(
+    probs: torch.Tensor,  # `(n, classes)`, rows sum to 1
+    targets: torch.Tensor,  # `(n,)`, class indices
+    bins: int = 15,  # of equal width, over the top probability
+) -> dict:  # `confidence`, `accuracy`, `share`: an entry a bin, 0 where it is empty
     """Confidence and accuracy in bins of confidence. Raises `ValueError` or `TypeError` for what
     isn't probabilities, class indices or a number of bins."""
     check_whole(bins, "bins", 1)
@@ -52,59 +60,73 @@ def reliability(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
     probs, targets = _check_probs(probs, targets)
     _check_sums(probs, slack)
     conf, pred = probs.max(1)
-    idx = (conf*bins).ceil().long().clamp(1, bins) - 1
-    def total(x): return torch.zeros(bins).to(conf).index_add_(0, idx, x)
+    idx = (conf * bins).ceil().long().clamp(1, bins) - 1
+
+    def total(x):
+        return torch.zeros(bins).to(conf).index_add_(0, idx, x)
+
     images = total(torch.ones_like(conf))
     right = total((pred == targets).to(conf))
     some = images.clamp(min=1)
-    return dict(confidence=total(conf)/some, accuracy=right/some, share=images/len(conf))
+    return dict(confidence=total(conf) / some, accuracy=right / some, share=images / len(conf))
 
 # %% ../../nbs/training/metrics.ipynb #85f5bc81
 # Over the bins of `reliability`.
-def _distance(r): return (r["share"]*(r["confidence"] - r["accuracy"]).abs()).sum().item()
+def _distance(r):
+    return (r["share"] * (r["confidence"] - r["accuracy"]).abs()).sum().item()
 
-def ece(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
-        targets:torch.Tensor, # `(n,)`, class indices
-        bins:int=15, # of equal width, over the top probability
-       ) -> float: # from 0 (calibrated) to 1
+
+def ece(
+    probs: torch.Tensor,  # `(n, classes)`, rows sum to 1
+    targets: torch.Tensor,  # `(n,)`, class indices
+    bins: int = 15,  # of equal width, over the top probability
+) -> float:  # from 0 (calibrated) to 1
     """Expected calibration error: the distance between confidence and accuracy, averaged over bins.
     Naeini et al., 2015; Guo et al., arXiv:1706.04599."""
     return _distance(reliability(probs, targets, bins))
 
 # %% ../../nbs/training/metrics.ipynb #5d137713
-def reliability_diagram(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
-                        targets:torch.Tensor, # `(n,)`, class indices
-                        bins:int=15, # of equal width, over the top probability
-                        ax=None, # Matplotlib axes; new ones if None
-                        title:str="", # the expected calibration error is written beside it
-                       ): # the Matplotlib axes
+def reliability_diagram(
+    probs: torch.Tensor,  # `(n, classes)`, rows sum to 1
+    targets: torch.Tensor,  # `(n,)`, class indices
+    bins: int = 15,  # of equal width, over the top probability
+    ax=None,  # Matplotlib axes; new ones if None
+    title: str = "",  # the expected calibration error is written beside it
+):  # the Matplotlib axes
     "Accuracy against confidence, a bar a bin, and dots whose area is the share of the images."
     import matplotlib.pyplot as plt
+
     r = reliability(probs, targets, bins)
     title = f"{title}\nECE {_distance(r):.3f}".strip()
-    if ax is None: _, ax = plt.subplots(figsize=(3.2, 3.2), layout="constrained")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.2, 3.2), layout="constrained")
     r = {k: v.cpu().numpy() for k, v in r.items()}
-    ax.bar([(i + 0.5)/bins for i in range(bins)], r["accuracy"], width=0.95/bins, alpha=0.5)
-    ax.scatter(r["confidence"], r["accuracy"], s=400*r["share"], color="C1", zorder=3)
+    ax.bar([(i + 0.5) / bins for i in range(bins)], r["accuracy"], width=0.95 / bins, alpha=0.5)
+    ax.scatter(r["confidence"], r["accuracy"], s=400 * r["share"], color="C1", zorder=3)
     ax.plot([0, 1], [0, 1], color="grey", ls=":")
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=title)
     return ax
 
 # %% ../../nbs/training/metrics.ipynb #1a69cf76
-def nll(logp:torch.Tensor, # `(n, classes)`, log-probabilities, such as `logits.log_softmax(1)`
-        targets:torch.Tensor, # `(n,)`, class indices
-       ) -> float: # in nats
+def nll(
+    logp: torch.Tensor,  # `(n, classes)`, log-probabilities, such as `logits.log_softmax(1)`
+    targets: torch.Tensor,  # `(n,)`, class indices
+) -> float:  # in nats
     "Negative log-likelihood: the mean of minus the log-probability of the right class."
     slack = _slack(logp)
     logp, targets = _check_probs(logp, targets)
     if not (logp.logsumexp(1).abs() <= slack).all():
-        raise ValueError("the exponentials of log-probabilities sum to 1 in each row, and these "
-                         "don't: give logits.log_softmax(1), not probabilities or logits")
+        raise ValueError(
+            "the exponentials of log-probabilities sum to 1 in each row, and these "
+            "don't: give logits.log_softmax(1), not probabilities or logits"
+        )
     return -logp.gather(1, targets[:, None]).mean().item()
 
-def brier(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
-          targets:torch.Tensor, # `(n,)`, class indices
-         ) -> float: # from 0 (sure and right) to 2 (sure and wrong)
+
+def brier(
+    probs: torch.Tensor,  # `(n, classes)`, rows sum to 1
+    targets: torch.Tensor,  # `(n,)`, class indices
+) -> float:  # from 0 (sure and right) to 2 (sure and wrong)
     """Mean squared distance between the probabilities and the one-hot labels, summed over the
     classes. Brier, 1950."""
     slack = _slack(probs)
@@ -116,71 +138,86 @@ def brier(probs:torch.Tensor, # `(n, classes)`, rows sum to 1
 # %% ../../nbs/training/metrics.ipynb #6390bcde
 def _slope(d, b):
     "Slope and curvature of the mean loss at `b`; `d` is each logit less the right one."
-    p = (d*b).softmax(1)
-    mean = (p*d).sum(1, keepdim=True)
-    variance = (p*(d - mean).square()).sum(1)
+    p = (d * b).softmax(1)
+    mean = (p * d).sum(1, keepdim=True)
+    variance = (p * (d - mean).square()).sum(1)
     return mean.mean().item(), variance.mean().item()
 
 # %% ../../nbs/training/metrics.ipynb #85b2def0
 def _sharpest(d):
     "The `b` at which the slope is 0; it must be below 0 for small `b`, and above for large ones."
-    low, high, b = 0., math.inf, 1.
+    low, high, b = 0.0, math.inf, 1.0
     for _ in range(300):
         slope, curvature = _slope(d, b)
-        step = slope/curvature if curvature else math.inf
-        if abs(step) <= 1e-13*b or high - low <= 1e-13*b: return b
-        if slope < 0: low = b
-        else: high = b
+        step = slope / curvature if curvature else math.inf
+        if abs(step) <= 1e-13 * b or high - low <= 1e-13 * b:
+            return b
+        if slope < 0:
+            low = b
+        else:
+            high = b
         # Four times as far at most: the curvature here says nothing of places far away.
-        near, far = max(low, b/4), min(high, b*4)
+        near, far = max(low, b / 4), min(high, b * 4)
         newton = b - step
-        b = newton if near < newton < far else math.sqrt(near)*math.sqrt(far)
-    return math.inf # nowhere
+        b = newton if near < newton < far else math.sqrt(near) * math.sqrt(far)
+    return math.inf  # nowhere
 
 # %% ../../nbs/training/metrics.ipynb #b8e5a123
 def _distances(z, y):
     "Each logit less the right one, in units of their mean size; and that unit."
     largest = z.abs().max().clamp(min=torch.finfo(z.dtype).tiny)
-    d = z/largest
+    d = z / largest
     d = d - d.gather(1, y[:, None])
     unit = d.abs().mean()
-    return (d/unit if unit else d), largest.item()*unit.item()
+    return (d / unit if unit else d), largest.item() * unit.item()
 
 # %% ../../nbs/training/metrics.ipynb #eb18d456
 def _check_slopes(d):
     "The slope of the loss must rise above 0 at the one end, and begin below it at the other."
     if (d <= 0).all():
-        raise ValueError("no temperature is best: the model is right on all of these images, "
-                         "and the sharper the better; take other images, or more")
+        raise ValueError(
+            "no temperature is best: the model is right on all of these images, "
+            "and the sharper the better; take other images, or more"
+        )
     if d.mean() >= 0:
-        raise ValueError("no temperature is best: "
-                         "on these images the logits are no better than chance")
+        raise ValueError(
+            "no temperature is best: on these images the logits are no better than chance"
+        )
 
 # %% ../../nbs/training/metrics.ipynb #e7d3375c
-def fit_temperature(logits:torch.Tensor, # `(n, classes)`, for images that weren't trained on
-                    targets:torch.Tensor, # `(n,)`, class indices
-                   ) -> float: # divide logits by it
+def fit_temperature(
+    logits: torch.Tensor,  # `(n, classes)`, for images that weren't trained on
+    targets: torch.Tensor,  # `(n,)`, class indices
+) -> float:  # divide logits by it
     """The temperature at which `logits/T` has the least negative log-likelihood.
     Guo et al., arXiv:1706.04599. Raises `ValueError` where there is none."""
     z, y = _check_probs(logits, targets)
-    if not z.isfinite().all(): raise ValueError("the logits hold infinite or undefined numbers")
+    if not z.isfinite().all():
+        raise ValueError("the logits hold infinite or undefined numbers")
     d, unit = _distances(z, y)
     _check_slopes(d)
-    temperature = unit/_sharpest(d)
-    if 0 < temperature < math.inf: return temperature
+    temperature = unit / _sharpest(d)
+    if 0 < temperature < math.inf:
+        return temperature
     raise ValueError("the logits are too large or too small for a temperature in float64")
 
 # %% ../../nbs/training/metrics.ipynb #aa81b120
-def on_wrong(learn, # a trained learner, some of whose training labels are wrong
-             right_class, # a function of an item, such as a path: the name of its right class
-            ) -> dict: # shares that are given the wrong `label`, and the right `class`
+def on_wrong(
+    learn,  # a trained learner, some of whose training labels are wrong
+    right_class,  # a function of an item, such as a path: the name of its right class
+) -> dict:  # shares that are given the wrong `label`, and the right `class`
     "What a model says to the training images that were labelled wrongly; `{}` if there are none."
     train, valid = learn.dls.train, learn.dls.valid
     dl = train.new(shuffle=False, drop_last=False, after_batch=valid.after_batch)
-    with learn.no_bar(): preds, label = learn.get_preds(dl=dl)
+    with learn.no_bar():
+        preds, label = learn.get_preds(dl=dl)
     pred = preds.argmax(1)
     true = torch.tensor([learn.dls.vocab.o2i[right_class(o)] for o in train.items])
     wrong = true != label
-    if not wrong.any(): return {}
-    def share(x): return x[wrong].double().mean().item()
+    if not wrong.any():
+        return {}
+
+    def share(x):
+        return x[wrong].double().mean().item()
+
     return {"label": share(pred == label), "class": share(pred == true)}

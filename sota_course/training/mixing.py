@@ -15,34 +15,55 @@ from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from torch import nn
 from ..core import check_tensor, check_whole, class_numbers, eval_mode
-from ..mixup import (blend, box_weights, cut_boxes, loss_setting, mix_weights, mixed_loss,
-                               partners, paste)
+from sota_course.mixup import (
+    blend,
+    box_weights,
+    cut_boxes,
+    loss_setting,
+    mix_weights,
+    mixed_loss,
+    partners,
+    paste,
+)
 
 # %% ../../nbs/training/mixing.ipynb #3082ef3f
 class MixHandler(Callback):
     """What the mixing callbacks share: one is drawn for each batch or image, the loss is mixed,
     and the unmixed loss recorded."""
+
     # Before gradient accumulation (6), which scales the loss, and mixed precision (10).
     order, run_valid = 5, False
     # Whether a pixel comes from one image or the other, so that a target for each can't be mixed.
     pastes = False
-    def __init__(self, alpha:float, # of Beta(`alpha`, `alpha`)
-                 per:str="elem", # a weight for each image ("elem"), or one for the "batch"
-                 fold:bool=False, # take the larger of t and 1 - t
-                 p:float=1., # share of the batches (or images) that are mixed
-                 draw:str="batch", # of several callbacks one is drawn for each "batch" or "image"
-                 off_last:int=0, # last epochs of each fit without mixing; `fine_tune` fits twice
-                 compare_every:int=10, # record the unmixed loss of every so many batches; 0: never
-                ):
+
+    def __init__(
+        self,
+        alpha: float,  # of Beta(`alpha`, `alpha`)
+        per: str = "elem",  # a weight for each image ("elem"), or one for the "batch"
+        fold: bool = False,  # take the larger of t and 1 - t
+        p: float = 1.0,  # share of the batches (or images) that are mixed
+        draw: str = "batch",  # of several callbacks one is drawn for each "batch" or "image"
+        off_last: int = 0,  # last epochs of each fit without mixing; `fine_tune` fits twice
+        compare_every: int = 10,  # record the unmixed loss of every so many batches; 0: never
+    ):
         mix_weights(1, alpha, per)
         check_whole(off_last, "off_last", 0)
         check_whole(compare_every, "compare_every", 0)
-        if not 0 <= p <= 1: raise ValueError(f"p is a share, from 0 to 1, not {p}")
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is a share, from 0 to 1, not {p}")
         if draw not in ("batch", "image"):
             raise ValueError(f'draw must be "batch" or "image", not {draw!r}')
-        self.settings = dict(alpha=alpha, per=per, fold=fold, p=p, draw=draw, off_last=off_last,
-                             compare_every=compare_every)
-        for k, v in self.settings.items(): setattr(self, k, v)
+        self.settings = dict(
+            alpha=alpha,
+            per=per,
+            fold=fold,
+            p=p,
+            draw=draw,
+            off_last=off_last,
+            compare_every=compare_every,
+        )
+        for k, v in self.settings.items():
+            setattr(self, k, v)
         self.mixed, self.compared = None, []
 
     # What the record of a run calls it: `sota_course.training.runs.describe` asks for the name.
@@ -52,20 +73,23 @@ class MixHandler(Callback):
         return f"{type(self).__name__}({settings})"
 
     @property
-    def group(self): return [o for o in self.learn.cbs if isinstance(o, MixHandler)]
+    def group(self):
+        return [o for o in self.learn.cbs if isinstance(o, MixHandler)]
 
     def weights(self, n):
         "Weights for `n` images, 1 where nothing is to be mixed."
         lam = mix_weights(n, self.alpha, self.per, self.fold)
-        return torch.where(torch.rand(lam.shape) < self.p, lam, 1.)
+        return torch.where(torch.rand(lam.shape) < self.p, lam, 1.0)
 
 # %% ../../nbs/training/mixing.ipynb #378d7d03
 def _pair(cb):
     "The batch's images and targets, as plain tensors."
     name = type(cb).__name__
     if len(cb.xb) != 1 or len(cb.yb) != 1:
-        raise ValueError(f"{name} mixes batches of one input and one target, "
-                         f"and these have {len(cb.xb)} and {len(cb.yb)}")
+        raise ValueError(
+            f"{name} mixes batches of one input and one target, "
+            f"and these have {len(cb.xb)} and {len(cb.yb)}"
+        )
     x, y = (torch.as_tensor(o).as_subclass(torch.Tensor) for o in (cb.xb[0], cb.yb[0]))
     check_tensor(x, f"{name}: the images")
     check_tensor(y, f"{name}: the targets")
@@ -86,93 +110,114 @@ def _draw_and_mix(live, x, perm):
     for k, cb in enumerate(live):
         images, lam = cb.mix(x, cb.weights(len(x)), perm)
         mine = drawn == k
-        mixed = torch.where(mine.to(x.device).reshape(-1, *[1]*(x.ndim - 1)), images, mixed)
+        mixed = torch.where(mine.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), images, mixed)
         kept = torch.where(mine, lam, kept)
     return mixed, kept
 
 # %% ../../nbs/training/mixing.ipynb #1e4c5f7a
 # Set where a pass over the batches begins.
-def _counts(cb): return hasattr(cb.learn, "n_iter")
+def _counts(cb):
+    return hasattr(cb.learn, "n_iter")
+
 
 def _live(cb):
     "Those that mix in this epoch; in a preview, which no training has begun, all of them."
-    if not _counts(cb): return cb.group
+    if not _counts(cb):
+        return cb.group
     return [o for o in cb.group if cb.epoch < cb.n_epoch - o.off_last]
 
+
 def _check_targets(live, y):
-    if y.ndim < 3: return
+    if y.ndim < 3:
+        return
     for cb in live:
-        if y.is_floating_point() and not cb.pastes: continue
-        raise ValueError(f"{type(cb).__name__} mixes one target an image, "
-                         "and these have one for each pixel")
+        if y.is_floating_point() and not cb.pastes:
+            continue
+        raise ValueError(
+            f"{type(cb).__name__} mixes one target an image, and these have one for each pixel"
+        )
 
 # %% ../../nbs/training/mixing.ipynb #4265bddf
 @patch
-def before_batch(self:MixHandler):
+def before_batch(self: MixHandler):
     self.mixed = None
-    if self is not self.group[0]: return
+    if self is not self.group[0]:
+        return
     x, y = _pair(self)
     live = _live(self)
     _check_targets(live, y)
     self._compare(x, y)
-    if live: self._mix_batch(live, x, y)
+    if live:
+        self._mix_batch(live, x, y)
+
 
 @patch
-def _mix_batch(self:MixHandler, live, x, y):
+def _mix_batch(self: MixHandler, live, x, y):
     perm = torch.randperm(len(x))
     images, lam = _draw_and_mix(live, x, perm)
     self.learn.xb, self.mixed = (images,), (perm, lam)
     # Class numbers in bytes have become int64.
     given = self.yb[0]
-    if y.dtype != getattr(given, "dtype", None): self.learn.yb = (y,)
+    if y.dtype != getattr(given, "dtype", None):
+        self.learn.yb = (y,)
 
 # %% ../../nbs/training/mixing.ipynb #9793af5d
 @patch
-def after_loss(self:MixHandler):
-    if self.mixed is None: return
+def after_loss(self: MixHandler):
+    if self.mixed is None:
+        return
     perm, lam = self.mixed
     loss = mixed_loss(self.learn.loss_func, self.pred, self.yb[0], perm, lam)
     self.learn.loss_grad, self.learn.loss = loss, loss.clone()
 
 # %% ../../nbs/training/mixing.ipynb #145da048
 @patch
-def _compare(self:MixHandler, x, y):
+def _compare(self: MixHandler, x, y):
     "Note the loss of the unmixed batch and its size, if it is its turn."
-    if not self.compare_every or not _counts(self): return
+    if not self.compare_every or not _counts(self):
+        return
     # The last of an epoch always has its turn, so that a short epoch has one too.
     done = self.iter + 1
-    if done % self.compare_every and done < self.n_iter: return
+    if done % self.compare_every and done < self.n_iter:
+        return
     # Without what wraps it for several GPUs.
     model = getattr(self.model, "module", self.model)
     with eval_mode(model):
         pred = _predict(model, x, loss_setting(self.loss_func, "weight"))
         self.compared.append((self.learn.loss_func(pred, y).mean(), len(x)))
 
+
 def _predict(model, x, weight):
     "The predictions in a type that the loss can take."
-    if x.is_floating_point(): x = x.to(next(model.parameters()).dtype)
+    if x.is_floating_point():
+        x = x.to(next(model.parameters()).dtype)
     pred = model(x)
     # PyTorch's losses ask for the type of their weights; otherwise at least float32.
-    if isinstance(weight, torch.Tensor): return pred.to(weight.dtype)
+    if isinstance(weight, torch.Tensor):
+        return pred.to(weight.dtype)
     return pred.to(torch.promote_types(pred.dtype, torch.float32))
 
 # %% ../../nbs/training/mixing.ipynb #b719c280
 @patch
-def unmixed_loss(self:MixHandler) -> float: # nan before the first batch
+def unmixed_loss(self: MixHandler) -> float:  # nan before the first batch
     "The mean of the losses of this epoch's unmixed batches, each counted by its images."
-    if not self.compared: return float("nan")
-    total = sum(loss*n for loss, n in self.compared)
-    return (total/sum(n for _, n in self.compared)).item()
+    if not self.compared:
+        return float("nan")
+    total = sum(loss * n for loss, n in self.compared)
+    return (total / sum(n for _, n in self.compared)).item()
 
 # %% ../../nbs/training/mixing.ipynb #18eb94c3
-def _without_column(metrics): return [o for o in metrics if o.name != "unmixed_loss"]
+def _without_column(metrics):
+    return [o for o in metrics if o.name != "unmixed_loss"]
+
 
 @patch
-def before_fit(self:MixHandler):
+def before_fit(self: MixHandler):
     first = self.group[0]
     if len({o.draw for o in self.group}) > 1:
-        raise ValueError("callbacks that mix together must agree: "
-                         'draw="batch" or draw="image" for all')
+        raise ValueError(
+            'callbacks that mix together must agree: draw="batch" or draw="image" for all'
+        )
     # An interrupted training may have left its column.
     self.learn.metrics = _without_column(self.learn.metrics)
     # Validating and predicting hold the learner's lock, and need none.
@@ -181,86 +226,114 @@ def before_fit(self:MixHandler):
 
 # %% ../../nbs/training/mixing.ipynb #2bfe2357
 @patch
-def before_train(self:MixHandler): self.compared = []
+def before_train(self: MixHandler):
+    self.compared = []
+
 
 @patch
-def after_fit(self:MixHandler): self.learn.metrics = _without_column(self.learn.metrics)
+def after_fit(self: MixHandler):
+    self.learn.metrics = _without_column(self.learn.metrics)
 
 # %% ../../nbs/training/mixing.ipynb #8c3b11a2
 class MixUp(MixHandler):
     "Train with blended images and targets. Zhang et al., arXiv:1710.09412."
-    def __init__(self, alpha:float=0.4, # of Beta(`alpha`, `alpha`)
-                 **kwargs, # as `MixHandler` takes them
-                ):
+
+    def __init__(
+        self,
+        alpha: float = 0.4,  # of Beta(`alpha`, `alpha`)
+        **kwargs,  # as `MixHandler` takes them
+    ):
         super().__init__(alpha, **kwargs)
 
-    def mix(self, x, lam, perm): return blend(x, lam, perm), lam
+    def mix(self, x, lam, perm):
+        return blend(x, lam, perm), lam
 
 # %% ../../nbs/training/mixing.ipynb #0ba48656
 class CutMix(MixHandler):
     "Train with rectangles of other images pasted in. Yun et al., arXiv:1905.04899."
+
     pastes = True
-    def __init__(self, alpha:float=1., # of Beta(`alpha`, `alpha`)
-                 **kwargs, # as `MixHandler` takes them
-                ):
+
+    def __init__(
+        self,
+        alpha: float = 1.0,  # of Beta(`alpha`, `alpha`)
+        **kwargs,  # as `MixHandler` takes them
+    ):
         super().__init__(alpha, **kwargs)
 
     def mix(self, x, lam, perm):
         if x.ndim != 4:
-            raise ValueError("CutMix needs images (n, channels, height, width), "
-                             f"and these are {tuple(x.shape)}")
+            raise ValueError(
+                f"CutMix needs images (n, channels, height, width), and these are {tuple(x.shape)}"
+            )
         boxes = cut_boxes(lam, *x.shape[2:])
         other = partners(x, perm)
         images = paste(x, other, boxes.expand(len(x), 4), out=other)
         return images, box_weights(boxes, *x.shape[2:])
 
 # %% ../../nbs/training/mixing.ipynb #df204fe9
-def mixable_layers(model:nn.Module) -> list: # modules, in order; the first is the model itself
+def mixable_layers(model: nn.Module) -> list:  # modules, in order; the first is the model itself
     """The modules at whose inputs `ManifoldMixup` mixes unless told otherwise:
     the model, and parts of it but the first and the last."""
-    def size(module): return sum(o.numel() for o in module.parameters())
-    def weighty(module): return [o for o in module.children() if size(o)]
+
+    def size(module):
+        return sum(o.numel() for o in module.parameters())
+
+    def weighty(module):
+        return [o for o in module.children() if size(o)]
+
     parts = weighty(model)
-    while len(parts) in (1, 2): parts = weighty(max(parts, key=size))
+    while len(parts) in (1, 2):
+        parts = weighty(max(parts, key=size))
     return [model, *parts[1:-1]]
 
 # %% ../../nbs/training/mixing.ipynb #f1b0e669
 class ManifoldMixup(MixHandler):
     """Train with activations blended in a layer that is drawn for each batch.
     Verma et al., arXiv:1806.05236."""
-    def __init__(self, alpha:float=2., # of Beta(`alpha`, `alpha`)
-                 layers=None, # modules, or their names, to mix at; default: `mixable_layers`
-                 **kwargs, # as `MixHandler` takes them
-                ):
+
+    def __init__(
+        self,
+        alpha: float = 2.0,  # of Beta(`alpha`, `alpha`)
+        layers=None,  # modules, or their names, to mix at; default: `mixable_layers`
+        **kwargs,  # as `MixHandler` takes them
+    ):
         super().__init__(alpha, **kwargs)
         self.layers, self.handle, self.choices = layers, None, None
-        if layers: self.settings["layers"] = [str(o) for o in layers]
+        if layers:
+            self.settings["layers"] = [str(o) for o in layers]
 
     def before_fit(self):
         super().before_fit()
         # Of a batch that failed on the way.
         self._unhook()
         if self.draw == "image" and len(self.group) > 1:
-            raise ValueError("ManifoldMixup mixes whole batches inside the network: "
-                             'use draw="batch"')
+            raise ValueError(
+                'ManifoldMixup mixes whole batches inside the network: use draw="batch"'
+            )
         self._choose()
 
     def mix(self, x, lam, perm):
         # Of a batch that another callback cancelled.
         self._unhook()
         # In a preview nothing has chosen yet.
-        if self.choices is None: self._choose()
+        if self.choices is None:
+            self._choose()
         layer = self.choices[torch.randint(len(self.choices), (1,)).item()]
         self.handle = layer.register_forward_pre_hook(partial(self._hook, lam, perm))
         return x, lam
 
     def after_pred(self):
-        if not self.handle: return
+        if not self.handle:
+            return
         self._unhook()
-        raise ValueError("the model didn't use the layer at which ManifoldMixup was to mix: "
-                         "choose others with layers=")
+        raise ValueError(
+            "the model didn't use the layer at which ManifoldMixup was to mix: "
+            "choose others with layers="
+        )
 
-    def after_cancel_batch(self): self._unhook()
+    def after_cancel_batch(self):
+        self._unhook()
 
     def after_fit(self):
         super().after_fit()
@@ -269,24 +342,28 @@ class ManifoldMixup(MixHandler):
 
 # %% ../../nbs/training/mixing.ipynb #11ef6153
 @patch
-def _hook(self:ManifoldMixup, lam, perm, module, args):
+def _hook(self: ManifoldMixup, lam, perm, module, args):
     self._unhook()
     return (blend(args[0], lam, perm), *args[1:])
 
 # %% ../../nbs/training/mixing.ipynb #306e719c
 @patch
-def _unhook(self:ManifoldMixup):
-    if self.handle: self.handle.remove()
+def _unhook(self: ManifoldMixup):
+    if self.handle:
+        self.handle.remove()
     self.handle = None
 
 # %% ../../nbs/training/mixing.ipynb #2f5d608b
 @patch
-def _choose(self:ManifoldMixup):
+def _choose(self: ManifoldMixup):
     "Find the layers to mix at. Raises `ValueError` where there are none."
     model = getattr(self.model, "module", self.model)
     self.choices = [model.get_submodule(o) if isinstance(o, str) else o for o in self.layers or []]
-    if self.choices: return
+    if self.choices:
+        return
     self.choices = mixable_layers(model)
     if len(self.choices) == 1:
-        raise ValueError(f"ManifoldMixup finds no layers to mix at inside {type(model).__name__}: "
-                         "name some with layers=, or take MixUp, which mixes at its input")
+        raise ValueError(
+            f"ManifoldMixup finds no layers to mix at inside {type(model).__name__}: "
+            "name some with layers=, or take MixUp, which mixes at its input"
+        )

@@ -17,18 +17,20 @@ from ..mixup import as_positions, as_weights, blend, box_weights, mixed_loss
 from .mixing import MixHandler
 
 # %% ../../nbs/training/mixup_variants.ipynb #763daeb6
-def patch_boxes(sides:torch.Tensor, # share of the sides that each patch gets `(n,)`, from 0 to 1
-                h:int, # height of the images
-                w:int, # and width
-               ) -> torch.Tensor: # `(n, 4)`: first row, row after the last, and columns alike
+def patch_boxes(
+    sides: torch.Tensor,  # share of the sides that each patch gets `(n,)`, from 0 to 1
+    h: int,  # height of the images
+    w: int,  # and width
+) -> torch.Tensor:  # `(n, 4)`: first row, row after the last, and columns alike
     """A rectangle for each patch, somewhere inside the image.
     Raises `ValueError` or `TypeError` for shares or sides that aren't."""
     check_tensor(sides, "sides")
     sides = as_weights(sides, len(sides)).cpu()
-    for o in (h, w): check_whole(o, "a side of the images", 1)
+    for o in (h, w):
+        check_whole(o, "a side of the images", 1)
     limit = torch.tensor([h, w])
-    size = (sides[:, None]*limit).round().long()
-    start = (torch.rand(len(sides), 2)*(limit - size + 1)).long()
+    size = (sides[:, None] * limit).round().long()
+    start = (torch.rand(len(sides), 2) * (limit - size + 1)).long()
     end = start + size
     return torch.stack([start[:, 0], end[:, 0], start[:, 1], end[:, 1]], 1)
 
@@ -39,54 +41,71 @@ def _check_inside(boxes, x):
     top, bottom, left, right = boxes.unbind(1)
     rows = (0 <= top) & (top <= bottom) & (bottom <= x.shape[2])
     columns = (0 <= left) & (left <= right) & (right <= x.shape[3])
-    if (rows & columns).all(): return boxes
-    raise ValueError("a patch is pasted as a whole: its rectangle must lie inside the image, "
-                     "and its first edges come first")
+    if (rows & columns).all():
+        return boxes
+    raise ValueError(
+        "a patch is pasted as a whole: its rectangle must lie inside the image, "
+        "and its first edges come first"
+    )
 
 # %% ../../nbs/training/mixup_variants.ipynb #c85dc1b2
-def resizemix(x:torch.Tensor, # images `(n, channels, height, width)`, floats; not changed
-              perm:torch.Tensor, # position of each one's partner
-              boxes:torch.Tensor, # where each partner goes, as `patch_boxes` gives it
-             ) -> torch.Tensor: # a new tensor
+def resizemix(
+    x: torch.Tensor,  # images `(n, channels, height, width)`, floats; not changed
+    perm: torch.Tensor,  # position of each one's partner
+    boxes: torch.Tensor,  # where each partner goes, as `patch_boxes` gives it
+) -> torch.Tensor:  # a new tensor
     """Each image with the whole of its partner pasted over it, shrunk to its rectangle.
     Qin et al., arXiv:2012.11101. Raises `ValueError` or `TypeError` for what doesn't fit."""
     check_tensor(x, "x")
     if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError("ResizeMix needs floats (n, channels, height, width), "
-                         f"and these are {x.dtype} of shape {tuple(x.shape)}")
+        raise ValueError(
+            "ResizeMix needs floats (n, channels, height, width), "
+            f"and these are {x.dtype} of shape {tuple(x.shape)}"
+        )
     perm, boxes = as_positions(perm, len(x)), _check_inside(boxes, x)
     out = x.clone()
     for i, (j, box) in enumerate(zip(perm.tolist(), boxes.tolist(), strict=True)):
         top, bottom, left, right = box
-        if top == bottom or left == right: continue
-        small = F.interpolate(x[j:j + 1].float(), (bottom - top, right - left), mode="bilinear",
-                              antialias=True)
+        if top == bottom or left == right:
+            continue
+        small = F.interpolate(
+            x[j : j + 1].float(), (bottom - top, right - left), mode="bilinear", antialias=True
+        )
         out[i, :, top:bottom, left:right] = small[0].to(x.dtype)
     return out
 
 # %% ../../nbs/training/mixup_variants.ipynb #853f5782
 class ResizeMix(MixHandler):
     "Train with whole other images pasted in, shrunk. Qin et al., arXiv:2012.11101."
+
     pastes = True
-    def __init__(self, smallest:float=0.1, # least share of the sides that a patch gets
-                 largest:float=0.8, # and the most
-                 **kwargs, # as `MixHandler` takes them, but alpha and fold
-                ):
+
+    def __init__(
+        self,
+        smallest: float = 0.1,  # least share of the sides that a patch gets
+        largest: float = 0.8,  # and the most
+        **kwargs,  # as `MixHandler` takes them, but alpha and fold
+    ):
         if not 0 <= smallest <= largest <= 1:
-            raise ValueError("the shares of the sides must satisfy 0 <= smallest <= largest <= 1, "
-                             f"not {smallest} and {largest}")
+            raise ValueError(
+                "the shares of the sides must satisfy 0 <= smallest <= largest <= 1, "
+                f"not {smallest} and {largest}"
+            )
         for unused in ("alpha", "fold"):
-            if unused not in kwargs: continue
-            raise TypeError("ResizeMix draws the sizes of patches, not weights, "
-                            f"and has no use for {unused}")
-        super().__init__(1., **kwargs)
+            if unused not in kwargs:
+                continue
+            raise TypeError(
+                f"ResizeMix draws the sizes of patches, not weights, and has no use for {unused}"
+            )
+        super().__init__(1.0, **kwargs)
         self.smallest, self.largest = smallest, largest
-        for unused in ("alpha", "fold"): del self.settings[unused]
+        for unused in ("alpha", "fold"):
+            del self.settings[unused]
         self.settings.update(smallest=smallest, largest=largest)
 
     def weights(self, n):
         sides = torch.empty(n if self.per == "elem" else 1).uniform_(self.smallest, self.largest)
-        return torch.where(torch.rand(sides.shape) < self.p, 1 - sides**2, 1.)
+        return torch.where(torch.rand(sides.shape) < self.p, 1 - sides**2, 1.0)
 
     def mix(self, x, lam, perm):
         boxes = patch_boxes((1 - lam).sqrt(), *x.shape[2:])
@@ -96,10 +115,13 @@ class ResizeMix(MixHandler):
 class RegMixup(MixHandler):
     """Train on clean images and on blended ones at once, with the sum of their losses.
     Pinto et al., arXiv:2206.14502."""
-    def __init__(self, alpha:float=10., # of Beta(`alpha`, `alpha`)
-                 eta:float=1., # weight of the mixed loss
-                 **kwargs, # as `MixHandler` takes them
-                ):
+
+    def __init__(
+        self,
+        alpha: float = 10.0,  # of Beta(`alpha`, `alpha`)
+        eta: float = 1.0,  # weight of the mixed loss
+        **kwargs,  # as `MixHandler` takes them
+    ):
         if not (eta >= 0 and math.isfinite(eta)):
             raise ValueError(f"eta must be a number from 0 up, not {eta}")
         super().__init__(alpha, **kwargs)
@@ -108,24 +130,29 @@ class RegMixup(MixHandler):
 
     def before_fit(self):
         if len(self.group) > 1:
-            raise ValueError("RegMixup needs the clean batch beside its own: "
-                             "don't combine it with other callbacks that mix")
+            raise ValueError(
+                "RegMixup needs the clean batch beside its own: "
+                "don't combine it with other callbacks that mix"
+            )
         super().before_fit()
 
-    def mix(self, x, lam, perm): return torch.cat([blend(x, lam, perm), x]), lam
+    def mix(self, x, lam, perm):
+        return torch.cat([blend(x, lam, perm), x]), lam
 
     def before_batch(self):
         super().before_batch()
-        if self.mixed is not None: self.learn.yb = (torch.cat([self.yb[0]]*2),)
+        if self.mixed is not None:
+            self.learn.yb = (torch.cat([self.yb[0]] * 2),)
 
 # %% ../../nbs/training/mixup_variants.ipynb #7162700a
 @patch
-def after_loss(self:RegMixup):
-    if self.mixed is None: return
+def after_loss(self: RegMixup):
+    if self.mixed is None:
+        return
     mixed, clean = self.pred.chunk(2)
-    y = self.yb[0][:len(clean)]
+    y = self.yb[0][: len(clean)]
     self.learn.pred, self.learn.yb = clean, (y,)
     perm, lam = self.mixed
     mixed = mixed_loss(self.learn.loss_func, mixed, y, perm, lam)
-    loss = self.learn.loss_func(clean, y) + self.eta*mixed
+    loss = self.learn.loss_func(clean, y) + self.eta * mixed
     self.learn.loss_grad, self.learn.loss = loss, loss.clone()

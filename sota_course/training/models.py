@@ -36,9 +36,12 @@ def _statistics(dls):
     "Means and stds that the batches of `dls` are normalized with, as lists; None if they aren't."
     found = [o for o in dls.valid.after_batch.fs if isinstance(o, FastaiNormalize)]
     if len(found) > 1:
-        raise ValueError(f"the batches are normalized {len(found)} times: leave one Normalize in "
-                         "the transforms, and train again")
-    if not found: return None
+        raise ValueError(
+            f"the batches are normalized {len(found)} times: leave one Normalize in "
+            "the transforms, and train again"
+        )
+    if not found:
+        return None
     mean, std = check_stats(found[0].mean, found[0].std)
     return dict(mean=mean.tolist(), std=std.tolist())
 
@@ -51,42 +54,62 @@ def _input(dls):
         return dict(size=aug.size, presize=dl.presize, method=dl.method)
     args = getattr(dls, "args", None)
     if not args:
-        raise ValueError("these loaders don't say how they make a picture a square: make them with "
-                         "get_dls or cached_dls")
+        raise ValueError(
+            "these loaders don't say how they make a picture a square: make them with "
+            "get_dls or cached_dls"
+        )
     return dict(size=args["size"], presize=args["presize"] or 460, method=args["method"])
 
 # %% ../../nbs/training/models.ipynb #f1dd8f18
-COVERED = (ToTensor, IntToFloatTensor, FastaiNormalize, BookAug, Resize, RandomResizedCropGPU,
-           AffineCoordTfm)
+COVERED = (
+    ToTensor,
+    IntToFloatTensor,
+    FastaiNormalize,
+    BookAug,
+    Resize,
+    RandomResizedCropGPU,
+    AffineCoordTfm,
+)
+
 
 def _check_transforms(dls):
     "Raises `ValueError` for a transform of validation pictures that the card doesn't describe."
     for name in ("after_item", "before_batch", "after_batch"):
         for o in getattr(dls.valid, name).fs:
             only_in_training = o.split_idx == 0
-            if isinstance(o, COVERED) or only_in_training: continue
-            raise ValueError(f"validation pictures go through {o.name} ({name}), which a card "
-                             "can't describe, so the loaded model would see other pictures: take "
-                             "it out, and train again")
+            if isinstance(o, COVERED) or only_in_training:
+                continue
+            raise ValueError(
+                f"validation pictures go through {o.name} ({name}), which a card "
+                "can't describe, so the loaded model would see other pictures: take "
+                "it out, and train again"
+            )
 
 # %% ../../nbs/training/models.ipynb #6b85fea3
 ACTIVATIONS = dict(softmax=lambda x: x.softmax(-1), sigmoid=torch.sigmoid)
 
+
 def _known(loss, n):
     "An activation, and outputs to try it on; None where there is none to be found."
-    try: act, x = activation_of(loss), made_up_outputs(n, "cpu")
-    except ValueError: return None, None
+    try:
+        act, x = activation_of(loss), made_up_outputs(n, "cpu")
+    except ValueError:
+        return None, None
     # Logs of probabilities are all that exp is for. Any other must agree elsewhere, too.
-    return act, x if act is torch.exp else torch.cat([x, 1 - 2*x])
+    return act, x if act is torch.exp else torch.cat([x, 1 - 2 * x])
+
 
 def _activation(loss, n=3):
     "The name in `ACTIVATIONS` of what makes probabilities of `n` outputs that `loss` takes."
     act, x = _known(loss, n)
     for name, f in ACTIVATIONS.items():
         p = None if act is None else try_activation(act, x)
-        if p is not None and p.shape == x.shape and torch.allclose(p, f(x)): return name
-    raise ValueError(f"{object_name(loss)} doesn't say how outputs become probabilities: name it, as "
-                     "activation=\"softmax\" or \"sigmoid\"")
+        if p is not None and p.shape == x.shape and torch.allclose(p, f(x)):
+            return name
+    raise ValueError(
+        f"{object_name(loss)} doesn't say how outputs become probabilities: name it, as "
+        'activation="softmax" or "sigmoid"'
+    )
 
 # %% ../../nbs/training/models.ipynb #63748fae
 def _build(name, args, n_out, arch=None, device="meta"):
@@ -94,11 +117,14 @@ def _build(name, args, n_out, arch=None, device="meta"):
 
     On the device meta it has shapes and no content."""
     if not arch and name not in ARCHS:
-        raise CheckpointError(f"the network is {name!r}, which isn't among {', '.join(ARCHS)}: "
-                              "give load_model the function of n_out that builds it, as arch=")
+        raise CheckpointError(
+            f"the network is {name!r}, which isn't among {', '.join(ARCHS)}: "
+            "give load_model the function of n_out that builds it, as arch="
+        )
     make = arch or ARCHS[name]
     try:
-        with torch.device(device): return make(n_out=n_out, **args)
+        with torch.device(device):
+            return make(n_out=n_out, **args)
     except Exception as e:
         raise CheckpointError(f"{name} can't be built with {args}: {e}") from e
 
@@ -107,14 +133,17 @@ def _sized(build, size, own=False):
     """The network that `build(device)` makes, for a file of `size` bytes.
 
     Raises `CheckpointError` where these don't go together."""
-    try: model = build(device="meta")
+    try:
+        model = build(device="meta")
     except CheckpointError:
-        if not own: raise
-        return build(device="cpu") # one that needs content while it is built
-    need = sum(o.numel()*o.element_size() for o in model.state_dict().values())
-    if not need/8 - 10_000_000 <= size <= need + 10_000_000: # a file may hold shorter numbers
-        raise CheckpointError(f"the card's network needs {need:,} bytes of weights, and it names a "
-                              f"file of {size:,}")
+        if not own:
+            raise
+        return build(device="cpu")  # one that needs content while it is built
+    need = sum(o.numel() * o.element_size() for o in model.state_dict().values())
+    if not need / 8 - 10_000_000 <= size <= need + 10_000_000:  # a file may hold shorter numbers
+        raise CheckpointError(
+            f"the card's network needs {need:,} bytes of weights, and it names a file of {size:,}"
+        )
     # What a network of ours computes with is in the file.
     return build(device="cpu") if own else model
 
@@ -124,22 +153,30 @@ def _fit(model, weights):
     want = model.state_dict()
     odd = sorted(want.keys() ^ weights.keys())
     if odd:
-        raise CheckpointError(f"{_OTHER}: {len(odd)} tensors are in one of the two only, "
-                              f"{odd[0]!r} first")
+        raise CheckpointError(
+            f"{_OTHER}: {len(odd)} tensors are in one of the two only, {odd[0]!r} first"
+        )
     # In the network's order: a file's is another one each time it is read.
-    for k, wanted in want.items(): _check_weight(k, weights[k], wanted)
+    for k, wanted in want.items():
+        _check_weight(k, weights[k], wanted)
     return {k: weights[k].to(wanted.dtype) for k, wanted in want.items()}
 
+
 _OTHER = "the weights are of another network than the card's"
+
 
 def _check_weight(name, found, wanted):
     "Raises `CheckpointError` where a tensor of a file isn't what the network has in its place."
     if found.shape != wanted.shape:
-        raise CheckpointError(f"{_OTHER}: {name!r} is {tuple(found.shape)} in the file, and "
-                              f"{tuple(wanted.shape)} in the network")
+        raise CheckpointError(
+            f"{_OTHER}: {name!r} is {tuple(found.shape)} in the file, and "
+            f"{tuple(wanted.shape)} in the network"
+        )
     if found.is_floating_point() != wanted.is_floating_point():
-        raise CheckpointError(f"the weights {name!r} are of type {found.dtype}, and the network's "
-                              f"of type {wanted.dtype}")
+        raise CheckpointError(
+            f"the weights {name!r} are of type {found.dtype}, and the network's "
+            f"of type {wanted.dtype}"
+        )
     if found.is_floating_point() and not found.isfinite().all():
         raise CheckpointError(f"the weights {name!r} hold numbers that are infinite or undefined")
 
@@ -147,41 +184,53 @@ def _check_weight(name, found, wanted):
 def _name(learn):
     "The name of the network of `learn`. Raises `ValueError` where that isn't known."
     name = getattr(learn, "arch", type(learn.model).__name__)
-    if isinstance(name, str): return name
-    raise ValueError(f"the network is made with {getattr(name, '__name__', name)}, which is not "
-                     "the whole of it: name it with arch=, and give load_model the function of "
-                     "n_out that builds it")
+    if isinstance(name, str):
+        return name
+    raise ValueError(
+        f"the network is made with {getattr(name, '__name__', name)}, which is not "
+        "the whole of it: name it with arch=, and give load_model the function of "
+        "n_out that builds it"
+    )
 
 # %% ../../nbs/training/models.ipynb #aad28d8c
 FORMAT, CARD, WEIGHTS = 1, "card.json", "model.safetensors"
 
 # %% ../../nbs/training/models.ipynb #cf971d33
-def save_model(learn:Learner, # a trained learner, with loaders from `get_dls` or `cached_dls`
-               folder, # where to; it is made if it isn't there, and a model in it is replaced
-               arch:str=None, # name of the architecture; default: what `baseline_learner` was given
-               args:dict=None, # what it was built with, `n_out` apart: numbers and lists of numbers
-               activation:str=None, # "softmax" or "sigmoid"; default: the loss's
-              ) -> Path: # the folder
+def save_model(
+    learn: Learner,  # a trained learner, with loaders from `get_dls` or `cached_dls`
+    folder,  # where to; it is made if it isn't there, and a model in it is replaced
+    arch: str = None,  # name of the architecture; default: what `baseline_learner` was given
+    args: dict = None,  # what it was built with, `n_out` apart: numbers and lists of numbers
+    activation: str = None,  # "softmax" or "sigmoid"; default: the loss's
+) -> Path:  # the folder
     "Write weights and card of `learn`. Raises `ValueError` for what `load_model` would refuse."
     model, name, args = get_model(learn.model), arch or _name(learn), args or {}
     classes = [str(o) for o in learn.dls.vocab]
     weights = _contiguous(model.state_dict())
     _fit(_build(name, args, len(classes)) if name in ARCHS else model, weights)
     data = save_tensors(weights)
-    card = dict(format=FORMAT, package=f"sota_course {sota_course.__version__}",
-                arch=dict(name=name, args=args), classes=classes,
-                input=_input(learn.dls), statistics=_statistics(learn.dls),
-                activation=activation or _activation(learn.loss_func, len(classes)),
-                weights=dict(file=WEIGHTS, bytes=len(data), sha256=_checksum(data)))
+    card = dict(
+        format=FORMAT,
+        package=f"sota_course {sota_course.__version__}",
+        arch=dict(name=name, args=args),
+        classes=classes,
+        input=_input(learn.dls),
+        statistics=_statistics(learn.dls),
+        activation=activation or _activation(learn.loss_func, len(classes)),
+        weights=dict(file=WEIGHTS, bytes=len(data), sha256=_checksum(data)),
+    )
     _check_transforms(learn.dls)
     check_card(card)
     text = json.dumps(card, indent=1) + "\n"
     folder = Path(folder)
-    write_whole(folder/WEIGHTS, lambda o: o.write_bytes(data))
-    write_whole(folder/CARD, lambda o: o.write_bytes(text.encode()))
+    write_whole(folder / WEIGHTS, lambda o: o.write_bytes(data))
+    write_whole(folder / CARD, lambda o: o.write_bytes(text.encode()))
     return folder
 
-def _checksum(data): return hashlib.sha256(data).hexdigest()
+
+def _checksum(data):
+    return hashlib.sha256(data).hexdigest()
+
 
 def _contiguous(state):
     "The tensors of `state` on the CPU, each with its channels first in memory."
@@ -189,27 +238,48 @@ def _contiguous(state):
     return {k: v.detach().cpu().clone(memory_format=form) for k, v in state.items()}
 
 # %% ../../nbs/training/models.ipynb #6e24ed29
-def _number(o): return type(o) in (int, float) and abs(o) < 1e30 # nor NaN, which is below nothing
-def _side(o): return type(o) is int and 1 <= o <= 4096
-def _three(o): return isinstance(o, list) and len(o) == 3 and all(map(_number, o))
-def _text(o): return isinstance(o, str) and 0 < len(o) <= 200
+def _number(o):
+    return type(o) in (int, float) and abs(o) < 1e30  # nor NaN, which is below nothing
+
+
+def _side(o):
+    return type(o) is int and 1 <= o <= 4096
+
+
+def _three(o):
+    return isinstance(o, list) and len(o) == 3 and all(map(_number, o))
+
+
+def _text(o):
+    return isinstance(o, str) and 0 < len(o) <= 200
+
 
 def _argument(name, value):
-    if not name.isidentifier() or name in ("n_out", "pretrained"): return False
-    if isinstance(value, list): return len(value) <= 100 and all(map(_number, value))
+    if not name.isidentifier() or name in ("n_out", "pretrained"):
+        return False
+    if isinstance(value, list):
+        return len(value) <= 100 and all(map(_number, value))
     return type(value) is bool or _number(value)
 
-def _arguments(o): return isinstance(o, dict) and all(_argument(k, v) for k, v in o.items())
+
+def _arguments(o):
+    return isinstance(o, dict) and all(_argument(k, v) for k, v in o.items())
+
 
 def _names(o):
-    if not isinstance(o, list) or not 0 < len(o) <= 100_000: return False
+    if not isinstance(o, list) or not 0 < len(o) <= 100_000:
+        return False
     return all(map(_text, o)) and len(set(o)) == len(o)
 
+
 def _file_name(o):
-    if not _text(o) or o.startswith(".") or set(o) & set("/\\:\0"): return False
+    if not _text(o) or o.startswith(".") or set(o) & set("/\\:\0"):
+        return False
     return o.endswith(".safetensors")
 
-def _hexadecimal(o): return _text(o) and len(o) == 64 and set(o) <= set("0123456789abcdef")
+
+def _hexadecimal(o):
+    return _text(o) and len(o) == 64 and set(o) <= set("0123456789abcdef")
 
 # %% ../../nbs/training/models.ipynb #a823d2ad
 _STATISTICS_RULES = {
@@ -217,20 +287,28 @@ _STATISTICS_RULES = {
     "statistics.std": ("three numbers above 0", lambda o: _three(o) and min(o) > 0),
 }
 _RULES = {
-    "format": (f"the number {FORMAT}; other cards are for other versions of this package",
-               lambda o: type(o) is int and o == FORMAT),
+    "format": (
+        f"the number {FORMAT}; other cards are for other versions of this package",
+        lambda o: type(o) is int and o == FORMAT,
+    ),
     "package": ("a text", _text),
     "arch.name": ("a text", _text),
-    "arch.args": ("names with numbers or lists of numbers, without n_out and pretrained",
-                  _arguments),
+    "arch.args": (
+        "names with numbers or lists of numbers, without n_out and pretrained",
+        _arguments,
+    ),
     "classes": ("a list of different texts", _names),
     "input.size": ("a number of pixels, up to 4096", _side),
     "input.presize": ("a number of pixels, up to 4096", _side),
     "input.method": (f"one of {', '.join(METHODS)}", lambda o: o in METHODS),
-    "statistics": ("means and standard deviations, or null",
-                   lambda o: o is None or isinstance(o, dict)),
-    "activation": (f"one of {', '.join(ACTIVATIONS)}",
-                   lambda o: isinstance(o, str) and o in ACTIVATIONS),
+    "statistics": (
+        "means and standard deviations, or null",
+        lambda o: o is None or isinstance(o, dict),
+    ),
+    "activation": (
+        f"one of {', '.join(ACTIVATIONS)}",
+        lambda o: isinstance(o, str) and o in ACTIVATIONS,
+    ),
     "weights.file": ("the name of a .safetensors file in the card's own folder", _file_name),
     "weights.bytes": ("a number of bytes", lambda o: type(o) is int and o > 0),
     "weights.sha256": ("64 hexadecimal digits", _hexadecimal),
@@ -245,14 +323,17 @@ def _entry(card, name):
         card = card[part]
     return card
 
-def check_card(card:dict, # what a card's JSON holds
-              ) -> dict: # the same
+
+def check_card(
+    card: dict,  # what a card's JSON holds
+) -> dict:  # the same
     "Raises `CheckpointError` naming the first entry that is missing or not what it must be."
     normalized = isinstance(card, dict) and card.get("statistics") is not None
     rules = _RULES | _STATISTICS_RULES if normalized else _RULES
     for name, (what, ok) in rules.items():
         value = _entry(card, name)
-        if ok(value): continue
+        if ok(value):
+            continue
         raise CheckpointError(f"the card's entry {name!r} must be {what}, not {str(value)[:80]!r}")
     return card
 
@@ -260,19 +341,27 @@ def check_card(card:dict, # what a card's JSON holds
 def _read(path, most):
     "The bytes of `path`. Raises `CheckpointError` if it's no file, or has more than `most` bytes."
     if not path.is_file():
-        raise CheckpointError(f"{path.parent} holds no file {path.name}: a saved model is a folder "
-                              f"with {CARD} and {WEIGHTS}")
+        raise CheckpointError(
+            f"{path.parent} holds no file {path.name}: a saved model is a folder "
+            f"with {CARD} and {WEIGHTS}"
+        )
     n = path.stat().st_size
-    if n <= most: return path.read_bytes()
+    if n <= most:
+        return path.read_bytes()
     raise CheckpointError(f"{path.name} has {n:,} bytes, and {most:,} at most were expected")
 
-def _refuse(name): raise ValueError(f"{name} is no JSON")
 
-def read_card(folder, # where `save_model` wrote
-             ) -> dict: # checked by `check_card`
+def _refuse(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+def read_card(
+    folder,  # where `save_model` wrote
+) -> dict:  # checked by `check_card`
     "The card of a saved model. Raises `CheckpointError` if it is missing, damaged or no card."
-    data = _read(Path(folder)/CARD, 10_000_000)
-    try: card = json.loads(data.decode("utf-8"), parse_constant=_refuse)
+    data = _read(Path(folder) / CARD, 10_000_000)
+    try:
+        card = json.loads(data.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{CARD} is damaged: {e}") from e
     return check_card(card)
@@ -281,23 +370,29 @@ def read_card(folder, # where `save_model` wrote
 def _weights(folder, card):
     "The tensors of a saved model. Raises `CheckpointError` where the file isn't the card's."
     file, size, digest = (card["weights"][k] for k in ("file", "bytes", "sha256"))
-    data = _read(Path(folder)/file, size)
+    data = _read(Path(folder) / file, size)
     if len(data) < size:
         raise CheckpointError(f"{file} is cut short: {len(data):,} of {size:,} bytes")
     if _checksum(data) != digest:
-        raise CheckpointError(f"{file} isn't the file that the card was written for, or it is "
-                              "damaged: its checksum is another one")
-    try: return load_tensors(data)
+        raise CheckpointError(
+            f"{file} isn't the file that the card was written for, or it is "
+            "damaged: its checksum is another one"
+        )
+    try:
+        return load_tensors(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as e:
         raise CheckpointError(f"{file} is no file of weights: {e}") from e
 
 # %% ../../nbs/training/models.ipynb #0087d3d3
 class SavedModel:
     "A network with its card: it prepares pictures as its validation set was, and predicts."
-    def __init__(self, model:nn.Module, # with its weights
-                 card:dict, # as `check_card` wants it
-                 device=None, # where to compute; default: a CUDA GPU if there is one
-                ):
+
+    def __init__(
+        self,
+        model: nn.Module,  # with its weights
+        card: dict,  # as `check_card` wants it
+        device=None,  # where to compute; default: a CUDA GPU if there is one
+    ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.card, self.classes = model.to(self.device).eval(), card, card["classes"]
 
@@ -306,12 +401,12 @@ class SavedModel:
         normalized = "normalized" if self.card["statistics"] else "not normalized"
         return f"{name}, {len(self.classes)} classes, {size} pixels, {normalized}"
 
-    def square(self, src) -> np.ndarray: # uint8, presize x presize x 3
+    def square(self, src) -> np.ndarray:  # uint8, presize x presize x 3
         "The square in the middle of a picture, as the loader cuts it. Raises `ImageError`."
         n = self.card["input"]["presize"]
         a = load_presized(src, n, self.card["input"]["method"])
-        top, left = (a.shape[0] - n)//2, (a.shape[1] - n)//2
-        return a[top:top+n, left:left+n]
+        top, left = (a.shape[0] - n) // 2, (a.shape[1] - n) // 2
+        return a[top : top + n, left : left + n]
 
 # %% ../../nbs/training/models.ipynb #9f77814c
 def _several(srcs):
@@ -320,43 +415,51 @@ def _several(srcs):
         raise TypeError("that is one picture: put it into a list, or use predict")
     return list(srcs)
 
+
 @patch
-def prepare(self:SavedModel, srcs, # a list of pictures
-           ) -> torch.Tensor: # `(len(srcs), 3, size, size)`, as the network wants it
+def prepare(
+    self: SavedModel,
+    srcs,  # a list of pictures
+) -> torch.Tensor:  # `(len(srcs), 3, size, size)`, as the network wants it
     "Pictures as a batch: squares, resized, from 0 to 1, normalized. Raises `ImageError`."
     squares = torch.from_numpy(np.stack([self.square(o) for o in srcs]))
     x = squares.permute(0, 3, 1, 2).to(self.device)
-    x = resize_batch(x, self.card["input"]["size"]).mul_(1/255)
+    x = resize_batch(x, self.card["input"]["size"]).mul_(1 / 255)
     stats = self.card["statistics"]
     return normalize(x, stats["mean"], stats["std"]) if stats else x
 
 # %% ../../nbs/training/models.ipynb #d7d4944f
 @patch
 @torch.no_grad()
-def probabilities(self:SavedModel,
-                  srcs, # a list of paths, bytes, PIL images, uint8 arrays (height x width x 3)
-                  bs:int=64, # pictures in a batch
-                 ) -> torch.Tensor: # `(len(srcs), classes)`
+def probabilities(
+    self: SavedModel,
+    srcs,  # a list of paths, bytes, PIL images, uint8 arrays (height x width x 3)
+    bs: int = 64,  # pictures in a batch
+) -> torch.Tensor:  # `(len(srcs), classes)`
     "The probability of each class for each picture. Raises `ImageError` for what can't be read."
     srcs, act = _several(srcs), ACTIVATIONS[self.card["activation"]]
     found = [torch.empty(0, len(self.classes))]
     for i in range(0, len(srcs), bs):
-        logits = self.model(self.prepare(srcs[i:i+bs]))
+        logits = self.model(self.prepare(srcs[i : i + bs]))
         found.append(act(logits.float()).cpu())
     return torch.cat(found)
 
+
 @patch
-def predict(self:SavedModel, src, # path, bytes, PIL image, or uint8 array (height x width x 3)
-           ) -> dict: # class -> probability, the most probable first
+def predict(
+    self: SavedModel,
+    src,  # path, bytes, PIL image, or uint8 array (height x width x 3)
+) -> dict:  # class -> probability, the most probable first
     "What the network makes of one picture. Raises `ImageError`."
     p = self.probabilities([src])[0]
     return {self.classes[i]: p[i].item() for i in p.argsort(descending=True).tolist()}
 
 # %% ../../nbs/training/models.ipynb #305fc662
-def load_model(folder, # where `save_model` wrote
-               arch=None, # for a network that isn't in `ARCHS`: the function that builds it
-               device=None, # where to compute; default: a CUDA GPU if there is one
-              ) -> SavedModel:
+def load_model(
+    folder,  # where `save_model` wrote
+    arch=None,  # for a network that isn't in `ARCHS`: the function that builds it
+    device=None,  # where to compute; default: a CUDA GPU if there is one
+) -> SavedModel:
     """A saved model, ready to predict. `arch` is called with `n_out` and the card's arguments.
 
     Raises `CheckpointError` where a file is missing, damaged, or doesn't belong to the other."""

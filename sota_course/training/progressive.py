@@ -39,14 +39,16 @@ def _check_lr(lr):
 @dataclass(frozen=True)
 class Stage:
     "A part of a training with progressive resizing. Raises `ValueError` for what can't be trained."
-    size:int # side of the images, in pixels
-    bs:int=64 # images in a batch
-    epochs:int=1
+
+    size: int  # side of the images, in pixels
+    bs: int = 64  # images in a batch
+    epochs: int = 1
     # Highest learning rate: a number, or a slice over parameter groups; None: as for the training.
-    lr:float=None
+    lr: float = None
 
     def __post_init__(self):
-        for o in ("size", "bs", "epochs"): check_whole(getattr(self, o), f"a stage's {o}", 1)
+        for o in ("size", "bs", "epochs"):
+            check_whole(getattr(self, o), f"a stage's {o}", 1)
         _check_lr(self.lr)
 
     def __str__(self):
@@ -54,40 +56,45 @@ class Stage:
         return f"{self.epochs} x {self.size} px, batches of {self.bs}{rate}"
 
 # %% ../../nbs/training/progressive.ipynb #5ba689a8
-def check_stages(stages, # `Stage`s, in order
-                ) -> list: # the same
+def check_stages(
+    stages,  # `Stage`s, in order
+) -> list:  # the same
     "`stages` as a list. Raises `ValueError` unless they are one or more of `Stage`."
     stages = list(stages)
     if not stages or not all(isinstance(o, Stage) for o in stages):
-        raise ValueError("stages must be one or more of Stage(size, bs, epochs, lr), "
-                         f"not {stages!r}")
+        raise ValueError(
+            f"stages must be one or more of Stage(size, bs, epochs, lr), not {stages!r}"
+        )
     return stages
 
 # %% ../../nbs/training/progressive.ipynb #bfe0d570
-def relative_cost(stages, # the `Stage`s of a training
-                 ) -> float: # 1: no saving
+def relative_cost(
+    stages,  # the `Stage`s of a training
+) -> float:  # 1: no saving
     "Pixels that are looked at, relative to as many epochs at the last stage's size."
     stages = check_stages(stages)
-    pixels = sum(o.epochs*o.size**2 for o in stages)
+    pixels = sum(o.epochs * o.size**2 for o in stages)
     epochs = sum(o.epochs for o in stages)
-    return pixels/(epochs*stages[-1].size**2)
+    return pixels / (epochs * stages[-1].size ** 2)
 
 # %% ../../nbs/training/progressive.ipynb #49f599cf
 @dataclass(frozen=True)
 class Phase:
     """Epochs `start` to `end` of a training: a stage, and the one-cycle schedule that they lie on,
     which is given by its first epoch and its end."""
-    stage:int
-    start:int
-    end:int
-    lr:object # highest learning rate, as fastai's optimizers take it
-    cycle:tuple
-    pct_start:float=0.25
-    div:float=25.
-    frozen:bool=None # None: leave it as it is
+
+    stage: int
+    start: int
+    end: int
+    lr: object  # highest learning rate, as fastai's optimizers take it
+    cycle: tuple
+    pct_start: float = 0.25
+    div: float = 25.0
+    frozen: bool = None  # None: leave it as it is
 
 # %% ../../nbs/training/progressive.ipynb #2840eb02
 SCHEDULES = ("one_cycle", "fine_tune")
+
 
 def _check_schedule(schedule, freeze_epochs):
     if schedule not in SCHEDULES:
@@ -98,21 +105,25 @@ def _check_schedule(schedule, freeze_epochs):
 def _fine_tuned(stage, i, at, top, freeze_epochs):
     "The phases of fastai's `fine_tune` for `stage`, the `i`th, which begins at epoch `at`."
     if isinstance(top, slice):
-        raise ValueError("\"fine_tune\" makes slices of its own, one for each phase, "
-                         f"so {stage} needs a number as its lr")
+        raise ValueError(
+            '"fine_tune" makes slices of its own, one for each phase, '
+            f"so {stage} needs a number as its lr"
+        )
     start = at + freeze_epochs
     end = start + stage.epochs
-    whole = Phase(i, start, end, slice(top/200, top/2), (start, end), 0.3, 5., frozen=False)
-    if not freeze_epochs: return [whole]
+    whole = Phase(i, start, end, slice(top / 200, top / 2), (start, end), 0.3, 5.0, frozen=False)
+    if not freeze_epochs:
+        return [whole]
     return [Phase(i, at, start, slice(top), (at, start), 0.99, frozen=True), whole]
 
 # %% ../../nbs/training/progressive.ipynb #0dfe67bf
-def phases(stages, # the `Stage`s
-           lr:float, # for stages without one
-           schedule:str="one_cycle", # see `fit_progressive`
-           freeze_epochs:int=1, # see `fit_progressive`
-           pct_start:float=0.25, # share of the first cycle in which the learning rate rises
-          ) -> list: # of `Phase`s
+def phases(
+    stages,  # the `Stage`s
+    lr: float,  # for stages without one
+    schedule: str = "one_cycle",  # see `fit_progressive`
+    freeze_epochs: int = 1,  # see `fit_progressive`
+    pct_start: float = 0.25,  # share of the first cycle in which the learning rate rises
+) -> list:  # of `Phase`s
     "The plan of a progressive training. Raises `ValueError`."
     stages = check_stages(stages)
     _check_schedule(schedule, freeze_epochs)
@@ -124,7 +135,8 @@ def phases(stages, # the `Stage`s
         top = lr if o.lr is None else o.lr
         if one_cycle or i == 0:
             plan.append(Phase(i, at, at + o.epochs, top, first_cycle, pct_start))
-        else: plan += _fine_tuned(o, i, at, top, freeze_epochs)
+        else:
+            plan += _fine_tuned(o, i, at, top, freeze_epochs)
         at = plan[-1].end
     return plan
 
@@ -132,29 +144,33 @@ def phases(stages, # the `Stage`s
 def _curve(plan, cycles):
     "A function of the position in training, 0 to 1, made of a curve for each phase of `plan`."
     n = plan[-1].end
-    starts = [o.start/n for o in plan]
+    starts = [o.start / n for o in plan]
+
     def value(pos):
         i = bisect_right(starts, pos) - 1
         start, end = plan[i].cycle
-        share = (pos*n - start)/(end - start)
-        return cycles[i](min(max(share, 0.), 1.))
+        share = (pos * n - start) / (end - start)
+        return cycles[i](min(max(share, 0.0), 1.0))
+
     return value
+
 
 def _scheduler(learn, plan):
     "fastai's `ParamScheduler` for learning rate and momentum over `plan`."
     lrs, moms = [], []
     for o in plan:
-        learn.opt.set_hyper("lr", o.lr) # makes one rate for each parameter group of a slice
+        learn.opt.set_hyper("lr", o.lr)  # makes one rate for each parameter group of a slice
         top = np.array([h["lr"] for h in learn.opt.hypers])
-        lrs.append(combined_cos(o.pct_start, top/o.div, top, top/1e5))
+        lrs.append(combined_cos(o.pct_start, top / o.div, top, top / 1e5))
         moms.append(combined_cos(o.pct_start, *learn.moms))
     return ParamScheduler(dict(lr=_curve(plan, lrs), mom=_curve(plan, moms)))
 
 # %% ../../nbs/training/progressive.ipynb #b1140bc9
-def reset_batchnorm(model:nn.Module):
+def reset_batchnorm(model: nn.Module):
     "Set the running statistics of all BatchNorm layers to mean 0 and variance 1; weights stay."
     for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.reset_running_stats()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.reset_running_stats()
 
 # %% ../../nbs/training/progressive.ipynb #b6073ce1
 def _has_single(dl, bs):
@@ -162,11 +178,14 @@ def _has_single(dl, bs):
     left_over = (getattr(dl, "n", None) or 0) % bs
     return bs == 1 or (left_over == 1 and not getattr(dl, "drop_last", False))
 
+
 def _one_image(dls):
     "A batch of one training image, without its targets. No random state changes."
     rng = deepcopy(getattr(dls.train, "rng", None))
-    with no_random(): b = next(iter(dls.train))
-    if rng is not None: dls.train.rng = rng
+    with no_random():
+        b = next(iter(dls.train))
+    if rng is not None:
+        dls.train.rng = rng
     n_inp = getattr(dls, "n_inp", len(b) - 1)
     return [o[:1] for o in b[:n_inp]]
 
@@ -176,82 +195,105 @@ def _learns_from_one(model, xs):
     kept = {k: v.clone() for k, v in model.named_buffers()}
     modes = [(o, o.training) for o in model.modules()]
     try:
-        with no_random(), torch.no_grad(): model.train()(*xs)
-    except ValueError as e: return "more than 1 value per channel" not in str(e)
+        with no_random(), torch.no_grad():
+            model.train()(*xs)
+    except ValueError as e:
+        return "more than 1 value per channel" not in str(e)
     finally:
-        for k, v in model.named_buffers(): v.copy_(kept[k])
-        for o, mode in modes: o.training = mode
+        for k, v in model.named_buffers():
+            v.copy_(kept[k])
+        for o, mode in modes:
+            o.training = mode
     return True
 
 # %% ../../nbs/training/progressive.ipynb #e91f4a08
 def _check_single(learn, dls, stage, i):
     "Raises `ValueError` where stage `i` has a batch of one that the model can't be trained on."
-    if not _has_single(dls.train, stage.bs): return
+    if not _has_single(dls.train, stage.bs):
+        return
     device = next(learn.model.parameters()).device
-    if _learns_from_one(learn.model, [o.to(device) for o in _one_image(dls)]): return
+    if _learns_from_one(learn.model, [o.to(device) for o in _one_image(dls)]):
+        return
     way_out = "bs=2 or more" if stage.bs == 1 else "another bs, or loaders with drop_last=True"
-    raise ValueError(f"stage {i + 1} ({stage}) has a batch of one image, and at this size "
-                     f"BatchNorm has no variance to divide by: take {way_out}")
+    raise ValueError(
+        f"stage {i + 1} ({stage}) has a batch of one image, and at this size "
+        f"BatchNorm has no variance to divide by: take {way_out}"
+    )
 
 # %% ../../nbs/training/progressive.ipynb #a2369852
 class StageSwitch(Callback):
     """Before the epoch that a phase begins with: the loaders of its stage, what is frozen,
     and what was asked to be reset."""
-    order = -110 # before `EpochSeeds`, which seeds the loaders that an epoch will use
-    def __init__(self,
-        stages, # `Stage`s, in order
-        plan, # their `Phase`s
-        get_dls, # a function of `bs` and `size` that returns DataLoaders
-        reset_bn=False, # see `fit_progressive`
-        reset_opt=False, # see `fit_progressive`
-        start_epoch=0, # the first epoch that is trained
+
+    order = -110  # before `EpochSeeds`, which seeds the loaders that an epoch will use
+
+    def __init__(
+        self,
+        stages,  # `Stage`s, in order
+        plan,  # their `Phase`s
+        get_dls,  # a function of `bs` and `size` that returns DataLoaders
+        reset_bn=False,  # see `fit_progressive`
+        reset_opt=False,  # see `fit_progressive`
+        start_epoch=0,  # the first epoch that is trained
     ):
         store_attr()
         self.phase = None
 
-    def before_fit(self): # other callbacks may look at the loaders here
+    def before_fit(self):  # other callbacks may look at the loaders here
         self._load(self._phase_at(self.start_epoch).stage)
 
     def before_epoch(self):
-        if self.epoch < self.start_epoch: return
+        if self.epoch < self.start_epoch:
+            return
         phase = self._phase_at(self.epoch)
-        if phase is self.phase: return
-        if self.phase and self.phase.stage != phase.stage: self._load(phase.stage)
+        if phase is self.phase:
+            return
+        if self.phase and self.phase.stage != phase.stage:
+            self._load(phase.stage)
         # A resumed run that goes on within a phase must not reset anything again.
-        if self.epoch == phase.start: self._reset(phase)
-        if phase.frozen is not None: self._freeze(phase.frozen)
+        if self.epoch == phase.start:
+            self._reset(phase)
+        if phase.frozen is not None:
+            self._freeze(phase.frozen)
         self.phase = phase
 
 # %% ../../nbs/training/progressive.ipynb #c1d08ea1
 @patch
-def _phase_at(self:StageSwitch, epoch):
+def _phase_at(self: StageSwitch, epoch):
     inside = [o for o in self.plan if o.start <= epoch < o.end]
     return inside[0] if inside else self.plan[-1]
 
+
 @patch
-def _reset(self:StageSwitch, phase):
+def _reset(self: StageSwitch, phase):
     "What the beginning of `phase` resets."
     i = self.plan.index(phase)
     new_stage = i > 0 and self.plan[i - 1].stage != phase.stage
-    if phase.frozen is not None or (new_stage and self.reset_opt): self.opt.clear_state()
-    if new_stage and self.reset_bn: reset_batchnorm(self.model)
+    if phase.frozen is not None or (new_stage and self.reset_opt):
+        self.opt.clear_state()
+    if new_stage and self.reset_bn:
+        reset_batchnorm(self.model)
+
 
 @patch
-def _freeze(self:StageSwitch, frozen):
+def _freeze(self: StageSwitch, frozen):
     self.opt.freeze_to(-1 if frozen else 0)
     # Gradients that are left over, if only zeros, would let weight decay shrink what is frozen.
     for p in self.model.parameters():
-        if not p.requires_grad: p.grad = None
+        if not p.requires_grad:
+            p.grad = None
 
 # %% ../../nbs/training/progressive.ipynb #0eaeb917
 @patch
-def _load(self:StageSwitch, i):
+def _load(self: StageSwitch, i):
     "Give the learner the loaders of stage `i`. Raises `ValueError`."
     stage, old = self.stages[i], self.dls
     dls = self.get_dls(bs=stage.bs, size=stage.size)
     if getattr(dls, "vocab", None) != getattr(old, "vocab", None):
-        raise ValueError(f"stage {i + 1} ({stage}) has other classes than the learner's data: "
-                         "give get_dls the same data")
+        raise ValueError(
+            f"stage {i + 1} ({stage}) has other classes than the learner's data: "
+            "give get_dls the same data"
+        )
     _check_single(self.learn, dls, stage, i)
     self.learn.dls = dls
 
@@ -260,25 +302,27 @@ def _remake(learn, get_dls):
     "The function of `bs` and `size` that makes loaders for `learn`. Raises `ValueError`."
     make = get_dls or getattr(learn.dls, "remake", None)
     if make is None:
-        raise ValueError("these loaders don't know how to be made anew: pass get_dls, a function "
-                         "of bs and size that returns DataLoaders")
+        raise ValueError(
+            "these loaders don't know how to be made anew: pass get_dls, a function "
+            "of bs and size that returns DataLoaders"
+        )
     return make
 
 # %% ../../nbs/training/progressive.ipynb #c9731ad0
 def fit_progressive(
-    learn:Learner,
-    stages, # `Stage`s, in order
-    lr=None, # for stages without one; default: the learner's
-    schedule:str="one_cycle", # over all stages, or "fine_tune": fastai's after the first stage
-    get_dls=None, # makes DataLoaders of `bs` and `size`; default: `learn.dls.remake`
-    reset_bn:bool=False, # forget BatchNorm's statistics at each change of stage
-    reset_opt:bool=False, # forget the optimizer's state at each change of stage
-    freeze_epochs:int=1, # "fine_tune" only: epochs added to each further stage, body frozen
-    pct_start:float=0.25, # share of the first cycle in which the learning rate rises
-    wd:float=None, # weight decay
-    cbs=None, # callbacks
-    start_epoch:int=0, # the first epoch to train, over all stages: for going on after a break
-) -> Learner: # `learn`, with the loaders of the last stage
+    learn: Learner,
+    stages,  # `Stage`s, in order
+    lr=None,  # for stages without one; default: the learner's
+    schedule: str = "one_cycle",  # over all stages, or "fine_tune": fastai's after the first stage
+    get_dls=None,  # makes DataLoaders of `bs` and `size`; default: `learn.dls.remake`
+    reset_bn: bool = False,  # forget BatchNorm's statistics at each change of stage
+    reset_opt: bool = False,  # forget the optimizer's state at each change of stage
+    freeze_epochs: int = 1,  # "fine_tune" only: epochs added to each further stage, body frozen
+    pct_start: float = 0.25,  # share of the first cycle in which the learning rate rises
+    wd: float = None,  # weight decay
+    cbs=None,  # callbacks
+    start_epoch: int = 0,  # the first epoch to train, over all stages: for going on after a break
+) -> Learner:  # `learn`, with the loaders of the last stage
     """Train on growing images, in one fit. Raises `ValueError`, before training, where the stages
     don't work."""
     stages = check_stages(stages)
@@ -287,7 +331,8 @@ def fit_progressive(
     for i, o in enumerate(stages):
         if _has_single(learn.dls.train, o.bs):
             _check_single(learn, make(bs=o.bs, size=o.size), o, i)
-    if learn.opt is None: learn.create_opt()
+    if learn.opt is None:
+        learn.create_opt()
     switch = StageSwitch(stages, plan, make, reset_bn, reset_opt, start_epoch)
     cbs = [switch, _scheduler(learn, plan), *L(cbs)]
     learn.fit(plan[-1].end, wd=wd, cbs=cbs, start_epoch=start_epoch)
@@ -297,63 +342,85 @@ def fit_progressive(
 class Progressive:
     """`fit_progressive` with its settings, as the `fit_func` of a `Run`, whose epochs must be those
     of the stages (`epochs`)."""
-    def __init__(self,
-        stages, # `Stage`s, in order
-        schedule:str="one_cycle", # see `fit_progressive`
-        get_dls=None, # see `fit_progressive`
-        **kwargs, # for `fit_progressive`, such as `reset_bn`, `freeze_epochs` and `wd`
+
+    def __init__(
+        self,
+        stages,  # `Stage`s, in order
+        schedule: str = "one_cycle",  # see `fit_progressive`
+        get_dls=None,  # see `fit_progressive`
+        **kwargs,  # for `fit_progressive`, such as `reset_bn`, `freeze_epochs` and `wd`
     ):
         self.stages, self.get_dls = check_stages(stages), get_dls
         self.kwargs = dict(schedule=schedule) | kwargs
         freeze_epochs = kwargs.get("freeze_epochs", 1)
-        self.epochs = phases(self.stages, 1., schedule, freeze_epochs)[-1].end
+        self.epochs = phases(self.stages, 1.0, schedule, freeze_epochs)[-1].end
         self.config = dict(stages=[str(o) for o in self.stages]) | kwargs
-        if schedule != "one_cycle": self.config["schedule"] = schedule
+        if schedule != "one_cycle":
+            self.config["schedule"] = schedule
 
 # %% ../../nbs/training/progressive.ipynb #a3cff585
 @patch
-def __call__(self:Progressive, learn, epochs, lr, start_epoch=0, cbs=None):
+def __call__(self: Progressive, learn, epochs, lr, start_epoch=0, cbs=None):
     if epochs != self.epochs:
         raise ValueError(f"the stages have {self.epochs} epochs, and {epochs} were asked for")
-    return fit_progressive(learn, self.stages, lr, get_dls=self.get_dls, cbs=cbs,
-                           start_epoch=start_epoch, **self.kwargs)
+    return fit_progressive(
+        learn,
+        self.stages,
+        lr,
+        get_dls=self.get_dls,
+        cbs=cbs,
+        start_epoch=start_epoch,
+        **self.kwargs,
+    )
 
 # %% ../../nbs/training/progressive.ipynb #8696103e
-def activation_stats(model:nn.Module, # its direct children are looked at
-                     x:torch.Tensor, # a batch, on the model's device
-                    ) -> pd.DataFrame: # a row for each child, in order, with `mean` and `std`
+def activation_stats(
+    model: nn.Module,  # its direct children are looked at
+    x: torch.Tensor,  # a batch, on the model's device
+) -> pd.DataFrame:  # a row for each child, in order, with `mean` and `std`
     "Mean and standard deviation of each layer's output, in evaluation mode."
     rows = {}
+
     def hook(name):
         def measure(module, inp, out):
-            if not isinstance(out, torch.Tensor): return
-            out = out.float() # a sum in half precision can be infinite
+            if not isinstance(out, torch.Tensor):
+                return
+            out = out.float()  # a sum in half precision can be infinite
             rows[name] = dict(mean=out.mean().item(), std=out.std().item())
+
         return measure
-    hooks = [m.register_forward_hook(hook(f"{name} {type(m).__name__}"))
-             for name, m in model.named_children()]
+
+    hooks = [
+        m.register_forward_hook(hook(f"{name} {type(m).__name__}"))
+        for name, m in model.named_children()
+    ]
     try:
-        with eval_mode(model): model(x)
+        with eval_mode(model):
+            model(x)
     finally:
-        for o in hooks: o.remove()
+        for o in hooks:
+            o.remove()
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/training/progressive.ipynb #d01a2009
-def scores_by_size(learn:Learner, # a trained learner
-                   sizes, # sides of the validation images, in pixels
-                   get_dls=None, # a function of `bs` and `size`; default: `learn.dls.remake`
-                   bs:int=64, # images in a batch
-                   refit_bn:bool=False, # estimate BatchNorm's statistics anew for each size
-                  ) -> pd.DataFrame: # a row for each size: accuracy, nll, ece
+def scores_by_size(
+    learn: Learner,  # a trained learner
+    sizes,  # sides of the validation images, in pixels
+    get_dls=None,  # a function of `bs` and `size`; default: `learn.dls.remake`
+    bs: int = 64,  # images in a batch
+    refit_bn: bool = False,  # estimate BatchNorm's statistics anew for each size
+) -> pd.DataFrame:  # a row for each size: accuracy, nll, ece
     "What a model is worth at other sizes than it was trained at. Touvron et al., arXiv:1906.06423."
     make, rows = _remake(learn, get_dls), {}
     kept = {k: v.clone() for k, v in learn.model.named_buffers()}
     try:
         for size in sizes:
             dls = make(bs=bs, size=size)
-            if refit_bn: update_bn(dls.train, learn.model)
+            if refit_bn:
+                update_bn(dls.train, learn.model)
             with learn.no_bar(), learn.no_logging():
                 rows[size] = score(*predictions(learn, dls.valid))
     finally:
-        for k, v in learn.model.named_buffers(): v.copy_(kept[k])
+        for k, v in learn.model.named_buffers():
+            v.copy_(kept[k])
     return pd.DataFrame.from_dict(rows, orient="index")

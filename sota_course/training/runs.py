@@ -34,78 +34,99 @@ from torch import nn
 import sota_course
 from ..core import CheckpointError, class_numbers, remove_stale_parts, write_whole
 from .metrics import ece
-from .settings import (describe_run, differences_in_words,
-                                           environment, undescribed, weights_settings)
+from sota_course.training.settings import (
+    describe_run,
+    differences_in_words,
+    environment,
+    undescribed,
+    weights_settings,
+)
 
 # %% ../../nbs/training/runs.ipynb #32dd1f09
-def predictions(learn:Learner, # a trained learner
-                dl=None, # batches to look at; default: the validation set
-               ) -> tuple: # log-probabilities `(n, classes)` in float64, class indices `(n,)`
+def predictions(
+    learn: Learner,  # a trained learner
+    dl=None,  # batches to look at; default: the validation set
+) -> tuple:  # log-probabilities `(n, classes)` in float64, class indices `(n,)`
     """What `learn` makes of every image, in order.
 
     Raises `ValueError` if the targets are not class indices."""
     logits, targets = (o.as_subclass(torch.Tensor) for o in learn.get_preds(dl=dl, act=noop))
     if targets.ndim != 1 or targets.is_floating_point():
-        raise ValueError("one class index an image is needed, and these targets are "
-                         f"{targets.dtype} of shape {tuple(targets.shape)}")
+        raise ValueError(
+            "one class index an image is needed, and these targets are "
+            f"{targets.dtype} of shape {tuple(targets.shape)}"
+        )
     return logits.double().log_softmax(1), targets.long()
 
-def score(logp:torch.Tensor, # `(n, classes)`, log-probabilities
-          targets:torch.Tensor, # `(n,)`, class indices
-         ) -> dict: # `accuracy`, `nll` and `ece`
+
+def score(
+    logp: torch.Tensor,  # `(n, classes)`, log-probabilities
+    targets: torch.Tensor,  # `(n,)`, class indices
+) -> dict:  # `accuracy`, `nll` and `ece`
     """The three numbers for a set of predictions. Those of a model that diverged are undefined.
     Raises `TypeError` or `ValueError` where the targets are no class indices."""
     # The largest of undefined numbers is said to be the first: class 0 would look right.
     targets = class_numbers(targets, logp.shape[1])
-    if logp.isnan().any(): return dict(accuracy=math.nan, nll=math.nan, ece=math.nan)
+    if logp.isnan().any():
+        return dict(accuracy=math.nan, nll=math.nan, ece=math.nan)
     accuracy = (logp.argmax(1) == targets).double().mean().item()
-    return dict(accuracy=accuracy, nll=F.nll_loss(logp, targets).item(),
-                ece=ece(logp.exp(), targets))
+    return dict(
+        accuracy=accuracy, nll=F.nll_loss(logp, targets).item(), ece=ece(logp.exp(), targets)
+    )
 
 # %% ../../nbs/training/runs.ipynb #3f021927
 def _take_out(o, path, taken):
     "`o` with None for every number that isn't finite; `taken` gets its path and its name."
-    if isinstance(o, (np.generic, torch.Tensor)): o = o.tolist()
+    if isinstance(o, (np.generic, torch.Tensor)):
+        o = o.tolist()
     if isinstance(o, dict):
         return {str(k): _take_out(v, [*path, str(k)], taken) for k, v in o.items()}
     if isinstance(o, (list, tuple, L)):
         return [_take_out(v, [*path, i], taken) for i, v in enumerate(o)]
-    if not isinstance(o, float) or math.isfinite(o): return o
+    if not isinstance(o, float) or math.isfinite(o):
+        return o
     taken.append([path, str(o)])
     return None
+
 
 def _put_in(o, taken):
     "Put the numbers that `_take_out` took back into their places."
     for (*path, last), value in taken:
         place = o
-        for k in path: place = place[k]
+        for k in path:
+            place = place[k]
         place[last] = float(value)
     return o
 
-def _today(): return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+
+def _today():
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+
 
 @dataclass
 class Result:
     "One training run: what was trained, on what, and how it came out."
-    name:str # of the run: the same for all its seeds
-    seed:int # of the weights, the order of the images and the augmentation
-    config:dict # as `describe` gives it, with epochs and learning rate
-    history:list # a dict for each epoch: losses, metrics, seconds
-    accuracy:float # of the last epoch's model on the validation set, 0 to 1
-    nll:float # negative log-likelihood, in nats
-    ece:float # expected calibration error, 0 to 1
-    train_seconds:float # all epochs, without validation
-    predict_seconds:float # one pass over the validation set
-    command:str="" # what to type to get this result again
-    extra:dict=field(default_factory=dict) # further measurements, by name
-    date:str=field(default_factory=_today)
-    environment:dict=field(default_factory=environment)
+
+    name: str  # of the run: the same for all its seeds
+    seed: int  # of the weights, the order of the images and the augmentation
+    config: dict  # as `describe` gives it, with epochs and learning rate
+    history: list  # a dict for each epoch: losses, metrics, seconds
+    accuracy: float  # of the last epoch's model on the validation set, 0 to 1
+    nll: float  # negative log-likelihood, in nats
+    ece: float  # expected calibration error, 0 to 1
+    train_seconds: float  # all epochs, without validation
+    predict_seconds: float  # one pass over the validation set
+    command: str = ""  # what to type to get this result again
+    extra: dict = field(default_factory=dict)  # further measurements, by name
+    date: str = field(default_factory=_today)
+    environment: dict = field(default_factory=environment)
 
     def save(self, path):
         "Write to `path` as JSON, whole or not at all."
         taken = []
         values = _take_out(asdict(self), [], taken)
-        if taken: values["not_finite"] = taken
+        if taken:
+            values["not_finite"] = taken
         text = json.dumps(values, indent=1, allow_nan=False)
         write_whole(path, lambda o: o.write_text(text + "\n", encoding="utf-8"))
         return path
@@ -125,10 +146,14 @@ class EpochSeeds(Callback):
     """Seed every epoch from the run's seed and its own number.
 
     So an epoch doesn't depend on those that were run before it."""
+
     order = -100
-    def __init__(self, seed:int): self.seed = seed
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
     def before_epoch(self):
-        epoch = getattr(self, "epoch", 0) # a preview of the events has none
+        epoch = getattr(self, "epoch", 0)  # a preview of the events has none
         s = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
         set_seed(s)
         self.dls.train.rng = random.Random(s)
@@ -136,39 +161,66 @@ class EpochSeeds(Callback):
 # %% ../../nbs/training/runs.ipynb #91f3b404
 class History(Callback):
     "Keep the losses, metrics and seconds of every epoch as a list of dicts."
-    order = 55 # after fastai's Recorder
+
+    order = 55  # after fastai's Recorder
+
     def __init__(self, rows=()):
         self.rows = list(rows)
-        self.start, self.seconds, self.loss_sum, self.seen = 0., 0., 0., 0
-    def before_train(self): self.start, self.loss_sum, self.seen = time.perf_counter(), 0., 0
+        self.start, self.seconds, self.loss_sum, self.seen = 0.0, 0.0, 0.0, 0
+
+    def before_train(self):
+        self.start, self.loss_sum, self.seen = time.perf_counter(), 0.0, 0
+
     def after_batch(self):
-        if not self.training: return
+        if not self.training:
+            return
         # It stays on the GPU: asking for the number would wait for it.
-        self.loss_sum += self.learn.loss.detach()*self.dl.bs
+        self.loss_sum += self.learn.loss.detach() * self.dl.bs
         self.seen += self.dl.bs
-    def after_train(self): self.seconds = time.perf_counter() - self.start
+
+    def after_train(self):
+        self.seconds = time.perf_counter() - self.start
+
     def after_epoch(self):
         # An epoch that a resumed run skips, or one without a batch, as in a preview of the events
-        if not self.seen or self.epoch < len(self.rows): return
-        row = dict(epoch=self.epoch, train_loss=float(self.loss_sum)/self.seen)
+        if not self.seen or self.epoch < len(self.rows):
+            return
+        row = dict(epoch=self.epoch, train_loss=float(self.loss_sum) / self.seen)
         # Between the epoch and the seconds, and after fastai's own training loss.
         names, values = self.recorder.metric_names[2:-1], self.recorder.values[-1][1:]
-        for k, v in zip(names, values): row[k] = float(v)
+        for k, v in zip(names, values):
+            row[k] = float(v)
         self.rows.append(row | dict(train_seconds=self.seconds))
 
 # %% ../../nbs/training/runs.ipynb #89b19650
 def _storable(o, what):
     "`o` in the types that a checkpoint may hold. Raises `ValueError` for any other."
-    if isinstance(o, torch.Tensor): return o.detach().as_subclass(torch.Tensor)
-    if isinstance(o, np.generic): return o.item()
-    if o is None or isinstance(o, (bool, int, float, str)): return o
-    if isinstance(o, dict): return {_storable(k, what): _storable(v, what) for k, v in o.items()}
-    if isinstance(o, tuple): return tuple(_storable(v, what) for v in o)
-    if isinstance(o, (list, L)): return [_storable(v, what) for v in o]
+    if isinstance(o, torch.Tensor):
+        return o.detach().as_subclass(torch.Tensor)
+    if isinstance(o, np.generic):
+        return o.item()
+    if o is None or isinstance(o, (bool, int, float, str)):
+        return o
+    if isinstance(o, dict):
+        return {_storable(k, what): _storable(v, what) for k, v in o.items()}
+    if isinstance(o, tuple):
+        return tuple(_storable(v, what) for v in o)
+    if isinstance(o, (list, L)):
+        return [_storable(v, what) for v in o]
     raise ValueError(f"{what} is a {type(o).__name__}, which a checkpoint can't hold")
 
-_CONSTANT = (type, types.FunctionType, types.BuiltinFunctionType, partial, enum.Enum, PurePath,
-             torch.dtype, torch.device, np.ufunc)
+
+_CONSTANT = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    partial,
+    enum.Enum,
+    PurePath,
+    torch.dtype,
+    torch.device,
+    np.ufunc,
+)
 # what changes in fastai's callbacks
 _TRACKED = {TrackerCallback: ("best", "new_best", "wait"), GradientAccumulation: ("count",)}
 _LIBRARIES = ("fastai", "sota_course")
@@ -178,16 +230,21 @@ def _own_state(cb, name):
     "One attribute of a callback as a checkpoint holds it; None where it never changes."
     value = getattr(cb, name)
     what = f"{name} of the callback {type(cb).__name__}"
-    if isinstance(value, nn.Module): return _storable(dict(value.state_dict()), what)
-    if isinstance(value, _CONSTANT) or value is cb.learn: return None
+    if isinstance(value, nn.Module):
+        return _storable(dict(value.state_dict()), what)
+    if isinstance(value, _CONSTANT) or value is cb.learn:
+        return None
     return _storable(value, what)
+
 
 def _carried(cb):
     "The names of the attributes of `cb` that may change from one epoch to the next."
     ours = type(cb).__module__.partition(".")[0] in _LIBRARIES
-    if not ours: return [k for k in vars(cb) if k not in ("learn", "run")]
+    if not ours:
+        return [k for k in vars(cb) if k not in ("learn", "run")]
     names = [k for cls, names in _TRACKED.items() if isinstance(cb, cls) for k in names]
     return [k for k in names if k in vars(cb)]
+
 
 def _callback_state(cb):
     "What `cb` carries from one epoch to the next. Raises `ValueError` for what can't be stored."
@@ -200,27 +257,38 @@ def _callback_state(cb):
         return cb.learn.scaler.state_dict() if getattr(cb.learn, "scaler", None) else {}
     return {k: _own_state(cb, k) for k in _carried(cb)}
 
+
 def _set_callback_state(cb, state):
     "Put back what `_callback_state` gave, if it gave anything."
-    if not state: return
-    if hasattr(type(cb), "state_dict"): cb.load_state_dict(state)
-    elif isinstance(cb, MixedPrecision): cb.learn.scaler.load_state_dict(state)
+    if not state:
+        return
+    if hasattr(type(cb), "state_dict"):
+        cb.load_state_dict(state)
+    elif isinstance(cb, MixedPrecision):
+        cb.learn.scaler.load_state_dict(state)
     else:
-        for k, value in state.items(): _set_own_state(cb, k, value)
+        for k, value in state.items():
+            _set_own_state(cb, k, value)
+
 
 def _set_own_state(cb, name, new):
     "Put back one attribute of a callback."
     old = getattr(cb, name, None)
-    if isinstance(old, _CONSTANT) or (old is not None and old is cb.learn): return
-    if isinstance(old, nn.Module): old.load_state_dict(new)
+    if isinstance(old, _CONSTANT) or (old is not None and old is cb.learn):
+        return
+    if isinstance(old, nn.Module):
+        old.load_state_dict(new)
     # It may be shared with whoever looks at it.
-    elif isinstance(old, list) and isinstance(new, list): old[:] = new
-    else: setattr(cb, name, new)
+    elif isinstance(old, list) and isinstance(new, list):
+        old[:] = new
+    else:
+        setattr(cb, name, new)
 
 # %% ../../nbs/training/runs.ipynb #d1a70011
 def _belongs_to_training(cb, watching):
     ours = type(cb).__module__ == __name__ or isinstance(cb, SkipToEpoch)
     return not ours and not any(cb is o for o in watching)
+
 
 def _lasting(learn, watching=()):
     "name -> callback, of those whose state belongs to the training."
@@ -231,46 +299,67 @@ def _lasting(learn, watching=()):
         named[f"{type(o).__name__} {before}"] = o
     return named
 
+
 def _callback_states(learn, watching=()):
     "The states of all callbacks. Raises `ValueError` with a way out where one can't be stored."
-    try: return {k: _callback_state(o) for k, o in _lasting(learn, watching).items()}
+    try:
+        return {k: _callback_state(o) for k, o in _lasting(learn, watching).items()}
     except ValueError as e:
-        raise ValueError(f"{e}: give it methods state_dict and load_state_dict, which may be empty "
-                         "if it doesn't change the training, or leave folder out") from e
+        raise ValueError(
+            f"{e}: give it methods state_dict and load_state_dict, which may be empty "
+            "if it doesn't change the training, or leave folder out"
+        ) from e
+
 
 def _gradient(p):
     "What is left in a parameter's gradient: None, 0, or a tensor that grows until the next step."
-    if p.grad is None: return None
+    if p.grad is None:
+        return None
     return p.grad.detach().as_subclass(torch.Tensor) if p.grad.any() else 0
+
 
 def _loss_module(learn):
     "The loss, or what fastai's loss wraps, if it is a module; else None."
     for o in (learn.loss_func, getattr(learn.loss_func, "func", None)):
-        if isinstance(o, nn.Module): return o
+        if isinstance(o, nn.Module):
+            return o
+
 
 def _training_state(learn, watching=()):
     "All that the next epoch depends on."
     params, loss = dict(learn.model.named_parameters()), _loss_module(learn)
-    return dict(model=learn.model.state_dict(),
-                opt=_storable(learn.opt.state_dict(), "the optimizer's state"),
-                callbacks=_callback_states(learn, watching),
-                grads={k: _gradient(p) for k, p in params.items()},
-                trained={k: p.requires_grad for k, p in params.items()},
-                loss=dict(loss.state_dict()) if loss else {})
+    return dict(
+        model=learn.model.state_dict(),
+        opt=_storable(learn.opt.state_dict(), "the optimizer's state"),
+        callbacks=_callback_states(learn, watching),
+        grads={k: _gradient(p) for k, p in params.items()},
+        trained={k: p.requires_grad for k, p in params.items()},
+        loss=dict(loss.state_dict()) if loss else {},
+    )
 
 # %% ../../nbs/training/runs.ipynb #d1a70012
 class Checkpoint(Callback):
     """Write all that the next epoch depends on, and `history`, to `path`.
 
     Before the first epoch, and after each."""
-    order = 1000 # after every callback that takes note of the epoch
-    def __init__(self, path, config:dict, history:History, watching=()): store_attr()
+
+    order = 1000  # after every callback that takes note of the epoch
+
+    def __init__(self, path, config: dict, history: History, watching=()):
+        store_attr()
+
     # not while predicting or looking at events
-    def _in_fit(self): return self.learn.opt and not self.learn.lock.locked()
+    def _in_fit(self):
+        return self.learn.opt and not self.learn.lock.locked()
+
     def before_fit(self):
-        if self._in_fit() and not Path(self.path).exists(): self.write()
+        if self._in_fit() and not Path(self.path).exists():
+            self.write()
+
     def after_epoch(self):
-        if self._in_fit() and self.epoch < len(self.history.rows): self.write()
+        if self._in_fit() and self.epoch < len(self.history.rows):
+            self.write()
+
     def write(self):
         record = json.dumps(dict(config=self.config, history=self.history.rows))
         state = _training_state(self.learn, self.watching) | dict(record=record)
@@ -281,23 +370,35 @@ class Resume(Callback):
     """Keep the callbacks out of the epochs before `start`, and begin that one from `state`.
 
     All of it is in place then, whatever `fit` has set since."""
+
     order = -200
     _ALWAYS = (TrainEvalCallback, Recorder, ProgressCallback, SkipToEpoch)
-    def __init__(self, state:dict, start:int, watching=()):
+
+    def __init__(self, state: dict, start: int, watching=()):
         store_attr()
         self.muted, self.done = [], False
+
     def before_epoch(self):
-        if self.epoch >= self.start: self._restore()
-        elif not self.muted: self._mute()
-    def after_fit(self): self._restore() # where no epoch was left
+        if self.epoch >= self.start:
+            self._restore()
+        elif not self.muted:
+            self._mute()
+
+    def after_fit(self):
+        self._restore()  # where no epoch was left
+
     def _mute(self):
         others = [o for o in self.learn.cbs if o is not self and not isinstance(o, self._ALWAYS)]
         self.muted = [(o, o.run) for o in others]
-        for o in others: o.run = False
+        for o in others:
+            o.run = False
+
     def _restore(self):
-        if self.done: return
+        if self.done:
+            return
         self.done = True
-        for o, run in self.muted: o.run = run
+        for o, run in self.muted:
+            o.run = run
         _put_back(self.learn, self.state, self.watching)
 
 # %% ../../nbs/training/runs.ipynb #d1a70014
@@ -305,61 +406,80 @@ def _put_back(learn, state, watching=()):
     "Put in place what `_training_state` gave."
     loss = _loss_module(learn)
     learn.model.load_state_dict(state["model"])
-    if loss and state["loss"]: loss.load_state_dict(state["loss"])
+    if loss and state["loss"]:
+        loss.load_state_dict(state["loss"])
     _load_opt(learn, state["opt"])
     for k, p in learn.model.named_parameters():
         p.requires_grad_(state["trained"][k])
         grad = state["grads"][k]
-        if isinstance(grad, torch.Tensor): p.grad = grad.to(p)
-        else: p.grad = None if grad is None else torch.zeros_like(p)
-    for k, o in _lasting(learn, watching).items(): _set_callback_state(o, state["callbacks"].get(k))
+        if isinstance(grad, torch.Tensor):
+            p.grad = grad.to(p)
+        else:
+            p.grad = None if grad is None else torch.zeros_like(p)
+    for k, o in _lasting(learn, watching).items():
+        _set_callback_state(o, state["callbacks"].get(k))
+
 
 def _load_opt(learn, state):
     "Load the state of any of fastai's optimizers or PyTorch's."
-    if isinstance(learn.opt, OptimWrapper): return learn.opt.load_state_dict(state)
+    if isinstance(learn.opt, OptimWrapper):
+        return learn.opt.load_state_dict(state)
     device = next(learn.model.parameters()).device
     # A copy, since it becomes the optimizer's own, and Lookahead takes its part out.
     own = {k: to_device(_copied(v), device) for k, v in state.items() if k != "hypers"}
     learn.opt.load_state_dict(own | dict(hypers=L(dict(o) for o in state["hypers"])))
 
+
 def _copied(o):
-    if isinstance(o, torch.Tensor): return o.clone()
-    if isinstance(o, dict): return {k: _copied(v) for k, v in o.items()}
+    if isinstance(o, torch.Tensor):
+        return o.clone()
+    if isinstance(o, dict):
+        return {k: _copied(v) for k, v in o.items()}
     return type(o)(map(_copied, o)) if isinstance(o, (list, tuple)) else o
 
 # %% ../../nbs/training/runs.ipynb #3eb54b5a
-def load_checkpoint(path, # where `Checkpoint` wrote
-                   ) -> dict: # `model`, `opt`, `config`, `history`, and what else an epoch needs
+def load_checkpoint(
+    path,  # where `Checkpoint` wrote
+) -> dict:  # `model`, `opt`, `config`, `history`, and what else an epoch needs
     "What `Checkpoint` wrote. Raises `CheckpointError` for a damaged file or any other."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"model", "opt"} <= state.keys(): raise LookupError("model and optimizer")
+        if not {"model", "opt"} <= state.keys():
+            raise LookupError("model and optimizer")
         return state | json.loads(state["record"])
     except Exception as e:
         kind = type(e).__name__
-        raise CheckpointError(f"{Path(path).name} is not a checkpoint that can be resumed ({kind}): "
-                              "delete it to start from the first epoch") from e
+        raise CheckpointError(
+            f"{Path(path).name} is not a checkpoint that can be resumed ({kind}): "
+            "delete it to start from the first epoch"
+        ) from e
 
 # %% ../../nbs/training/runs.ipynb #07c4c578
 def _is_rate(o):
-    if isinstance(o, bool) or not isinstance(o, numbers.Real): return False
+    if isinstance(o, bool) or not isinstance(o, numbers.Real):
+        return False
     return math.isfinite(o) and o > 0
+
 
 def _check_run(epochs, lr, seeds):
     "Raises `ValueError` where a run can't be made with these."
     if isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral):
         raise ValueError(f"epochs is a whole number, not {epochs!r}")
-    if epochs < 1: raise ValueError(f"a run needs at least one epoch, not {epochs}")
+    if epochs < 1:
+        raise ValueError(f"a run needs at least one epoch, not {epochs}")
     rates = [lr]
-    if isinstance(lr, slice): rates = [o for o in (lr.start, lr.stop) if o is not None]
+    if isinstance(lr, slice):
+        rates = [o for o in (lr.start, lr.stop) if o is not None]
     if not rates or not all(map(_is_rate, rates)):
         raise ValueError(f"lr, the learning rate, is a number above 0, not {lr!r}")
-    if not seeds: raise ValueError("a run needs at least one seed")
+    if not seeds:
+        raise ValueError("a run needs at least one seed")
     for o in seeds:
         if isinstance(o, bool) or not isinstance(o, numbers.Integral) or not 0 <= o < 2**32:
             raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {o!r}")
         if seeds.count(o) > 1:
             raise ValueError(f"the seed {o} is there twice: the same run would be counted as two")
+
 
 class Run:
     """One configuration, trained once for each of `seeds`; `results` holds a `Result` for each.
@@ -367,17 +487,19 @@ class Run:
     `cbs` watch the training and don't change it: they aren't part of the configuration.
     `fit_func` is called as `fit_func(learn, epochs, lr, start_epoch=…, cbs=…)`, and its `config`,
     a dict, is written down."""
-    def __init__(self,
-        name:str, # what the tables call it, and how its files begin
-        make_learner, # a function without arguments that returns a new `Learner`
-        epochs:int=5, # epochs of the one-cycle schedule
-        lr:float=3e-3, # its highest learning rate
-        seeds=(0, 1, 2), # integers; three is the least that shows a spread
-        folder=None, # where results and checkpoints are kept; nowhere if None
-        command:str="", # what to type to get these results again
-        progress:bool=True, # show bars and the table of epochs while training
-        cbs=(), # callbacks that only watch
-        fit_func=None, # trains in place of the one-cycle schedule
+
+    def __init__(
+        self,
+        name: str,  # what the tables call it, and how its files begin
+        make_learner,  # a function without arguments that returns a new `Learner`
+        epochs: int = 5,  # epochs of the one-cycle schedule
+        lr: float = 3e-3,  # its highest learning rate
+        seeds=(0, 1, 2),  # integers; three is the least that shows a spread
+        folder=None,  # where results and checkpoints are kept; nowhere if None
+        command: str = "",  # what to type to get these results again
+        progress: bool = True,  # show bars and the table of epochs while training
+        cbs=(),  # callbacks that only watch
+        fit_func=None,  # trains in place of the one-cycle schedule
     ):
         if not hasattr(seeds, "__iter__"):
             raise ValueError(f"seeds are several whole numbers, such as [0, 1, 2], not {seeds!r}")
@@ -388,72 +510,90 @@ class Run:
         self.folder = folder and Path(folder)
         self.results, self.learn, self.logp, self.targets = [], None, None, None
 
-    def file(self, seed, suffix): return self.folder/f"{self.name}-seed{seed}{suffix}"
+    def file(self, seed, suffix):
+        return self.folder / f"{self.name}-seed{seed}{suffix}"
 
 # %% ../../nbs/training/runs.ipynb #4deec343
 @patch
-def _check_same(self:Run, config, stored, path):
+def _check_same(self: Run, config, stored, path):
     "Raises `CheckpointError` where what is stored in `path` comes from another configuration."
     what = differences_in_words(stored, config)
-    if not what: return
-    raise CheckpointError(f"{path.name} comes from another configuration: {what}. "
-                          "Choose another name or folder, or delete the file")
+    if not what:
+        return
+    raise CheckpointError(
+        f"{path.name} comes from another configuration: {what}. "
+        "Choose another name or folder, or delete the file"
+    )
 
 # %% ../../nbs/training/runs.ipynb #2844af96
 def can_draw_bars() -> bool:
     "Whether a progress bar can be drawn: in a notebook or a terminal, but not in a log file."
     return IN_NOTEBOOK or sys.stdout.isatty()
 
+
 @contextlib.contextmanager
-def showing(learn, # its bars and its table of epochs
-            progress:bool, # show them at all
-           ):
+def showing(
+    learn,  # its bars and its table of epochs
+    progress: bool,  # show them at all
+):
     "Inside, `learn` shows as much of its progress as was asked for and as can be drawn."
     with contextlib.ExitStack() as stack:
-        if not progress: stack.enter_context(learn.no_logging())
-        if not progress or not can_draw_bars(): stack.enter_context(learn.no_bar())
+        if not progress:
+            stack.enter_context(learn.no_logging())
+        if not progress or not can_draw_bars():
+            stack.enter_context(learn.no_bar())
         yield
 
-_trained = weakref.WeakSet() # the models that runs have trained
+
+_trained = weakref.WeakSet()  # the models that runs have trained
+
 
 @patch
-def _new_learner(self:Run, seed):
+def _new_learner(self: Run, seed):
     """The learner as it is before `seed` is trained.
 
     Raises `ValueError` where its model was trained before, so that it would only go on."""
     set_seed(seed)
     learn = self.make_learner()
     if learn.model in _trained:
-        raise ValueError(f"make_learner gave {self.name} a model that was trained before: make a "
-                         "new model inside it, so that every seed starts from its own weights")
+        raise ValueError(
+            f"make_learner gave {self.name} a model that was trained before: make a "
+            "new model inside it, so that every seed starts from its own weights"
+        )
     return learn
 
+
 @patch
-def _config(self:Run, learn):
+def _config(self: Run, learn):
     config = describe_run(learn, self.epochs, self.lr, self.fit_func)
     return config | dict(weights=weights_settings(learn.model))
 
+
 @patch
-def _may_store(self:Run, config, learn):
+def _may_store(self: Run, config, learn):
     "Raises `ValueError` for what couldn't be told apart later, or couldn't be resumed."
     for part, why in undescribed(config).items():
-        raise ValueError(f"{part} of this run can't be recorded: {why}. Change it, or leave folder "
-                         "out")
+        raise ValueError(
+            f"{part} of this run can't be recorded: {why}. Change it, or leave folder out"
+        )
     if not hasattr(learn.opt, "state_dict"):
-        raise ValueError(f"the optimizer {type(learn.opt).__name__} has no state_dict, so a run "
-                         "with it can't be resumed: leave folder out")
+        raise ValueError(
+            f"the optimizer {type(learn.opt).__name__} has no state_dict, so a run "
+            "with it can't be resumed: leave folder out"
+        )
     _callback_states(learn, self.cbs)
 
 # %% ../../nbs/training/runs.ipynb #d1a70015
 @patch
-def fit(self:Run, seed:int) -> Result:
+def fit(self: Run, seed: int) -> Result:
     """Train `seed` from its checkpoint if there is one, else from the start.
 
     The learner and its predictions stay in `learn`, `logp` and `targets`."""
     self.learn = learn = self._new_learner(seed)
     config, history = self._config(learn), History()
     cbs = [EpochSeeds(seed), history, *self.cbs]
-    if self.folder: cbs += self._checkpointing(seed, config, history)
+    if self.folder:
+        cbs += self._checkpointing(seed, config, history)
     fit = self.fit_func or Learner.fit_one_cycle
     _trained.add(learn.model)
     with showing(learn, self.progress):
@@ -461,31 +601,40 @@ def fit(self:Run, seed:int) -> Result:
         fit(learn, self.epochs, self.lr, start_epoch=len(history.rows), cbs=cbs)
         start = time.perf_counter()
         self.logp, self.targets = predictions(learn)
-    return Result(self.name, seed, config, history.rows, **score(self.logp, self.targets),
-                  command=self.command,
-                  train_seconds=sum(o["train_seconds"] for o in history.rows),
-                  predict_seconds=time.perf_counter() - start)
+    return Result(
+        self.name,
+        seed,
+        config,
+        history.rows,
+        **score(self.logp, self.targets),
+        command=self.command,
+        train_seconds=sum(o["train_seconds"] for o in history.rows),
+        predict_seconds=time.perf_counter() - start,
+    )
+
 
 @patch
-def _checkpointing(self:Run, seed, config, history):
+def _checkpointing(self: Run, seed, config, history):
     "The callbacks that write the checkpoint of `seed`, and that go on from one that is there."
     self._may_store(config, self.learn)
     path = self.file(seed, ".pt")
-    remove_stale_parts(path) # where no epoch is left, the checkpoint isn't written again
+    remove_stale_parts(path)  # where no epoch is left, the checkpoint isn't written again
     cbs = [Checkpoint(path, config, history, self.cbs)]
-    if not path.exists(): return cbs
+    if not path.exists():
+        return cbs
     state = self._resume(path, config, history)
     return [*cbs, Resume(state, len(history.rows), self.cbs)]
 
 # %% ../../nbs/training/runs.ipynb #ef95eed0
 @patch
-def _resume(self:Run, path, config, history):
+def _resume(self: Run, path, config, history):
     "Put weights, optimizer and history of the checkpoint `path` in place, and return all of it."
     state = load_checkpoint(path)
     self._check_same(config, state["config"], path)
     learn = self.learn
     device = getattr(learn.dls, "device", None)
-    if device is not None: learn.model.to(device)
+    if device is not None:
+        learn.model.to(device)
     learn.create_opt()
     # Callbacks get their state at the first epoch: `fit` sets them up before.
     _put_back(learn, state | dict(callbacks={}), self.cbs)
@@ -494,127 +643,170 @@ def _resume(self:Run, path, config, history):
 
 # %% ../../nbs/training/runs.ipynb #3e862cf6
 @patch
-def _stored(self:Run, seed):
+def _stored(self: Run, seed):
     "The result of `seed` if its file is there and comes from this configuration."
-    if not self.folder: return None
+    if not self.folder:
+        return None
     path = self.file(seed, ".json")
-    if not path.exists(): return None
+    if not path.exists():
+        return None
     result = Result.load(path)
     self.learn = self._new_learner(seed)
     self._check_same(self._config(self.learn), result.config, path)
     return result
 
+
 @patch
-def _tidy(self:Run, seed, config):
+def _tidy(self: Run, seed, config):
     "Remove what a kill between the result of `seed` and the end of the run has left."
-    for suffix in (".json", ".pt"): remove_stale_parts(self.file(seed, suffix))
+    for suffix in (".json", ".pt"):
+        remove_stale_parts(self.file(seed, suffix))
     checkpoint = self.file(seed, ".pt")
-    if not checkpoint.exists(): return
-    try: found = load_checkpoint(checkpoint)["config"]
-    except CheckpointError: return # damaged, or no checkpoint: not ours to remove
-    if not differences_in_words(found, config): checkpoint.unlink(missing_ok=True)
+    if not checkpoint.exists():
+        return
+    try:
+        found = load_checkpoint(checkpoint)["config"]
+    except CheckpointError:
+        return  # damaged, or no checkpoint: not ours to remove
+    if not differences_in_words(found, config):
+        checkpoint.unlink(missing_ok=True)
 
 # %% ../../nbs/training/runs.ipynb #e3630830
 @patch
-def train(self:Run) -> Run:
+def train(self: Run) -> Run:
     "Train every seed that has no result yet."
     self.results = []
     for seed in self.seeds:
         result = self._stored(seed)
         if not result:
             result = self.fit(seed)
-            if self.folder: result.save(self.file(seed, ".json"))
-        if self.folder: self._tidy(seed, result.config)
+            if self.folder:
+                result.save(self.file(seed, ".json"))
+        if self.folder:
+            self._tidy(seed, result.config)
         self.results.append(result)
     return self
 
 # %% ../../nbs/training/runs.ipynb #9ca9b3a1
 class Stopped(KeyboardInterrupt):
     "Training was asked to stop, by Ctrl-C or a signal."
-    def __init__(self, signum): self.signum = signum
+
+    def __init__(self, signum):
+        self.signum = signum
+
 
 class Stopper(Callback):
     """Within `with`, turns SIGINT and SIGTERM into `Stopped`: after the batch, or else at once.
 
     Outside the main thread, where Python gives no say over signals, only `stop` does."""
+
     order = 95
-    def __init__(self, ending:bool=False): # the process ends with a stop: ignore further signals
+
+    def __init__(
+        self, ending: bool = False
+    ):  # the process ends with a stop: ignore further signals
         self.ending = ending
         self.signum, self.running, self.inside, self.late, self.old = None, False, False, False, {}
-    def before_fit(self): self.running = True
-    def after_fit(self): self.running = False
+
+    def before_fit(self):
+        self.running = True
+
+    def after_fit(self):
+        self.running = False
+
     def after_batch(self):
-        if self.signum: raise Stopped(self.signum)
-    def stop(self, signum:int=signal.SIGINT): # what to say that it was
+        if self.signum:
+            raise Stopped(self.signum)
+
+    def stop(self, signum: int = signal.SIGINT):  # what to say that it was
         "Ask for a stop after the batch, from any thread."
         self.signum = signum
 
 # %% ../../nbs/training/runs.ipynb #65b1089a
 @patch
-def __enter__(self:Stopper):
+def __enter__(self: Stopper):
     self.signum, self.running, self.inside, self.late, self.old = None, False, False, False, {}
     if threading.current_thread() is threading.main_thread():
         self.old = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
-        for o in self.old: signal.signal(o, self._note)
-    if self.late: # it came meanwhile
+        for o in self.old:
+            signal.signal(o, self._note)
+    if self.late:  # it came meanwhile
         self._let_go()
         raise Stopped(self.signum)
     self.inside = True
     return self
 
+
 @patch
-def _note(self:Stopper, signum, frame):
+def _note(self: Stopper, signum, frame):
     again, self.signum = self.signum is not None, signum
     # On the way in or out, raising would leave handlers behind.
     self.late = not self.inside or (frame is not None and frame.f_code is Stopper.__exit__.__code__)
-    if self.late: return
-    if again or not self.running: raise Stopped(signum)
+    if self.late:
+        return
+    if again or not self.running:
+        raise Stopped(signum)
     # The signal may have come in the middle of another print.
     with contextlib.suppress(RuntimeError, OSError):
-        print("\nStopping after this batch; a second time stops at once.", file=sys.stderr,
-              flush=True)
+        print(
+            "\nStopping after this batch; a second time stops at once.", file=sys.stderr, flush=True
+        )
+
 
 @patch
-def _let_go(self:Stopper):
+def _let_go(self: Stopper):
     "Put the old handlers back, or none that does anything. Each, even where the one before raises."
-    if not self.old: return
-    signum, handler = self.old.popitem() # SIGINT last, since its handler does raise
+    if not self.old:
+        return
+    signum, handler = self.old.popitem()  # SIGINT last, since its handler does raise
     # A handler that wasn't installed from Python can't be put back by it.
     new = signal.SIG_DFL if handler is None else handler
-    if self.ending and self.signum: new = signal.SIG_IGN
-    try: signal.signal(signum, new)
-    finally: self._let_go()
+    if self.ending and self.signum:
+        new = signal.SIG_IGN
+    try:
+        signal.signal(signum, new)
+    finally:
+        self._let_go()
+
 
 @patch
-def __exit__(self:Stopper, kind, error, trace):
+def __exit__(self: Stopper, kind, error, trace):
     self.inside = False
     self._let_go()
-    if not self.signum or isinstance(error, Stopped): return
+    if not self.signum or isinstance(error, Stopped):
+        return
     # A signal to the whole process group also kills fastai's data workers, and their error comes
     # first. A signal that was only noted while the last batches ran has nothing left to stop.
-    if self.late or isinstance(error, Exception): raise Stopped(self.signum) from error
+    if self.late or isinstance(error, Exception):
+        raise Stopped(self.signum) from error
 
 # %% ../../nbs/training/runs.ipynb #9ec839b6
 def _places(folder):
     base = Path(sota_course.__file__).parent
-    return [Path(folder)] if folder else [base/"results", base.parent/"results"]
+    return [Path(folder)] if folder else [base / "results", base.parent / "results"]
 
-def load_results(name:str, # of a folder in `results`
-                 folder=None, # where to look; default: the results that come with the package
-                ) -> dict: # name of the run -> its `Result`s, which `compare` takes
+
+def load_results(
+    name: str,  # of a folder in `results`
+    folder=None,  # where to look; default: the results that come with the package
+) -> dict:  # name of the run -> its `Result`s, which `compare` takes
     "The measured runs of an experiment, by name. Raises `ValueError` where there are none."
-    files = sorted(f for p in _places(folder) for f in (p/name).glob("*-seed*.json"))
-    if not files: raise ValueError(f"there are no results named {name!r}")
+    files = sorted(f for p in _places(folder) for f in (p / name).glob("*-seed*.json"))
+    if not files:
+        raise ValueError(f"there are no results named {name!r}")
     groups = defaultdict(list)
-    for o in map(Result.load, files): groups[o.name].append(o)
+    for o in map(Result.load, files):
+        groups[o.name].append(o)
     return dict(groups)
 
 # %% ../../nbs/training/runs.ipynb #68bf1675
-def load_bench(name:str, # of a file `bench_<name>.json` in `results`
-               folder=None, # where to look; default: the results that come with the package
-              ) -> dict: # name of the benchmark -> its figures
+def load_bench(
+    name: str,  # of a file `bench_<name>.json` in `results`
+    folder=None,  # where to look; default: the results that come with the package
+) -> dict:  # name of the benchmark -> its figures
     "The measured speeds of `bench/test_<name>.py`. Raises `ValueError` where there are none."
     for place in _places(folder):
-        file = place/f"bench_{name}.json"
-        if file.exists(): return json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+        file = place / f"bench_{name}.json"
+        if file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
     raise ValueError(f"there are no measured speeds named {name!r}")

@@ -20,32 +20,42 @@ from ..images.decode import open_image
 from .command import Diverged, command_line, go_on, run_name, start_again
 from .compare import compare
 from .models import CARD, WEIGHTS, load_model, save_model
-from .runs import (Result, Run, Stopper, can_draw_bars, predictions, score,
-                                       showing)
+from sota_course.training.runs import (
+    Result,
+    Run,
+    Stopper,
+    can_draw_bars,
+    predictions,
+    score,
+    showing,
+)
 
 # %% ../../nbs/training/session.ipynb #7d281db2
-def top_losses(logp, # `(n, classes)`, log-probabilities
-               targets, # `(n,)`, class indices
-               k:int, # how many
-              ) -> list: # of indices, the worst first; only wrong predictions
+def top_losses(
+    logp,  # `(n, classes)`, log-probabilities
+    targets,  # `(n,)`, class indices
+    k: int,  # how many
+) -> list:  # of indices, the worst first; only wrong predictions
     "The wrongly classified images whose true class got the least probability."
     true = logp.gather(1, targets[:, None])[:, 0]
     wrong = (logp.argmax(1) != targets).nonzero()[:, 0]
     return wrong[true[wrong].argsort()][:k].tolist()
 
 # %% ../../nbs/training/session.ipynb #91a3ebf0
-def run_figure(run:Run, # after `fit`: with its learner and predictions
-               result:Result,
-               k:int=8, # how many mistakes to show
-              ) -> plt.Figure:
+def run_figure(
+    run: Run,  # after `fit`: with its learner and predictions
+    result: Result,
+    k: int = 8,  # how many mistakes to show
+) -> plt.Figure:
     "Training curves of `result`, and the worst mistakes of the model that `run` has just trained."
     fig = plt.figure(figsize=(12, 6.6), layout="constrained")
     top, bottom = fig.subfigures(2, 1, height_ratios=(4, 5))
     _curves(top, result)
-    axs = list(bottom.subplots(2, k//2).flat)
+    axs = list(bottom.subplots(2, k // 2).flat)
     vocab, images = run.learn.dls.vocab, run.learn.dls.valid.items
     found = top_losses(run.logp, run.targets, k)
-    for ax in axs: ax.axis("off")
+    for ax in axs:
+        ax.axis("off")
     for ax, i in zip(axs, found):
         pred = run.logp[i].argmax().item()
         ax.imshow(open_image(images[i]))
@@ -69,12 +79,18 @@ def _curves(fig, result):
 # %% ../../nbs/training/session.ipynb #0440da82
 def _loaders(path, args):
     "The batches that the options in `args` ask for."
-    kwargs = {k: args[k] for k in ("bs", "size", "presize", "method", "min_scale", "pipeline",
-                                   "valid_pct")}
+    kwargs = {
+        k: args[k]
+        for k in ("bs", "size", "presize", "method", "min_scale", "pipeline", "valid_pct")
+    }
     kwargs["stats"] = None if args["stats"] == "none" else args["stats"]
-    if args["workers"] is not None: kwargs["num_workers"] = args["workers"]
-    try: return get_dls(path=path, progress=can_draw_bars(), **kwargs)
-    except OSError as e: raise DataError(f"the data in {path} can't be prepared: {e}") from e
+    if args["workers"] is not None:
+        kwargs["num_workers"] = args["workers"]
+    try:
+        return get_dls(path=path, progress=can_draw_bars(), **kwargs)
+    except OSError as e:
+        raise DataError(f"the data in {path} can't be prepared: {e}") from e
+
 
 def _learner(path, args):
     "The learner that the options in `args` ask for. Raises `DataError` for data that can't teach."
@@ -83,59 +99,82 @@ def _learner(path, args):
 # %% ../../nbs/training/session.ipynb #9b7b52f6
 class Divergence(Callback):
     "Raises `Diverged` after an epoch with a loss that is infinite or undefined."
-    order = 57 # after `Recorder` (50), and before `Checkpoint`, which would keep it
+
+    order = 57  # after `Recorder` (50), and before `Checkpoint`, which would keep it
+
     def after_epoch(self):
         numbers = [float(o) for o in self.recorder.log if isinstance(o, (int, float))]
-        if all(map(math.isfinite, numbers)): return
-        raise Diverged(f"training diverged: after epoch {self.epoch} a loss is {numbers[1:3]}, "
-                       "which is no number, and no further epoch can mend that")
+        if all(map(math.isfinite, numbers)):
+            return
+        raise Diverged(
+            f"training diverged: after epoch {self.epoch} a loss is {numbers[1:3]}, "
+            "which is no number, and no further epoch can mend that"
+        )
 
 # %% ../../nbs/training/session.ipynb #2f044d88
 class EpochTable(Callback):
     "A header, and a line for each epoch: for output that is no terminal."
-    order = 60 # after `Recorder`, which names the columns
+
+    order = 60  # after `Recorder`, which names the columns
+
     def before_fit(self):
         self.former, self.learn.logger = self.learn.logger, self.show
         self.show(self.recorder.metric_names)
-    def after_fit(self): self.learn.logger = self.former
+
+    def after_fit(self):
+        self.learn.logger = self.former
+
     def show(self, row):
-        if len(row) < len(self.recorder.metric_names): return # an epoch that a resumed run skips
+        if len(row) < len(self.recorder.metric_names):
+            return  # an epoch that a resumed run skips
         words = [f"{o:.6f}" if isinstance(o, float) else str(o) for o in row]
         widths = [max(8, len(o)) for o in self.recorder.metric_names]
         print("  ".join(o.ljust(n) for o, n in zip(words, widths)).rstrip(), flush=True)
 
 # %% ../../nbs/training/session.ipynb #c6924860
-def files(run:Run, # with a folder
-          seed:int,
-         ) -> dict: # `result`, `checkpoint`, `picture` and `model`, a folder: a `Path` for each
+def files(
+    run: Run,  # with a folder
+    seed: int,
+) -> dict:  # `result`, `checkpoint`, `picture` and `model`, a folder: a `Path` for each
     "Where the files of a run are."
     ends = dict(result=".json", checkpoint=".pt", picture=".png", model="-model")
     return {k: run.file(seed, end) for k, end in ends.items()}
+
 
 def _may_start(run, args):
     "Raises `ValueError` where something is in the way, or there is nothing to resume."
     own = files(run, args["seed"])
     finished, begun = own["result"].exists(), own["checkpoint"].exists()
-    if args["overwrite"]: return
+    if args["overwrite"]:
+        return
     if args["resume"]:
-        if finished or begun: return
-        raise ValueError(f"there is nothing to resume: {run.folder} has no "
-                         f"{own['checkpoint'].name}. Leave --resume out to start, or name "
-                         "the right folder with --out")
+        if finished or begun:
+            return
+        raise ValueError(
+            f"there is nothing to resume: {run.folder} has no "
+            f"{own['checkpoint'].name}. Leave --resume out to start, or name "
+            "the right folder with --out"
+        )
     if finished:
-        raise ValueError(f"{own['result']} is a finished run: replace it with --overwrite, add "
-                         "what it lacks with --resume, or choose another --out, --name or --seed")
+        raise ValueError(
+            f"{own['result']} is a finished run: replace it with --overwrite, add "
+            "what it lacks with --resume, or choose another --out, --name or --seed"
+        )
     if begun:
-        raise ValueError(f"{own['checkpoint']} is an unfinished run: go on with --resume, replace "
-                         "it with --overwrite, or choose another --out or --name")
+        raise ValueError(
+            f"{own['checkpoint']} is an unfinished run: go on with --resume, replace "
+            "it with --overwrite, or choose another --out or --name"
+        )
 
 # %% ../../nbs/training/session.ipynb #bf6bc892
 def _remove(run, seed):
     "Remove the files of a run, the result first."
     own = files(run, seed)
     model = own.pop("model")
-    for o in (*own.values(), model/CARD, model/WEIGHTS): o.unlink(missing_ok=True)
-    if model.is_dir() and not any(model.iterdir()): model.rmdir()
+    for o in (*own.values(), model / CARD, model / WEIGHTS):
+        o.unlink(missing_ok=True)
+    if model.is_dir() and not any(model.iterdir()):
+        model.rmdir()
 
 # %% ../../nbs/training/session.ipynb #001b1d1b
 def _finish(run, result, args):
@@ -144,7 +183,8 @@ def _finish(run, result, args):
     if not all(math.isfinite(o) for o in (result.nll, result.ece)):
         raise Diverged("training diverged: the model's predictions are no numbers")
     _save(run, own["model"])
-    if args["tta"]: _add_tta(run, result)
+    if args["tta"]:
+        _add_tta(run, result)
     _draw(run, result, own["picture"])
     result.save(own["result"])
     own["checkpoint"].unlink(missing_ok=True)
@@ -153,14 +193,19 @@ def _finish(run, result, args):
 # %% ../../nbs/training/session.ipynb #b31327ae
 def _save(run, folder):
     "Save the model, or say why it can't be."
-    try: save_model(run.learn, folder)
-    except ValueError as e: print(f"No model was saved: {e}.")
+    try:
+        save_model(run.learn, folder)
+    except ValueError as e:
+        print(f"No model was saved: {e}.")
+
 
 def _add_tta(run, result):
     "Measure fastai's test time augmentation, and note it in `result`."
-    set_seed(result.seed) # the same crops, whether the run was interrupted or not
-    with showing(run.learn, progress=True): probs, targets = run.learn.tta()
+    set_seed(result.seed)  # the same crops, whether the run was interrupted or not
+    with showing(run.learn, progress=True):
+        probs, targets = run.learn.tta()
     result.extra["tta_accuracy"] = (probs.argmax(1) == targets).float().mean().item()
+
 
 def _draw(run, result, path):
     "Write the picture of the run, whole or not at all."
@@ -175,15 +220,22 @@ def _reload(run, result, folder):
     run.learn.model.load_state_dict(load_model(folder, device="cpu").model.state_dict())
     run.logp, run.targets = predictions(run.learn)
     found = score(run.logp, run.targets)
-    same = abs(found["accuracy"] - result.accuracy) <= .01
-    if same and math.isclose(found["nll"], result.nll, rel_tol=.02): return
-    raise ValueError(f"it isn't the model of this result: its accuracy is {found['accuracy']:.3f}, "
-                     f"and the result says {result.accuracy:.3f}")
+    same = abs(found["accuracy"] - result.accuracy) <= 0.01
+    if same and math.isclose(found["nll"], result.nll, rel_tol=0.02):
+        return
+    raise ValueError(
+        f"it isn't the model of this result: its accuracy is {found['accuracy']:.3f}, "
+        f"and the result says {result.accuracy:.3f}"
+    )
+
 
 def _lacks(own, result, args):
     "What a finished run has not, and was asked for."
-    there = dict(model=(own["model"]/CARD).exists(), picture=own["picture"].exists(),
-                 TTA=not args["tta"] or "tta_accuracy" in result.extra)
+    there = dict(
+        model=(own["model"] / CARD).exists(),
+        picture=own["picture"].exists(),
+        TTA=not args["tta"] or "tta_accuracy" in result.extra,
+    )
     return [k for k, found in there.items() if not found]
 
 # %% ../../nbs/training/session.ipynb #f9d8685d
@@ -193,19 +245,26 @@ def _complete(run, args):
     lacks = _lacks(own, result, args)
     print("This run was finished before; here is its result.")
     if lacks:
-        try: _reload(run, result, own["model"])
+        try:
+            _reload(run, result, own["model"])
         except ValueError as e:
-            problem = (f"{' and '.join(lacks)} can't be had without training again, which "
-                       f"--overwrite does: {e}")
-            if "TTA" in lacks: raise ValueError(problem) from e
+            problem = (
+                f"{' and '.join(lacks)} can't be had without training again, which "
+                f"--overwrite does: {e}"
+            )
+            if "TTA" in lacks:
+                raise ValueError(problem) from e
             print(f"{problem}.")
-        else: _add(run, result, own, args, lacks)
+        else:
+            _add(run, result, own, args, lacks)
     own["checkpoint"].unlink(missing_ok=True)
     return result
 
+
 def _add(run, result, own, args, lacks):
     "Make what a finished run lacks, from its model."
-    if "picture" in lacks: _draw(run, result, own["picture"])
+    if "picture" in lacks:
+        _draw(run, result, own["picture"])
     if "TTA" in lacks:
         _add_tta(run, result)
         result.command = run.command
@@ -214,74 +273,103 @@ def _add(run, result, own, args, lacks):
 # %% ../../nbs/training/session.ipynb #eb95fba3
 _torch_writes = ("inline_container", "iostream", "PytorchStreamWriter")
 
+
 def _why_not_written(e):
     "Why a file couldn't be written, if that is what `e` says; else None."
     while e is not None:
-        if isinstance(e, OSError): return e.strerror or str(e)
+        if isinstance(e, OSError):
+            return e.strerror or str(e)
         # torch's own writer of files doesn't say why.
         if isinstance(e, RuntimeError) and any(o in str(e) for o in _torch_writes):
             return "it seems to be full"
         e = e.__cause__ or e.__context__
+
 
 def _is_memory(e):
     "Whether `e` says that there is no memory left, on a GPU or elsewhere."
     words = ("out of memory", "allocate memory")
     return isinstance(e, MemoryError) or any(o in str(e) for o in words)
 
+
 def _how_to_go_on(run, args):
     "What to tell someone whose run ended before its time."
     own = files(run, args["seed"])
     if own["checkpoint"].exists():
         kept = f"Finished epochs are kept in {own['checkpoint']}; one that was under way is not."
-    elif own["result"].exists(): kept = f"The result is in {own['result']}."
-    else: return start_again
+    elif own["result"].exists():
+        kept = f"The result is in {own['result']}."
+    else:
+        return start_again
     return f"{kept} Go on with:\n  {go_on(args)}"
+
 
 def _advice(args):
     "What to tell someone whose training diverged."
-    return (f"training diverged: with --lr {args['lr']:g} a loss or a prediction is no number any "
-            "more, and no further epoch can mend that. Choose a lower --lr, and add --overwrite")
+    return (
+        f"training diverged: with --lr {args['lr']:g} a loss or a prediction is no number any "
+        "more, and no further epoch can mend that. Choose a lower --lr, and add --overwrite"
+    )
 
 # %% ../../nbs/training/session.ipynb #8ee64e7c
 def _make(path, args, run):
     "The learner; files that `--overwrite` gives up are removed when it stands."
     learn = _learner(path, args)
-    if args["overwrite"]: _remove(run, args["seed"])
+    if args["overwrite"]:
+        _remove(run, args["seed"])
     return learn
+
 
 def _trained(run, args):
     "The result, by training or from what is there."
     own = files(run, args["seed"])
-    only_here = own["checkpoint"].exists() and not (own["model"]/CARD).exists()
-    if args["resume"] and own["result"].exists() and not only_here: return _complete(run, args)
+    only_here = own["checkpoint"].exists() and not (own["model"] / CARD).exists()
+    if args["resume"] and own["result"].exists() and not only_here:
+        return _complete(run, args)
     return _finish(run, run.fit(args["seed"]), args)
+
 
 def _report(run, result):
     "Say where everything is, and print the table."
     own = files(run, result.seed)
-    if own["picture"].exists(): print(f"Training curves and the worst mistakes: {own['picture']}")
+    if own["picture"].exists():
+        print(f"Training curves and the worst mistakes: {own['picture']}")
     print(f"Result: {own['result']}")
     print(f"\n{compare([result])}")
     tta = result.extra.get("tta_accuracy")
-    if tta is not None: print(f"accuracy with learn.tta(): {tta:.3f}")
-    if (own["model"]/CARD).exists(): print(_how_to_use(own["model"]))
+    if tta is not None:
+        print(f"accuracy with learn.tta(): {tta:.3f}")
+    if (own["model"] / CARD).exists():
+        print(_how_to_use(own["model"]))
+
 
 def _how_to_use(folder):
-    return (f"\nThe model is in {folder}. To use it:\n"
-            f"  from sota_course.training.models import load_model\n"
-            f"  load_model({str(folder)!r}).predict('image.jpg')")
+    return (
+        f"\nThe model is in {folder}. To use it:\n"
+        f"  from sota_course.training.models import load_model\n"
+        f"  load_model({str(folder)!r}).predict('image.jpg')"
+    )
 
 # %% ../../nbs/training/session.ipynb #422da5e4
-def run_training(args:dict, # option of `train` -> its value, checked
-                ) -> Result:
+def run_training(
+    args: dict,  # option of `train` -> its value, checked
+) -> Result:
     """Train, and write model, picture and result.
 
     Raises `Diverged`, `DataError`, `ValueError` and `OSError`; `Stopped` when told to stop."""
     name, seed, stopper = run_name(args), args["seed"], Stopper()
     cbs = [stopper, Divergence()]
-    if not can_draw_bars(): cbs.append(EpochTable())
-    run = Run(name, None, args["epochs"], args["lr"], [seed], Path(args["out"]),
-              command_line(args), cbs=cbs)
+    if not can_draw_bars():
+        cbs.append(EpochTable())
+    run = Run(
+        name,
+        None,
+        args["epochs"],
+        args["lr"],
+        [seed],
+        Path(args["out"]),
+        command_line(args),
+        cbs=cbs,
+    )
     _may_start(run, args)
     try:
         # Whether something is in the way is known without the data; the learner needs it.
@@ -294,14 +382,21 @@ def run_training(args:dict, # option of `train` -> its value, checked
     except KeyboardInterrupt as e:
         e.args = (f"Stopped. {_how_to_go_on(run, args)}",)
         raise
-    except Diverged as e: raise Diverged(_advice(args)) from e
-    except BrokenPipeError: raise # nobody reads what is printed
+    except Diverged as e:
+        raise Diverged(_advice(args)) from e
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
     except (MemoryError, OSError, RuntimeError) as e:
         if _is_memory(e):
-            raise ValueError(f"there isn't enough memory for --bs {args['bs']} at "
-                             f"--size {args['size']}: lower one of them, or choose a smaller "
-                             f"--arch. {_how_to_go_on(run, args)}") from e
+            raise ValueError(
+                f"there isn't enough memory for --bs {args['bs']} at "
+                f"--size {args['size']}: lower one of them, or choose a smaller "
+                f"--arch. {_how_to_go_on(run, args)}"
+            ) from e
         reason = _why_not_written(e)
-        if not reason: raise
-        raise OSError(f"--out {run.folder} can't be written to: {reason}. Make room there, or "
-                      f"choose another --out. {_how_to_go_on(run, args)}") from e
+        if not reason:
+            raise
+        raise OSError(
+            f"--out {run.folder} can't be written to: {reason}. Make room there, or "
+            f"choose another --out. {_how_to_go_on(run, args)}"
+        ) from e

@@ -27,69 +27,98 @@ from ..core import object_name
 # %% ../../nbs/training/settings.ipynb #e1f509f6
 _PACKAGES = ("sota_course", "torch", "torchvision", "fastai", "numpy", "pillow")
 
+
 def _version(package):
-    try: return version(package)
-    except PackageNotFoundError: return None
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
 
 def _cpu_name():
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"): return line.partition(":")[2].strip()
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-def environment() -> dict: # JSON-ready; nothing in it names a person, a host or a folder
+
+def environment() -> dict:  # JSON-ready; nothing in it names a person, a host or a folder
     "The hardware and the versions that a result depends on."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    machine = dict(system=f"{platform.system()} {platform.machine()}", cpu=_cpu_name(),
-                   cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu,
-                   python=platform.python_version())
+    machine = dict(
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_name(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        gpu=gpu,
+        python=platform.python_version(),
+    )
     return machine | {o: _version(o) for o in _PACKAGES}
 
 # %% ../../nbs/training/settings.ipynb #d1a70001
 def _digest(data):
     "A short fingerprint of bytes or of JSON-ready values."
-    if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
+    if not isinstance(data, bytes):
+        data = json.dumps(data, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()[:12]
+
 
 def _shortened(o):
     "`o`, or a fingerprint of it where it is long."
     return o if len(json.dumps(o)) < 2_000 else dict(n=len(o), digest=_digest(o))
+
 
 def _fingerprint(x):
     "Of the bytes of a tensor, since numpy has no bfloat16."
     x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
     return _digest(x.flatten().view(torch.uint8).numpy().tobytes())
 
+
 def _tensor_settings(x):
     "The shape, the type and the values of a tensor; a fingerprint of them where they are many."
-    if x.numel() <= 16 and not x.is_complex(): values = as_settings(x.tolist())
-    else: values = _fingerprint(x)
+    if x.numel() <= 16 and not x.is_complex():
+        values = as_settings(x.tolist())
+    else:
+        values = _fingerprint(x)
     return dict(tensor=list(x.shape), dtype=str(x.dtype), values=values)
 
 # %% ../../nbs/training/settings.ipynb #d1a70002
 def _full_name(o):
     return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', object_name(o))}"
 
+
 def _importable(o):
     "Whether everyone who imports the function or class by its name gets this one."
-    if o.__module__ in (None, "__main__"): return False
-    try: found = functools.reduce(getattr, o.__qualname__.split("."), sys.modules[o.__module__])
-    except (AttributeError, KeyError): return False
+    if o.__module__ in (None, "__main__"):
+        return False
+    try:
+        found = functools.reduce(getattr, o.__qualname__.split("."), sys.modules[o.__module__])
+    except (AttributeError, KeyError):
+        return False
     return found is o
 
+
 _LOOK_UPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+
 
 def _names_used(code):
     "The names that a function looks up outside itself, those of functions within it included."
     names = {o.argval for o in dis.get_instructions(code) if o.opname in _LOOK_UPS}
     for o in code.co_consts:
-        if isinstance(o, types.CodeType): names |= _names_used(o)
+        if isinstance(o, types.CodeType):
+            names |= _names_used(o)
     return names
+
 
 def _code_settings(code, see):
     "What a compiled function does, whatever its lines and its file are called."
-    return dict(code=_digest(code.co_code), names=list(code.co_names),
-                variables=list(code.co_varnames), constants=[see(o) for o in code.co_consts])
+    return dict(
+        code=_digest(code.co_code),
+        names=list(code.co_names),
+        variables=list(code.co_varnames),
+        constants=[see(o) for o in code.co_consts],
+    )
 
 # %% ../../nbs/training/settings.ipynb #d1a70003
 def _closed_over(f):
@@ -98,23 +127,44 @@ def _closed_over(f):
     empty = types.CellType()
     return {k: o.cell_contents for k, o in cells if o != empty}
 
+
 def _function_settings(f, see):
     "A function by its name, and by its code and what it uses where the name doesn't say it all."
-    if _importable(f): return _full_name(f)
+    if _importable(f):
+        return _full_name(f)
     names = _names_used(f.__code__)
     around = {k: o for k, o in f.__globals__.items() if k in names}
-    return dict(function=f.__qualname__.rpartition(".")[2], code=_digest(see(f.__code__)),
-                defaults=see([f.__defaults__, f.__kwdefaults__]),
-                uses=see(around | _closed_over(f)))
+    return dict(
+        function=f.__qualname__.rpartition(".")[2],
+        code=_digest(see(f.__code__)),
+        defaults=see([f.__defaults__, f.__kwdefaults__]),
+        uses=see(around | _closed_over(f)),
+    )
+
 
 # What Python notes in a class, and what says nothing about what it does.
-_CLASS_NOTES = ("__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__",
-                "__static_attributes__", "__match_args__", "__annotate__", "__annotate_func__",
-                "__annotations_cache__", "__dict__", "__weakref__", "__slotnames__", "_abc_impl")
+_CLASS_NOTES = (
+    "__module__",
+    "__doc__",
+    "__qualname__",
+    "__annotations__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__match_args__",
+    "__annotate__",
+    "__annotate_func__",
+    "__annotations_cache__",
+    "__dict__",
+    "__weakref__",
+    "__slotnames__",
+    "_abc_impl",
+)
+
 
 def _class_settings(cls, see):
     "A class by its name, and by what it's made of where the name doesn't say it all."
-    if _importable(cls): return _full_name(cls)
+    if _importable(cls):
+        return _full_name(cls)
     body = {k: o for k, o in vars(cls).items() if k not in _CLASS_NOTES}
     return f"{cls.__qualname__} {_digest(see([body, *cls.__bases__]))}"
 
@@ -125,43 +175,60 @@ def _definition(f):
         source = inspect.getsource(f)
         # Methods are indented.
         tree = ast.parse(f"if True:\n{source}" if source[0].isspace() else source)
-    except (OSError, TypeError, SyntaxError): return None
+    except (OSError, TypeError, SyntaxError):
+        return None
     # Where a file was edited after its import, another function may stand there by now.
     found = [o for o in ast.walk(tree) if isinstance(o, ast.FunctionDef) and o.name == f.__name__]
     return found[0] if found else None
 
+
 def _stores(tree, me):
     "The attributes of the object `me` that are set within `tree`."
-    return {o.attr for o in ast.walk(tree)
-            if isinstance(o, ast.Attribute) and isinstance(o.ctx, ast.Store)
-            and isinstance(o.value, ast.Name) and o.value.id == me}
+    return {
+        o.attr
+        for o in ast.walk(tree)
+        if isinstance(o, ast.Attribute)
+        and isinstance(o.ctx, ast.Store)
+        and isinstance(o.value, ast.Name)
+        and o.value.id == me
+    }
+
 
 @functools.lru_cache(maxsize=None)
 def _sets_and_calls(f):
     "The attributes that the method `f` sets on its object, and the names of the methods it calls."
     tree = _definition(f)
-    if tree is None or not tree.args.args: return set(), set()
-    calls = {o.func.attr for o in ast.walk(tree)
-             if isinstance(o, ast.Call) and isinstance(o.func, ast.Attribute)}
+    if tree is None or not tree.args.args:
+        return set(), set()
+    calls = {
+        o.func.attr
+        for o in ast.walk(tree)
+        if isinstance(o, ast.Call) and isinstance(o.func, ast.Attribute)
+    }
     return _stores(tree, tree.args.args[0].arg), calls
+
 
 @functools.lru_cache(maxsize=None)
 def _sets_from_arguments(f):
     "The attributes that the method `f` sets from its arguments, or from what it made of them."
     tree = _definition(f)
-    if tree is None or not tree.args.args: return set()
+    if tree is None or not tree.args.args:
+        return set()
     me, found = tree.args.args[0].arg, set()
     local = {*f.__code__.co_varnames, *f.__code__.co_cellvars} - {me}
     for o in ast.walk(tree):
-        if not isinstance(o, (ast.Assign, ast.AnnAssign, ast.AugAssign)): continue
+        if not isinstance(o, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            continue
         named = {p.id for p in ast.walk(o) if isinstance(p, ast.Name)}
-        if not named.isdisjoint(local): found |= _stores(o, me)
+        if not named.isdisjoint(local):
+            found |= _stores(o, me)
     return found
 
 # %% ../../nbs/training/settings.ipynb #fa451164
 def _arguments(f):
     code = f.__code__
-    return set(code.co_varnames[:code.co_argcount + code.co_kwonlyargcount])
+    return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
 
 def _makers(methods):
     "The names of `methods` that make an object: `__init__`, and what it calls."
@@ -172,14 +239,20 @@ def _makers(methods):
         more = names.intersection(set().union(*called)) - makers
     return makers
 
+
 # Whose classes keep apart what they were made with and what changes while they are used.
 _LIBRARIES = ("fastai", "fastcore", "fasttransform", "sota_course", "torch", "torchvision")
 
-def _of_a_library(cls): return cls.__module__.partition(".")[0] in _LIBRARIES
+
+def _of_a_library(cls):
+    return cls.__module__.partition(".")[0] in _LIBRARIES
+
 
 def _methods(classes):
-    return [(k, f) for c in classes for k, f in vars(c).items()
-            if isinstance(f, types.FunctionType)]
+    return [
+        (k, f) for c in classes for k, f in vars(c).items() if isinstance(f, types.FunctionType)
+    ]
+
 
 @functools.lru_cache(maxsize=None)
 def _state_names(cls):
@@ -192,16 +265,19 @@ def _state_names(cls):
     # fastai's random transforms take the first as an argument, and overwrite it with each batch;
     # its trackers set the second to None in one line with arguments.
     settings = set().union(*made, *arguments) - {"split_idx", "best"}
-    others = [_sets_and_calls(f)[0] for _, f in _methods(c for c in cls.__mro__
-                                                         if not _of_a_library(c))]
+    others = [
+        _sets_and_calls(f)[0] for _, f in _methods(c for c in cls.__mro__ if not _of_a_library(c))
+    ]
     return frozenset(state - settings - set().union(*others))
 
 # %% ../../nbs/training/settings.ipynb #d1a70006
 _EVERY_MODULE_HAS = set(vars(nn.Module()))
 
+
 def _slots(cls):
     found = [getattr(c, "__slots__", ()) for c in cls.__mro__]
     return [k for o in found for k in ([o] if isinstance(o, str) else o)]
+
 
 def _attributes(o):
     "The attributes of `o` that it was made with."
@@ -213,91 +289,138 @@ def _attributes(o):
 # %% ../../nbs/training/settings.ipynb #f94fbc37
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
 
+
 def _module_settings(m, see, weights):
     "A module: its attributes, its tensors, its hooks and its parts, in order."
     found = {k: see(v) for k, v in _attributes(m).items()}
     parameters = {k: p for k, p in m._parameters.items() if p is not None}
     hooks = [f for k in _HOOKS for f in getattr(m, k, {}).values()]
-    parts = dict(params={k: _parameter_settings(p, see, weights) for k, p in parameters.items()},
-                 buffers={k: see(o) for k, o in m._buffers.items()},
-                 parts={k: see(o) for k, o in m._modules.items()}, hooks=see(hooks))
+    parts = dict(
+        params={k: _parameter_settings(p, see, weights) for k, p in parameters.items()},
+        buffers={k: see(o) for k, o in m._buffers.items()},
+        parts={k: see(o) for k, o in m._modules.items()},
+        hooks=see(hooks),
+    )
     return found | {k: v for k, v in parts.items() if v}
+
 
 def _parameter_settings(p, see, weights):
     "A parameter: with its values if `weights` count, else with the one that it's filled with."
     found = dict(shape=list(p.shape), dtype=str(p.dtype), trained=p.requires_grad)
-    if weights: return found | dict(values=see(p.detach()))
+    if weights:
+        return found | dict(values=see(p.detach()))
     # One value everywhere is a setting; others are drawn, and the seed stands for them.
-    if p.is_meta or not p.numel() or not (p == p.flatten()[0]).all(): return found
+    if p.is_meta or not p.numel() or not (p == p.flatten()[0]).all():
+        return found
     return found | dict(all=see(p.flatten()[0].item()))
 
 # %% ../../nbs/training/settings.ipynb #d1a70007
 _WRITTEN = (complex, torch.dtype, torch.device, type(...), range)
 
-def as_settings(o, # anything that a training is set up with
-                known=None, # id -> name, of what is known by a name of its own
-                weights:bool=True, # tell modules apart by their weights, too
-                inside:tuple=(), # ids of what `o` is a part of
-               ): # JSON-ready, and the same in every process
+
+def as_settings(
+    o,  # anything that a training is set up with
+    known=None,  # id -> name, of what is known by a name of its own
+    weights: bool = True,  # tell modules apart by their weights, too
+    inside: tuple = (),  # ids of what `o` is a part of
+):  # JSON-ready, and the same in every process
     "What `o` is and was made with, as plain values. Raises `ValueError` where that can't be told."
-    if isinstance(o, enum.Enum): return f"{type(o).__name__}.{o.name}"
-    if isinstance(o, np.generic): o = o.item()
-    if o is None or isinstance(o, (bool, int, str)): return o
-    if isinstance(o, float): return float(o) if math.isfinite(o) else str(float(o))
-    if known and id(o) in known: return known[id(o)]
-    if id(o) in inside: return f"the {len(inside) - inside.index(id(o))} above"
+    if isinstance(o, enum.Enum):
+        return f"{type(o).__name__}.{o.name}"
+    if isinstance(o, np.generic):
+        o = o.item()
+    if o is None or isinstance(o, (bool, int, str)):
+        return o
+    if isinstance(o, float):
+        return float(o) if math.isfinite(o) else str(float(o))
+    if known and id(o) in known:
+        return known[id(o)]
+    if id(o) in inside:
+        return f"the {len(inside) - inside.index(id(o))} above"
     if len(inside) > 60:
         raise ValueError(f"{type(o).__name__} lies too deep inside other objects to be described")
     see = partial(as_settings, known=known, weights=weights, inside=(*inside, id(o)))
-    if isinstance(o, _WRITTEN): return str(o)
-    if isinstance(o, (bytes, PurePath, torch.Tensor, np.ndarray)): return _data_settings(o, see)
-    if isinstance(o, (dict, set, frozenset, list, tuple, L)): return _shortened(_each(o, see))
+    if isinstance(o, _WRITTEN):
+        return str(o)
+    if isinstance(o, (bytes, PurePath, torch.Tensor, np.ndarray)):
+        return _data_settings(o, see)
+    if isinstance(o, (dict, set, frozenset, list, tuple, L)):
+        return _shortened(_each(o, see))
     return _code_or_object(o, see, weights)
+
 
 def _data_settings(o, see):
     "Bytes, a path, a tensor or an array."
-    if isinstance(o, bytes): return _digest(o)
-    if isinstance(o, torch.Tensor): return _tensor_settings(o)
+    if isinstance(o, bytes):
+        return _digest(o)
+    if isinstance(o, torch.Tensor):
+        return _tensor_settings(o)
     if isinstance(o, np.ndarray):
         numbers = o.dtype.kind in "biuf"
         return _tensor_settings(torch.from_numpy(o)) if numbers else see(o.tolist())
     return f"{o.name} {_digest(str(o))}" if o.is_absolute() else o.as_posix()
 
+
 def _each(o, see):
     "A collection, with what is in it as plain values."
-    if isinstance(o, (set, frozenset)): return sorted(map(see, o), key=json.dumps)
-    if not isinstance(o, dict): return [see(v) for v in o]
+    if isinstance(o, (set, frozenset)):
+        return sorted(map(see, o), key=json.dumps)
+    if not isinstance(o, dict):
+        return [see(v) for v in o]
     return {k if isinstance(k, str) else json.dumps(see(k)): see(v) for k, v in o.items()}
 
 # %% ../../nbs/training/settings.ipynb #d1a70008
-_BUILTIN = (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType,
-            types.WrapperDescriptorType, types.MemberDescriptorType, types.GetSetDescriptorType)
-_UNSEEN = (weakref.ref, RemovableHandle) # by their kind alone
+_BUILTIN = (
+    types.BuiltinFunctionType,
+    np.ufunc,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+)
+_UNSEEN = (weakref.ref, RemovableHandle)  # by their kind alone
+
 
 def _code_or_object(o, see, weights):
     "What can be called or makes something, and any other object."
     if isinstance(o, partial):
         return dict(partial=see(o.func), args=see(o.args), keywords=see(o.keywords))
-    if isinstance(o, types.CodeType): return _code_settings(o, see)
-    if isinstance(o, types.FunctionType): return _function_settings(o, see)
-    if isinstance(o, types.MethodType): return dict(method=see(o.__func__), of=see(o.__self__))
-    if isinstance(o, type): return _class_settings(o, see)
-    if isinstance(o, (classmethod, staticmethod)): return see(o.__func__)
-    if isinstance(o, property): return see([o.fget, o.fset])
-    if isinstance(o, types.MappingProxyType): return see(dict(o))
-    if isinstance(o, _BUILTIN): return _full_name(o)
-    if isinstance(o, types.ModuleType): return o.__name__
-    if isinstance(o, _UNSEEN): return type(o).__name__
+    if isinstance(o, types.CodeType):
+        return _code_settings(o, see)
+    if isinstance(o, types.FunctionType):
+        return _function_settings(o, see)
+    if isinstance(o, types.MethodType):
+        return dict(method=see(o.__func__), of=see(o.__self__))
+    if isinstance(o, type):
+        return _class_settings(o, see)
+    if isinstance(o, (classmethod, staticmethod)):
+        return see(o.__func__)
+    if isinstance(o, property):
+        return see([o.fget, o.fset])
+    if isinstance(o, types.MappingProxyType):
+        return see(dict(o))
+    if isinstance(o, _BUILTIN):
+        return _full_name(o)
+    if isinstance(o, types.ModuleType):
+        return o.__name__
+    if isinstance(o, _UNSEEN):
+        return type(o).__name__
     # How fastai's transforms keep their functions.
-    if type(o).__module__.startswith("plum"): return dict(dispatched=see(o._f))
-    if hasattr(o, "_orig_mod"): return dict(compiled=see(o._orig_mod))
+    if type(o).__module__.startswith("plum"):
+        return dict(dispatched=see(o._f))
+    if hasattr(o, "_orig_mod"):
+        return dict(compiled=see(o._orig_mod))
     return {"is": _class_settings(type(o), see)} | _object_settings(o, see, weights)
+
 
 def _object_settings(o, see, weights):
     "What an object was made with."
-    if isinstance(o, torch.jit.ScriptModule): return dict(code=_digest(o.code))
-    if isinstance(o, nn.Module): return _module_settings(o, see, weights)
-    if isinstance(o, DataLoaders): return dict(loaders=see(list(o.loaders)))
+    if isinstance(o, torch.jit.ScriptModule):
+        return dict(code=_digest(o.code))
+    if isinstance(o, nn.Module):
+        return _module_settings(o, see, weights)
+    if isinstance(o, DataLoaders):
+        return dict(loaders=see(list(o.loaders)))
     fastai_loader = hasattr(o, "after_batch") and hasattr(o, "dataset")
     if fastai_loader or isinstance(o, torch.utils.data.DataLoader):
         return _loader_settings(o, see.keywords["known"], see.keywords["inside"])
@@ -305,23 +428,32 @@ def _object_settings(o, see, weights):
         raise ValueError("another Learner can't be described by plain values: use its model")
     if hasattr(o, "__dict__") or hasattr(type(o), "__slots__"):
         return {k: see(v) for k, v in _attributes(o).items()}
-    try: made = o.__reduce_ex__(2)
+    try:
+        made = o.__reduce_ex__(2)
     except TypeError:
-        raise ValueError(f"a {type(o).__name__} can't be described by plain values, so that two of "
-                         f"them could be told apart") from None
+        raise ValueError(
+            f"a {type(o).__name__} can't be described by plain values, so that two of "
+            f"them could be told apart"
+        ) from None
     return dict(made=made if isinstance(made, str) else see(made[:3]))
 
 # %% ../../nbs/training/settings.ipynb #c0ea5c4c
-def short_name(o, # a function, class, module, partial or other object
-              ) -> str:
+def short_name(
+    o,  # a function, class, module, partial or other object
+) -> str:
     "What messages and tables call `o`: the same wherever it is made."
-    if isinstance(o, partial): return short_name(o.func)
+    if isinstance(o, partial):
+        return short_name(o.func)
     return object_name(o)
+
 
 def _tried(make, *args):
     "What `make` gives, or why it can't."
-    try: return make(*args)
-    except ValueError as e: return dict(undescribed=str(e))
+    try:
+        return make(*args)
+    except ValueError as e:
+        return dict(undescribed=str(e))
+
 
 def _model_settings(model):
     "Each part of the model by its class and a fingerprint; a model without parts by its own."
@@ -338,43 +470,68 @@ def _step_settings(opt):
     "How the optimizer `opt` makes a step."
     if isinstance(opt, OptimWrapper):
         return dict(opt=type(opt.opt), defaults=opt.opt.defaults, map=opt.fwd_map)
-    own = {k: v for k, v in vars(opt).items()
-           if k not in ("state", "param_lists", "hypers", "slow_weights")}
+    own = {
+        k: v
+        for k, v in vars(opt).items()
+        if k not in ("state", "param_lists", "hypers", "slow_weights")
+    }
     # What Lookahead looks ahead with.
-    if "opt" in own: own["opt"] = getattr(own["opt"], "cbs", None)
+    if "opt" in own:
+        own["opt"] = getattr(own["opt"], "cbs", None)
     return own
+
 
 def _opt_settings(learn, known):
     "How the optimizer was made, and what it does to which parameters."
     groups = []
     for parameters, hypers in zip(learn.opt.param_lists, learn.opt.hypers):
-        groups.append(dict(parameters=[known.get(id(o)) for o in parameters],
-                           hypers={k: v for k, v in hypers.items() if k != "lr"}))
+        groups.append(
+            dict(
+                parameters=[known.get(id(o)) for o in parameters],
+                hypers={k: v for k, v in hypers.items() if k != "lr"},
+            )
+        )
     found = dict(function=learn.opt_func, groups=groups, steps=_step_settings(learn.opt))
     return as_settings(found, known)
 
 # %% ../../nbs/training/settings.ipynb #d1a7000c
-_OF_LOADERS = ("bs", "batch_size", "shuffle", "drop_last", "wgts", "presize", "method", "sampler",
-               "collate_fn")
+_OF_LOADERS = (
+    "bs",
+    "batch_size",
+    "shuffle",
+    "drop_last",
+    "wgts",
+    "presize",
+    "method",
+    "sampler",
+    "collate_fn",
+)
+
 
 def _item_settings(items):
     "Which items a data set has: paths by their last two parts, in any order, as on any disk."
-    if hasattr(items, "to_csv"): return _digest(items.to_csv().encode())
+    if hasattr(items, "to_csv"):
+        return _digest(items.to_csv().encode())
     items = list(items)
-    if not all(isinstance(o, PurePath) for o in items): return as_settings(items)
+    if not all(isinstance(o, PurePath) for o in items):
+        return as_settings(items)
     return dict(n=len(items), digest=_digest(sorted("/".join(o.parts[-2:]) for o in items)))
+
 
 def _dataset_settings(dataset):
     "A data set: fastai's by items and transforms, any other as an object."
-    if not hasattr(dataset, "tls"): return as_settings(dataset)
+    if not hasattr(dataset, "tls"):
+        return as_settings(dataset)
     return [dict(tfms=as_settings(o.tfms.fs), items=_item_settings(o.items)) for o in dataset.tls]
+
 
 def _loader_settings(dl, known=None, inside=()):
     "What a loader draws from, how, and through which transforms it goes; see `as_settings`."
     own = {k: getattr(dl, k) for k in _OF_LOADERS if hasattr(dl, k)}
     for k in ("after_item", "before_batch", "after_batch"):
         step = getattr(dl, k, None)
-        if step is not None: own[k] = getattr(step, "fs", step)
+        if step is not None:
+            own[k] = getattr(step, "fs", step)
     found = {"is": _full_name(type(dl)), "data": _dataset_settings(dl.dataset)}
     # Methods of a loader, and samplers, refer to these two again.
     known = (known or {}) | {id(dl.dataset): "data", id(dl): "loader"}
@@ -383,8 +540,18 @@ def _loader_settings(dl, known=None, inside=()):
 # %% ../../nbs/training/settings.ipynb #d1a7000d
 # in every learner
 _PLUMBING = {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback", "ChannelsLast"}
-_OF_LEARNERS = ("lr", "wd", "wd_bn_bias", "train_bn", "moms", "splitter", "normalize", "pretrained",
-                "n_out")
+_OF_LEARNERS = (
+    "lr",
+    "wd",
+    "wd_bn_bias",
+    "train_bn",
+    "moms",
+    "splitter",
+    "normalize",
+    "pretrained",
+    "n_out",
+)
+
 
 def _numbered(cbs):
     "name -> callback: the second of a class gets a 1, and so on."
@@ -393,6 +560,7 @@ def _numbered(cbs):
         before = sum(type(p) is type(o) for p in cbs[:i])
         named[f"{type(o).__name__}{before or ''}"] = o
     return named
+
 
 def _learner_settings(learn):
     "Everything that `learn` was set up with, part by part."
@@ -403,127 +571,183 @@ def _learner_settings(learn):
     see = partial(as_settings, known=known)
     cbs = _numbered([o for o in learn.cbs if type(o).__name__ not in _PLUMBING])
     own = {k: vars(learn)[k] for k in _OF_LEARNERS if k in vars(learn)}
-    return dict(model=_tried(_model_settings, learn.model),
-                loss=_tried(see, learn.loss_func),
-                opt=_tried(_opt_settings, learn, known),
-                callbacks={k: _tried(see, o) for k, o in cbs.items()},
-                metrics=_tried(see, list(learn.metrics)),
-                learner=_tried(see, own),
-                data=dict(train=_tried(_loader_settings, learn.dls.train),
-                          valid=_tried(_loader_settings, learn.dls.valid)))
+    return dict(
+        model=_tried(_model_settings, learn.model),
+        loss=_tried(see, learn.loss_func),
+        opt=_tried(_opt_settings, learn, known),
+        callbacks={k: _tried(see, o) for k, o in cbs.items()},
+        metrics=_tried(see, list(learn.metrics)),
+        learner=_tried(see, own),
+        data=dict(
+            train=_tried(_loader_settings, learn.dls.train),
+            valid=_tried(_loader_settings, learn.dls.valid),
+        ),
+    )
 
 # %% ../../nbs/training/settings.ipynb #970812af
 def _opt_name(learn):
-    if not isinstance(learn.opt, OptimWrapper): return short_name(learn.opt_func)
+    if not isinstance(learn.opt, OptimWrapper):
+        return short_name(learn.opt_func)
     return f"OptimWrapper({type(learn.opt.opt).__name__})"
 
-def describe(learn:Learner, # not yet trained
-            ) -> dict: # JSON-ready
+
+def describe(
+    learn: Learner,  # not yet trained
+) -> dict:  # JSON-ready
     """What `learn` trains and how: model, data, loss, optimizer and callbacks by name.
 
     All that they were made with is in `settings`."""
     model, dls = learn.model, learn.dls
-    if not learn.opt: learn.create_opt()
+    if not learn.opt:
+        learn.create_opt()
     # Learning rate and momentum follow the schedule.
     hypers = {k: v for k, v in learn.opt.hypers[-1].items() if k not in ("lr", "mom")}
     arch = getattr(learn, "arch", model)
-    found = dict(arch=arch if isinstance(arch, str) else short_name(arch),
-                 parameters=sum(o.numel() for o in model.parameters()),
-                 loss=short_name(learn.loss_func), opt=_opt_name(learn), hypers=as_settings(hypers),
-                 callbacks=sorted({short_name(o) for o in learn.cbs} - _PLUMBING),
-                 bs=getattr(dls, "bs", None), classes=getattr(dls, "c", None),
-                 n_train=len(dls.train_ds), n_valid=len(dls.valid_ds))
+    found = dict(
+        arch=arch if isinstance(arch, str) else short_name(arch),
+        parameters=sum(o.numel() for o in model.parameters()),
+        loss=short_name(learn.loss_func),
+        opt=_opt_name(learn),
+        hypers=as_settings(hypers),
+        callbacks=sorted({short_name(o) for o in learn.cbs} - _PLUMBING),
+        bs=getattr(dls, "bs", None),
+        classes=getattr(dls, "c", None),
+        n_train=len(dls.train_ds),
+        n_valid=len(dls.valid_ds),
+    )
     return found | as_settings(getattr(dls, "args", {})) | dict(settings=_learner_settings(learn))
 
 # %% ../../nbs/training/settings.ipynb #40270d3c
-def weights_settings(model:nn.Module, # not yet trained
-                    ) -> str:
+def weights_settings(
+    model: nn.Module,  # not yet trained
+) -> str:
     "A fingerprint of the weights and buffers that `model` starts from."
     found = []
     for k, o in model.state_dict().items():
         if isinstance(o, torch.Tensor):
-            if o.is_meta or torch.nn.parameter.is_lazy(o): return "not made yet"
+            if o.is_meta or torch.nn.parameter.is_lazy(o):
+                return "not made yet"
             found.append([k, list(o.shape), str(o.dtype), _fingerprint(o)])
-        else: found.append([k, _tried(as_settings, o)])
+        else:
+            found.append([k, _tried(as_settings, o)])
     return _digest(found)
 
-def describe_run(learn:Learner, # not yet trained
-                 epochs:int,
-                 lr, # the highest learning rate, or a slice
-                 fit_func=None, # trains in place of the one-cycle schedule
-                ) -> dict: # JSON-ready
+
+def describe_run(
+    learn: Learner,  # not yet trained
+    epochs: int,
+    lr,  # the highest learning rate, or a slice
+    fit_func=None,  # trains in place of the one-cycle schedule
+) -> dict:  # JSON-ready
     "What `describe` says of `learn`, with how long it trains, at which rate and by which schedule."
     config = describe(learn) | dict(epochs=epochs, lr=as_settings(lr), schedule="one cycle")
-    if not fit_func: return config
+    if not fit_func:
+        return config
     config["settings"]["schedule"] = _tried(as_settings, fit_func)
     return config | as_settings(getattr(fit_func, "config", dict(schedule=short_name(fit_func))))
 
 # %% ../../nbs/training/settings.ipynb #0c458659
 # The short names that stand for each part of the settings: where they differ, so does the part.
 _STANDS_FOR = dict(
-    model=("arch", "parameters", "classes"), loss=("loss",),
-    opt=("opt", "hypers", "arch", "parameters"), callbacks=("callbacks",),
-    learner=("arch", "classes"), schedule=("schedule",),
-    data=("bs", "classes", "n_train", "n_valid", "data", "size", "presize", "method", "stats",
-          "min_scale", "pipeline", "split"))
-_OF_A_SEED = ("weights",) # another seed has others, so that they make no other configuration
+    model=("arch", "parameters", "classes"),
+    loss=("loss",),
+    opt=("opt", "hypers", "arch", "parameters"),
+    callbacks=("callbacks",),
+    learner=("arch", "classes"),
+    schedule=("schedule",),
+    data=(
+        "bs",
+        "classes",
+        "n_train",
+        "n_valid",
+        "data",
+        "size",
+        "presize",
+        "method",
+        "stats",
+        "min_scale",
+        "pipeline",
+        "split",
+    ),
+)
+_OF_A_SEED = ("weights",)  # another seed has others, so that they make no other configuration
 # What every run has. Other names are a `fit_func`'s own, and stand for the schedule.
 _COMMON = {"epochs", "lr"}.union(*_STANDS_FOR.values())
 
+
 def _flat(o, path=""):
     "The values within nested dicts, by the path that leads to each."
-    if not isinstance(o, dict): return {path: o}
+    if not isinstance(o, dict):
+        return {path: o}
     found = {}
-    for name, part in o.items(): found |= _flat(part, f"{path}.{name}".strip("."))
+    for name, part in o.items():
+        found |= _flat(part, f"{path}.{name}".strip("."))
     return found
+
 
 def _unequal(a, b):
     "The keys under which two dicts differ, each with the two values."
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
+
 def _is_named(part, names):
     "Whether one of the short `names` says already that `part` differs."
-    if part == "schedule" and names - _COMMON: return True
+    if part == "schedule" and names - _COMMON:
+        return True
     return not names.isdisjoint(_STANDS_FOR.get(part, ()))
 
-def differences(a:dict, b:dict) -> dict: # setting -> its two values
+
+def differences(a: dict, b: dict) -> dict:  # setting -> its two values
     "Settings in which two configurations differ; within a part only where its name is the same."
     found = {k: v for k, v in _unequal(a, b).items() if k not in _OF_A_SEED}
-    if not a.get("settings") or not b.get("settings"): return found
+    if not a.get("settings") or not b.get("settings"):
+        return found
     found.pop("settings", None)
     names = set(found)
     for part in sorted(a["settings"].keys() | b["settings"].keys()):
-        if _is_named(part, names): continue
+        if _is_named(part, names):
+            continue
         found |= _unequal(*(_flat(o["settings"].get(part), part) for o in (a, b)))
     return found
 
 # %% ../../nbs/training/settings.ipynb #1ef306b2
-_LONGEST, _MOST = 60, 8 # letters of a value, and differences, in a message
-_OLD = ("an earlier version wrote it, which didn't record the settings of the loss, the optimizer, "
-        "the callbacks, the model and the data, so that they can't be compared")
+_LONGEST, _MOST = 60, 8  # letters of a value, and differences, in a message
+_OLD = (
+    "an earlier version wrote it, which didn't record the settings of the loss, the optimizer, "
+    "the callbacks, the model and the data, so that they can't be compared"
+)
+
 
 def _cut(value):
     text = str(value)
-    return text if len(text) <= _LONGEST else text[:_LONGEST - 1] + "…"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
 
 def _difference_in_words(setting, old, new):
-    if setting == "settings" and (old is None or new is None): return _OLD
+    if setting == "settings" and (old is None or new is None):
+        return _OLD
     return f"{setting} was {_cut(old)} and is now {_cut(new)}"
 
-def differences_in_words(old:dict, # a configuration that was stored
-                         new:dict, # one that `describe_run` gave
-                        ) -> str: # empty where there are none
+
+def differences_in_words(
+    old: dict,  # a configuration that was stored
+    new: dict,  # one that `describe_run` gave
+) -> str:  # empty where there are none
     "How two configurations differ, for a message."
     # What is stored has been through JSON, which turns tuples into lists.
     found = differences(old, json.loads(json.dumps(new)))
     # Another model has other weights anyway.
-    if not found: found = _unequal(*({k: o.get(k) for k in _OF_A_SEED} for o in (old, new)))
+    if not found:
+        found = _unequal(*({k: o.get(k) for k in _OF_A_SEED} for o in (old, new)))
     words = [_difference_in_words(k, *pair) for k, pair in found.items()]
-    if len(words) > _MOST: words = [*words[:_MOST], f"and {len(words) - _MOST} more"]
+    if len(words) > _MOST:
+        words = [*words[:_MOST], f"and {len(words) - _MOST} more"]
     return "; ".join(words)
 
-def undescribed(config:dict, # as `describe` gives it
-               ) -> dict: # the part's name -> why
+
+def undescribed(
+    config: dict,  # as `describe` gives it
+) -> dict:  # the part's name -> why
     "What `config` couldn't describe."
     found = _flat(config["settings"])
     return {k.rpartition(".")[0]: v for k, v in found.items() if k.endswith("undescribed")}

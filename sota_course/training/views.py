@@ -40,29 +40,41 @@ from ..images.loader import image_sources
 from ..label_smoothing import smooth_cross_entropy
 from .dense import dense_five_crop
 from .runs import can_draw_bars, score
-from ..tta import (REDUCTIONS, check_predictions, crop_places, crop_slices, make_room,
-                             merge_views)
+from sota_course.tta import (
+    REDUCTIONS,
+    check_predictions,
+    crop_places,
+    crop_slices,
+    make_room,
+    merge_views,
+)
 
 # %% ../../nbs/training/views.ipynb #1daa84c7
-def input_size(dl, # a fastai loader
-              ) -> tuple: # height and width
+def input_size(
+    dl,  # a fastai loader
+) -> tuple:  # height and width
     "The size of what `dl` feeds, found by sending one image through it; no random state changes."
     state = dl.rng.getstate()
     with no_random():
         b = to_device(dl.do_batch([dl.do_item(0)]), dl.device)
-        for f in dl.after_batch.fs: b = f(b, split_idx=1)
+        for f in dl.after_batch.fs:
+            b = f(b, split_idx=1)
     dl.rng.setstate(state)
     return tuple(b[0].shape[-2:])
 
 # %% ../../nbs/training/views.ipynb #35ddb2b8
-def rgb_sources(dl, # any loader
-                   ) -> list|None: # paths, bytes, PIL images or arrays, in the dataset's order
+def rgb_sources(
+    dl,  # any loader
+) -> list | None:  # paths, bytes, PIL images or arrays, in the dataset's order
     """What the images of `dl` are opened from; None where it feeds anything but RGB images from a
     fastai `Datasets`."""
     dsets = getattr(dl, "dataset", None)
-    if not isinstance(dl, TfmdDL) or not isinstance(dsets, Datasets) or not len(dsets): return None
-    try: sources = image_sources(dsets)
-    except ValueError: return None
+    if not isinstance(dl, TfmdDL) or not isinstance(dsets, Datasets) or not len(dsets):
+        return None
+    try:
+        sources = image_sources(dsets)
+    except ValueError:
+        return None
     x = dsets.tls[0][0]
     return sources if isinstance(x, Image.Image) and x.mode == "RGB" else None
 
@@ -70,11 +82,14 @@ def rgb_sources(dl, # any loader
 def _pixels_of(cache, short, method):
     "A function that gives the bytes (height, width, 3) of a source, with the short side `short`."
     large_enough = cache is not None and cache.presize >= short
+
     def pixels(source):
         cached = large_enough and isinstance(source, (str, Path))
         row = cache.row(source) if cached else None
-        if row is None: return load_presized(source, short, method)
+        if row is None:
+            return load_presized(source, short, method)
         return cache[row] if cache.presize == short else load_presized(cache[row], short, method)
+
     return pixels
 
 # %% ../../nbs/training/views.ipynb #cbf95d33
@@ -85,45 +100,60 @@ def _opener(dl, sources, short):
     method = str(getattr(resize, "method", None) or getattr(dl, "method", "crop"))
     kept = [o for o in tfms if not isinstance(o, (RandTransform, CropPad, ToTensor))]
     pixels = _pixels_of(getattr(dl, "cache", None), short, method)
+
     def load(i):
         a, targets = pixels(sources[i]), [tl[i] for tl in dl.dataset.tls[1:]]
-        if not kept: return (a, *targets)
+        if not kept:
+            return (a, *targets)
         item = (PILImage.create(a), *targets)
-        for f in kept: item = f(item, split_idx=1)
+        for f in kept:
+            item = f(item, split_idx=1)
         return (np.asarray(item[0]), *item[1:])
+
     return load
 
 # %% ../../nbs/training/views.ipynb #53e01b43
 def _ahead(load, n, bs):
     "Lists of `bs` loaded items; threads load the next one meanwhile."
     workers = default_workers()
-    piece = math.ceil(bs/workers/2) # items that a thread loads at a time
+    piece = math.ceil(bs / workers / 2)  # items that a thread loads at a time
     ex, waiting = ThreadPoolExecutor(workers), deque()
-    def some(idxs): return [load(i) for i in idxs]
-    def finished(): return [o for f in waiting.popleft() for o in f.result()]
+
+    def some(idxs):
+        return [load(i) for i in idxs]
+
+    def finished():
+        return [o for f in waiting.popleft() for o in f.result()]
+
     try:
         for i in range(0, n, bs):
             idxs = range(i, min(i + bs, n))
             starts = range(0, len(idxs), piece)
-            waiting.append([ex.submit(some, idxs[j:j + piece]) for j in starts])
-            if len(waiting) > 1: yield finished()
-        while waiting: yield finished()
-    finally: ex.shutdown(cancel_futures=True)
+            waiting.append([ex.submit(some, idxs[j : j + piece]) for j in starts])
+            if len(waiting) > 1:
+                yield finished()
+        while waiting:
+            yield finished()
+    finally:
+        ex.shutdown(cancel_futures=True)
 
 # %% ../../nbs/training/views.ipynb #74f81ce8
 def _batch_tfms(dl, b):
     "`b`, bytes and targets, after the batch transforms of `dl` that neither resize nor augment."
     tfms = dl.after_batch.fs
-    if not any(isinstance(o, IntToFloatTensor) for o in tfms): b = (b[0]/255., *b[1:])
+    if not any(isinstance(o, IntToFloatTensor) for o in tfms):
+        b = (b[0] / 255.0, *b[1:])
     for f in tfms:
-        if not isinstance(f, RandTransform): b = f(b, split_idx=1)
+        if not isinstance(f, RandTransform):
+            b = f(b, split_idx=1)
     return b
 
 # %% ../../nbs/training/views.ipynb #6f9c5e0f
 def _by_shape(dl, items):
     "For each shape among `items`: their places, one tensor of images, their targets."
     places = {}
-    for i, o in enumerate(items): places.setdefault(o[0].shape, []).append(i)
+    for i, o in enumerate(items):
+        places.setdefault(o[0].shape, []).append(i)
     for idxs in places.values():
         pixels = torch.from_numpy(np.stack([items[i][0] for i in idxs]))
         x = TensorImage(pixels.permute(0, 3, 1, 2))
@@ -132,24 +162,26 @@ def _by_shape(dl, items):
         yield idxs, x, ys
 
 # %% ../../nbs/training/views.ipynb #7a15aa6c
-def loaded_batches(dl, # see `rgb_sources`
-                   sources, # what that gives
-                   short:int, # short side to open the images at
-                   bs:int, # images in a batch
-                  ): # a generator of lists of groups
+def loaded_batches(
+    dl,  # see `rgb_sources`
+    sources,  # what that gives
+    short: int,  # short side to open the images at
+    bs: int,  # images in a batch
+):  # a generator of lists of groups
     "Larger images of `dl` than it feeds, each opened once, in the order of its dataset."
     for items in _ahead(_opener(dl, sources, short), len(sources), bs):
         yield list(_by_shape(dl, items))
 
 # %% ../../nbs/training/views.ipynb #23fb8fcb
-def tensor_batches(x, # a tensor of images, or a list of them
-                   bs:int, # images in a batch
-                  ) -> list: # of lists of groups, without targets
+def tensor_batches(
+    x,  # a tensor of images, or a list of them
+    bs: int,  # images in a batch
+) -> list:  # of lists of groups, without targets
     "The images `x` in batches."
     if not isinstance(x, torch.Tensor):
-        parts = [x[i:i + bs] for i in range(0, len(x), bs)]
+        parts = [x[i : i + bs] for i in range(0, len(x), bs)]
         return [[([i], o[None], ()) for i, o in enumerate(part)] for part in parts]
-    parts = [x[i:i + bs] for i in range(0, max(1, len(x)), bs)]
+    parts = [x[i : i + bs] for i in range(0, max(1, len(x)), bs)]
     return [[(range(len(part)), part, ())] for part in parts]
 
 # %% ../../nbs/training/views.ipynb #032b200c
@@ -157,22 +189,28 @@ def _validated(dl):
     """The batches of a fastai loader as in validation: whole, in order, not augmented.
     No random state changes."""
     mode = getattr(dl.dataset, "set_split_idx", lambda i: nullcontext())
-    with no_random(): batches = iter(dl.new(shuffle=False, drop_last=False))
+    with no_random():
+        batches = iter(dl.new(shuffle=False, drop_last=False))
     while True:
-        with no_random(), mode(1): b = next(batches, None)
-        if b is None: return
+        with no_random(), mode(1):
+            b = next(batches, None)
+        if b is None:
+            return
         yield b
 
 # %% ../../nbs/training/views.ipynb #41bacf86
-def plain_batches(dl, # any loader
-                 ): # a generator of lists of one group
+def plain_batches(
+    dl,  # any loader
+):  # a generator of lists of one group
     """The batches of `dl` as they are: for fastai's as in validation, whole and in order; for
     another in its own order. Raises `TypeError`."""
-    for b in (_validated(dl) if isinstance(dl, TfmdDL) else dl):
+    for b in _validated(dl) if isinstance(dl, TfmdDL) else dl:
         x, *ys = b if isinstance(b, (tuple, list)) else (b,)
         if not isinstance(x, torch.Tensor):
-            raise TypeError("a batch must be a tensor of images, or a tuple that begins with "
-                            f"one, not {type(x).__name__}")
+            raise TypeError(
+                "a batch must be a tensor of images, or a tuple that begins with "
+                f"one, not {type(x).__name__}"
+            )
         for y in ys:
             if not isinstance(y, torch.Tensor):
                 raise TypeError(f"a batch's targets must be tensors, not {type(y).__name__}")
@@ -182,109 +220,149 @@ def plain_batches(dl, # any loader
 def _check_pixels(x):
     "Raises `TypeError` unless `x` is a tensor of floats."
     if not isinstance(x, torch.Tensor):
-        raise TypeError("a list of images holds tensors (channels, height, width), "
-                        f"not {type(x).__name__}")
+        raise TypeError(
+            f"a list of images holds tensors (channels, height, width), not {type(x).__name__}"
+        )
     if not x.is_floating_point():
-        raise TypeError(f"these images are {x.dtype}: bring them to the scale that the model was "
-                        "trained on, and normalize them, as floats")
+        raise TypeError(
+            f"these images are {x.dtype}: bring them to the scale that the model was "
+            "trained on, and normalize them, as floats"
+        )
 
-def checked_images(dl, # a loader, a tensor of images, or a list of them
-                    ): # the same
+
+def checked_images(
+    dl,  # a loader, a tensor of images, or a list of them
+):  # the same
     """`dl`, looked at where it is tensors. Raises `TypeError` or `ValueError` where they are no
     images that a model takes."""
     if isinstance(dl, (list, tuple)):
         for o in dl:
             _check_pixels(o)
-            if o.ndim == 3: continue
-            raise ValueError("each image of a list is a tensor (channels, height, width), "
-                             f"not {tuple(o.shape)}")
+            if o.ndim == 3:
+                continue
+            raise ValueError(
+                f"each image of a list is a tensor (channels, height, width), not {tuple(o.shape)}"
+            )
     if isinstance(dl, torch.Tensor):
         _check_pixels(dl)
         if dl.ndim != 4:
-            raise ValueError("images are a tensor (n, channels, height, width), not "
-                             f"{tuple(dl.shape)}; one alone needs an n of 1: x[None]")
+            raise ValueError(
+                "images are a tensor (n, channels, height, width), not "
+                f"{tuple(dl.shape)}; one alone needs an n of 1: x[None]"
+            )
     return dl
 
 # %% ../../nbs/training/views.ipynb #90c3fd61
-def first_targets(dl, # any loader, or images
-                 ) -> list: # as they come from the dataset; none where that isn't known
+def first_targets(
+    dl,  # any loader, or images
+) -> list:  # as they come from the dataset; none where that isn't known
     "The targets of the first image of a fastai loader."
     dsets = getattr(dl, "dataset", None)
     return [o[0] for o in dsets.tls[1:]] if isinstance(dsets, Datasets) and len(dsets) else []
 
-def check_targets(ys, # a list of targets
-                  each:bool=False, # they are of one image, not of a batch
-                 ) -> list: # the same
+
+def check_targets(
+    ys,  # a list of targets
+    each: bool = False,  # they are of one image, not of a batch
+) -> list:  # the same
     "Raises `ValueError` for masks, points and boxes, whose place is in the whole image."
     for y in ys:
         places = isinstance(y, (Image.Image, TensorPoint))
         if places or getattr(y, "ndim", 0) > (1 if each else 2):
-            raise ValueError("these targets are masks, points or boxes, and predictions of crops "
-                             "can't be averaged for them: predict whole images, with get_preds")
+            raise ValueError(
+                "these targets are masks, points or boxes, and predictions of crops "
+                "can't be averaged for them: predict whole images, with get_preds"
+            )
     return ys
 
 # %% ../../nbs/training/views.ipynb #8665260d
-def order_of(groups, # of one batch
-            ) -> torch.Tensor: # indices
+def order_of(
+    groups,  # of one batch
+) -> torch.Tensor:  # indices
     "What brings the images of `groups` back into the order of the batch."
     return torch.tensor([i for idxs, _, _ in groups for i in idxs], dtype=torch.long).argsort()
 
 # %% ../../nbs/training/views.ipynb #ca55b195
-def targets_of(groups, # of one batch
-              ) -> list: # a tensor for each kind of target
+def targets_of(
+    groups,  # of one batch
+) -> list:  # a tensor for each kind of target
     "The targets of a batch, in its order."
     order, kinds = order_of(groups), zip(*(ys for _, _, ys in groups))
     return [torch.cat(ys)[order.to(ys[0].device)].cpu() for ys in kinds]
 
 # %% ../../nbs/training/views.ipynb #200c9c1f
 _softmax = partial(torch.softmax, dim=-1)
-def _numbers(x): return x # a regression's, which are no probabilities
-def _probabilities(x): return x.clamp(0, 1) # they are already
+
+
+def _numbers(x):
+    return x  # a regression's, which are no probabilities
+
+
+def _probabilities(x):
+    return x.clamp(0, 1)  # they are already
+
 
 _LOSSES = {
     _softmax: (nn.CrossEntropyLoss, F.cross_entropy, FocalLoss, smooth_cross_entropy),
     torch.exp: (nn.NLLLoss, F.nll_loss),
-    torch.sigmoid: (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits,
-                    nn.MultiLabelSoftMarginLoss, F.multilabel_soft_margin_loss),
+    torch.sigmoid: (
+        nn.BCEWithLogitsLoss,
+        F.binary_cross_entropy_with_logits,
+        nn.MultiLabelSoftMarginLoss,
+        F.multilabel_soft_margin_loss,
+    ),
     _probabilities: (nn.BCELoss, F.binary_cross_entropy),
-    _numbers: (nn.MSELoss, F.mse_loss, nn.L1Loss, F.l1_loss)}
+    _numbers: (nn.MSELoss, F.mse_loss, nn.L1Loss, F.l1_loss),
+}
 
 # %% ../../nbs/training/views.ipynb #43c4fa06
 def _is(loss, known):
     return loss is known or isinstance(known, type) and isinstance(loss, known)
 
-def activation_of(loss, # a loss function or module, or a partial of one; None: softmax
-                 ): # a function of outputs (n, classes)
+
+def activation_of(
+    loss,  # a loss function or module, or a partial of one; None: softmax
+):  # a function of outputs (n, classes)
     "What makes probabilities of the outputs of a model trained with `loss`. Raises `ValueError`."
-    if loss is None: return _softmax
+    if loss is None:
+        return _softmax
     name = object_name(loss)
     if isinstance(loss, type):
         raise ValueError(f"{name} is a class, and a loss is made from it with {name}()")
     own = getattr(loss, "activation", None)
     # fastai's losses without an activation have one that does nothing: the loss within decides.
-    if callable(own) and getattr(own, "__func__", own) is not BaseLoss.activation: return own
-    if isinstance(loss, (partial, BaseLoss)): return activation_of(loss.func)
+    if callable(own) and getattr(own, "__func__", own) is not BaseLoss.activation:
+        return own
+    if isinstance(loss, (partial, BaseLoss)):
+        return activation_of(loss.func)
     for act, losses in _LOSSES.items():
-        if any(_is(loss, o) for o in losses): return act
-    raise ValueError(f"which activation belongs to the loss {name} isn't known: pass it as act=, "
-                     "such as act=torch.sigmoid")
+        if any(_is(loss, o) for o in losses):
+            return act
+    raise ValueError(
+        f"which activation belongs to the loss {name} isn't known: pass it as act=, "
+        "such as act=torch.sigmoid"
+    )
 
 # %% ../../nbs/training/views.ipynb #0d92ab58
-def made_up_outputs(n:int, # outputs of a model
-                    device="cpu",
-                   ) -> torch.Tensor: # (3, n), logs of probabilities
+def made_up_outputs(
+    n: int,  # outputs of a model
+    device="cpu",
+) -> torch.Tensor:  # (3, n), logs of probabilities
     "Three rows of `n` outputs to try an activation on, each with its peak at another place."
-    x = torch.linspace(-1., 1., n, device=device).repeat(3, 1)
-    peaks = [0, n//2, n - 1]
+    x = torch.linspace(-1.0, 1.0, n, device=device).repeat(3, 1)
+    peaks = [0, n // 2, n - 1]
     x[[0, 1, 2], peaks] += math.log(n) + 2
     return x.log_softmax(-1)
 
 # %% ../../nbs/training/views.ipynb #7e15c8f4
-def _is_table(p, n): return isinstance(p, torch.Tensor) and p.ndim == 2 and len(p) == n
+def _is_table(p, n):
+    return isinstance(p, torch.Tensor) and p.ndim == 2 and len(p) == n
 
-def try_activation(act, # a function of outputs (n, classes)
-                   x:torch.Tensor, # outputs, such as `made_up_outputs`
-                  ) -> torch.Tensor: # what `act` makes of them
+
+def try_activation(
+    act,  # a function of outputs (n, classes)
+    x: torch.Tensor,  # outputs, such as `made_up_outputs`
+) -> torch.Tensor:  # what `act` makes of them
     "`act` of the rows `x`. Raises `ValueError` where it isn't a matter of each row alone."
     try:
         p = act(x)
@@ -294,8 +372,10 @@ def try_activation(act, # a function of outputs (n, classes)
     if not _is_table(p, len(x)) or not all(_is_table(o, 1) for o in alone):
         raise ValueError("act must give a row for each image from outputs (images, classes)")
     if not torch.allclose(p, torch.cat(alone), rtol=1e-3, atol=1e-4):
-        raise ValueError("what act makes of an image depends on the other images, or on chance: "
-                         "it must take the last axis, as partial(torch.softmax, dim=-1) does")
+        raise ValueError(
+            "what act makes of an image depends on the other images, or on chance: "
+            "it must take the last axis, as partial(torch.softmax, dim=-1) does"
+        )
     return p
 
 # %% ../../nbs/training/views.ipynb #43e96c01
@@ -303,44 +383,55 @@ def _is_distribution(act, n, device="cpu"):
     "Whether `act` of `n` outputs is a distribution; None where it leaves them as they are."
     x = made_up_outputs(n, device)
     p = try_activation(act, x)
-    if p.shape == x.shape and torch.equal(p, x): return None
+    if p.shape == x.shape and torch.equal(p, x):
+        return None
     sums_to_1 = ((p.sum(-1) - 1).abs() < 1e-3).all().item()
     if n == 1 and sums_to_1:
-        raise ValueError("the model has one output, and softmax of one number is always 1: "
-                         "pass act=torch.sigmoid")
+        raise ValueError(
+            "the model has one output, and softmax of one number is always 1: "
+            "pass act=torch.sigmoid"
+        )
     return sums_to_1
 
 # %% ../../nbs/training/views.ipynb #b756baa4
-VIEWS = dict(centre=[4], flip=[4, 9], five=range(5), ten=range(10)) # which of the ten crops
+VIEWS = dict(centre=[4], flip=[4, 9], five=range(5), ten=range(10))  # which of the ten crops
+
 
 def _named_crops(which, x, size):
     "Those of the ten crops of `x` whose numbers are in `which`, as slices."
     x = make_room(x, size)
     crops = crop_slices(x, size)
-    if max(which) > 4: crops += crop_slices(x.flip(-1), size)
+    if max(which) > 4:
+        crops += crop_slices(x.flip(-1), size)
     return [crops[i] for i in which]
 
 # %% ../../nbs/training/views.ipynb #155b0096
 def _cutter(views):
     "The function (images, (height, width)) -> views that `views` stands for."
-    if callable(views): return views
+    if callable(views):
+        return views
     if views not in VIEWS:
-        raise ValueError(f"views must be {', '.join(VIEWS)}, dense, or a function of images and "
-                         f"(height, width), not {views!r}")
+        raise ValueError(
+            f"views must be {', '.join(VIEWS)}, dense, or a function of images and "
+            f"(height, width), not {views!r}"
+        )
     return partial(_named_crops, VIEWS[views])
 
 # %% ../../nbs/training/views.ipynb #c868cb7f
 def _whole(x, size):
     "One view (1, n, …): the middle of the images, as large as it can be, at `size`."
     (h, w), (th, tw) = x.shape[-2:], size_pair(size)
-    scale = min(h/th, w/tw)
-    ch, cw = round(th*scale), round(tw*scale)
+    scale = min(h / th, w / tw)
+    ch, cw = round(th * scale), round(tw * scale)
     top, left = crop_places(h, w, (ch, cw))[-1]
-    middle = x[..., top:top + ch, left:left + cw]
-    if x.dtype != torch.float64: middle = middle.float()
+    middle = x[..., top : top + ch, left : left + cw]
+    if x.dtype != torch.float64:
+        middle = middle.float()
     return F.interpolate(middle, (th, tw), mode="bilinear", antialias=True).to(x.dtype)[None]
 
-def _as_is(x, size): return [x]
+
+def _as_is(x, size):
+    return [x]
 
 # %% ../../nbs/training/views.ipynb #95a23228
 def _views(cut, xs, size):
@@ -350,7 +441,8 @@ def _views(cut, xs, size):
         if any(len(o) != len(x) for o in views):
             raise ValueError(f"every view must hold all {len(x)} images: (views, n, …)")
     counts = {len(views): x.shape[-2:] for views, x in zip(cuts, xs)}
-    if len(counts) == 1 and 0 not in counts: return list(zip(*cuts))
+    if len(counts) == 1 and 0 not in counts:
+        return list(zip(*cuts))
     found = ", ".join(f"{n} were cut from {h} x {w} pixels" for n, (h, w) in counts.items())
     raise ValueError(f"every image needs the same number of views, at least 1: {found}")
 
@@ -359,9 +451,12 @@ def _checked(out):
     "Outputs of a model. Raises `TypeError`, `ValueError` unless they are a row for each image."
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"a classifier gives a tensor, and this model gives {type(out).__name__}")
-    if out.ndim == 2: return out
-    raise ValueError("a classifier gives a row of outputs for each image, and this model gives "
-                     f"{tuple(out.shape[1:])}: masks of different crops can't be averaged")
+    if out.ndim == 2:
+        return out
+    raise ValueError(
+        "a classifier gives a row of outputs for each image, and this model gives "
+        f"{tuple(out.shape[1:])}: masks of different crops can't be averaged"
+    )
 
 # %% ../../nbs/training/views.ipynb #a387d493
 def _outputs_of_crops(model, xs, cut, size):
@@ -371,6 +466,7 @@ def _outputs_of_crops(model, xs, cut, size):
         x = torch.cat(images) if len(images) > 1 else images[0]
         outs.append(_checked(model(x)))
     return torch.stack(outs)
+
 
 def _outputs_of_regions(model, xs, size):
     "(views, n, outputs) in the order of the groups, by the dense five-crop."
@@ -386,10 +482,12 @@ def _outputs(model, groups, cut, size):
     "(views, n, outputs) in the order of the batch, in single precision."
     like = next(model.parameters(), groups[0][1])
     xs = [x.as_subclass(torch.Tensor).to(like.device, like.dtype) for _, x, _ in groups]
-    if not any(map(len, xs)): # many layers refuse none, so one is made up; the order leaves it out
+    if not any(map(len, xs)):  # many layers refuse none, so one is made up; the order leaves it out
         xs = [xs[0].new_zeros(1, *xs[0].shape[1:])]
-    if cut == "dense": out = _outputs_of_regions(model, xs, size)
-    else: out = _outputs_of_crops(model, xs, cut, size)
+    if cut == "dense":
+        out = _outputs_of_regions(model, xs, size)
+    else:
+        out = _outputs_of_crops(model, xs, cut, size)
     order = order_of(groups).to(out.device)
     return out.as_subclass(torch.Tensor).float()[:, order]
 
@@ -397,9 +495,11 @@ def _outputs(model, groups, cut, size):
 def _merged(out, act, reduce, is_distribution):
     "The probabilities (n, classes) of outputs (views, n, outputs)."
     if is_distribution is None and reduce == "max":
-        raise ValueError("act leaves outputs as they are, and whether their rows sum to 1 isn't "
-                         "known: take reduce=\"mean\"")
-    p = act(out.flatten(0, 1)) # a table of rows, as it was tried on
+        raise ValueError(
+            "act leaves outputs as they are, and whether their rows sum to 1 isn't "
+            'known: take reduce="mean"'
+        )
+    p = act(out.flatten(0, 1))  # a table of rows, as it was tried on
     return merge_views(p.unflatten(0, out.shape[:2]), reduce, bool(is_distribution)).cpu()
 
 # %% ../../nbs/training/views.ipynb #1e90c5ad
@@ -409,43 +509,52 @@ def _predict(model, batches, cuts, size, act, reduce):
     for groups in batches:
         targets.append(check_targets(targets_of(groups)))
         outs = [_outputs(model, groups, cut, size) for cut in cuts]
-        if not rows: is_distribution = _is_distribution(act, outs[0].shape[-1], outs[0].device)
+        if not rows:
+            is_distribution = _is_distribution(act, outs[0].shape[-1], outs[0].device)
         rows.append([_merged(o, act, reduce, is_distribution) for o in outs])
-    if not rows: raise ValueError("there are no images to predict")
+    if not rows:
+        raise ValueError("there are no images to predict")
     probs, targets = ([torch.cat(o) for o in zip(*parts)] for parts in (rows, targets))
-    if len(targets) > 1: return probs, tuple(targets)
+    if len(targets) > 1:
+        return probs, tuple(targets)
     return probs, targets[0] if targets else None
 
 # %% ../../nbs/training/views.ipynb #d09c5a5a
 # As in ImageNet's ten-crop: with the book's training crops, objects then look about as large as
 # they did in training.
-RATIO = 256/224
+RATIO = 256 / 224
+
 
 @dataclass
 class _Plan:
     "What is to be predicted."
-    batches:object # lists of groups
-    n:int # how many; None: not known
-    size:tuple # height and width of the views
-    plain:object=None # batches of plain images, where these come from elsewhere
+
+    batches: object  # lists of groups
+    n: int  # how many; None: not known
+    size: tuple  # height and width of the views
+    plain: object = None  # batches of plain images, where these come from elsewhere
 
 # %% ../../nbs/training/views.ipynb #be6ee40b
 def _plan_files(dl, sources, size, ratio, bs, beta):
     "A `_Plan` for a loader whose images are opened from `sources`."
     size = size_pair(input_size(dl) if size is None else size)
-    bs, short = bs or dl.bs, round(max(size)*(ratio or RATIO))
+    bs, short = bs or dl.bs, round(max(size) * (ratio or RATIO))
     batches = loaded_batches(dl, sources, short, bs)
     plain = None if beta == 0 else plain_batches(dl)
-    return _Plan(batches, math.ceil(len(sources)/bs), size, plain)
+    return _Plan(batches, math.ceil(len(sources) / bs), size, plain)
+
 
 def _plan_tensors(dl, size, ratio, bs):
     "A `_Plan` for tensors, or for a loader of them. Raises `ValueError`."
     if size is None:
-        raise ValueError("how large are the views? These images come as they are, so pass size=, "
-                         "smaller than they are")
+        raise ValueError(
+            "how large are the views? These images come as they are, so pass size=, "
+            "smaller than they are"
+        )
     if ratio is not None:
-        raise ValueError("ratio is for loaders of files, which are opened larger; resize these "
-                         "images yourself")
+        raise ValueError(
+            "ratio is for loaders of files, which are opened larger; resize these images yourself"
+        )
     size = size_pair(size)
     if isinstance(dl, (torch.Tensor, list, tuple)):
         batches = tensor_batches(dl, bs or 64)
@@ -455,15 +564,17 @@ def _plan_tensors(dl, size, ratio, bs):
 # %% ../../nbs/training/views.ipynb #d4fe20c0
 def _bar(batches, n, learn, progress):
     "`batches`, with a progress bar where one was asked for and can be drawn."
-    quiet = isinstance(learn, Learner) and not hasattr(learn, "progress") # inside learn.no_bar()
-    if quiet or not progress or not n or not can_draw_bars(): return batches
+    quiet = isinstance(learn, Learner) and not hasattr(learn, "progress")  # inside learn.no_bar()
+    if quiet or not progress or not n or not can_draw_bars():
+        return batches
     return progress_bar(batches, total=n, leave=False)
 
 # %% ../../nbs/training/views.ipynb #de94e79a
 def _model_and_loader(learn, dl):
     "The model of `learn`, and `dl` as a loader or tensors. Raises `TypeError`, `ValueError`."
     if isinstance(learn, Learner):
-        if dl is None: dl = learn.dls.valid
+        if dl is None:
+            dl = learn.dls.valid
         files = isinstance(dl, (list, tuple)) and len(dl) and not isinstance(dl[0], torch.Tensor)
         return learn.model, checked_images(learn.dls.test_dl(list(dl)) if files else dl)
     if not isinstance(learn, nn.Module):
@@ -480,29 +591,32 @@ def _check_settings(reduce, beta, ratio, bs):
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be {' or '.join(REDUCTIONS)}, not {reduce!r}")
     if ratio is not None and not ratio >= 1:
-        raise ValueError("ratio is how much larger than the views an image is opened, at least 1, "
-                         f"not {ratio}")
+        raise ValueError(
+            f"ratio is how much larger than the views an image is opened, at least 1, not {ratio}"
+        )
     if bs is not None and (isinstance(bs, bool) or not isinstance(bs, int) or bs < 1):
         raise ValueError(f"bs must be a whole number of images, at least 1, not {bs!r}")
 
+
 def _blend(seen, plain, beta):
     "`1 - beta` times what the views say, and `beta` times the plain prediction."
-    if beta == 1: return plain # the views don't count, also where they are NaN
+    if beta == 1:
+        return plain  # the views don't count, also where they are NaN
     return torch.lerp(seen, plain, beta) if beta else seen
 
 # %% ../../nbs/training/views.ipynb #b238afbd
 def tta_predict(
-    learn, # a fastai `Learner`, or any model
-    dl=None, # a loader, a tensor of images or a list of them; default: the validation set
-    views="five", # see `VIEWS`; "dense"; or a function (images, (height, width)) -> (views, n, …)
-    reduce:str="mean", # or "max", see `merge_views`
-    beta:float=0., # weight of the plain prediction, from 0 to 1; None: give views and plain apart
-    size=None, # side of the views; default: what the loader feeds
-    ratio:float=None, # short side of the opened images over `size`; default: `RATIO`; for files
-    act=None, # makes probabilities of outputs; default: that of the learner's loss, or softmax
-    bs:int=None, # images in a batch; default: the loader's, 64 for tensors
-    progress:bool=True, # show a bar
-) -> tuple: # probabilities (n, classes), targets; in the dataset's order
+    learn,  # a fastai `Learner`, or any model
+    dl=None,  # a loader, a tensor of images or a list of them; default: the validation set
+    views="five",  # see `VIEWS`; "dense"; or a function (images, (height, width)) -> (views, n, …)
+    reduce: str = "mean",  # or "max", see `merge_views`
+    beta: float = 0.0,  # weight of the plain prediction, from 0 to 1; None: give views and plain apart
+    size=None,  # side of the views; default: what the loader feeds
+    ratio: float = None,  # short side of the opened images over `size`; default: `RATIO`; for files
+    act=None,  # makes probabilities of outputs; default: that of the learner's loss, or softmax
+    bs: int = None,  # images in a batch; default: the loader's, 64 for tensors
+    progress: bool = True,  # show a bar
+) -> tuple:  # probabilities (n, classes), targets; in the dataset's order
     "Predict from several views of each image. Raises `ValueError`, `TypeError`."
     _check_settings(reduce, beta, ratio, bs)
     model, dl = _model_and_loader(learn, dl)
@@ -510,32 +624,37 @@ def tta_predict(
     cut = views if views == "dense" else _cutter(views)
     check_targets(first_targets(dl), each=True)
     sources = rgb_sources(dl)
-    if sources is None: plan = _plan_tensors(dl, size, ratio, bs)
-    else: plan = _plan_files(dl, sources, size, ratio, bs, beta)
+    if sources is None:
+        plan = _plan_tensors(dl, size, ratio, bs)
+    else:
+        plan = _plan_files(dl, sources, size, ratio, bs, beta)
     cuts = [cut] if plan.plain is not None or beta == 0 else [cut, _whole]
     with eval_mode(model, learn):
         batches = _bar(plan.batches, plan.n, learn, progress)
         probs, targets = _predict(model, batches, cuts, plan.size, act, reduce)
         if plan.plain is not None:
             probs += _predict(model, plan.plain, [_as_is], plan.size, act, reduce)[0]
-    if beta is None: return tuple(probs), targets
+    if beta is None:
+        return tuple(probs), targets
     return _blend(probs[0], probs[-1], beta), targets
 
 # %% ../../nbs/training/views.ipynb #b1354467
 @patch
-def five_crop_tta(self:Learner,
-                  ds_idx:int=1, # 0: the training set, 1: the validation set
-                  dl=None, # a loader, files or images in its place
-                  **kwargs # for `tta_predict`: views, reduce, beta, size, ratio, …
-                 ) -> tuple: # probabilities (n, classes), targets; in the dataset's order
+def five_crop_tta(
+    self: Learner,
+    ds_idx: int = 1,  # 0: the training set, 1: the validation set
+    dl=None,  # a loader, files or images in its place
+    **kwargs,  # for `tta_predict`: views, reduce, beta, size, ratio, …
+) -> tuple:  # probabilities (n, classes), targets; in the dataset's order
     "Predict from the four corners and the centre of each image."
     return tta_predict(self, self.dls[ds_idx] if dl is None else dl, **kwargs)
 
 # %% ../../nbs/training/views.ipynb #166cc425
-def rescore(result, # the `Result` of the training run whose model is used
-            name:str, # of the way to predict
-            predict, # a function without arguments that gives probabilities and class indices
-           ): # a new `Result` with the same training
+def rescore(
+    result,  # the `Result` of the training run whose model is used
+    name: str,  # of the way to predict
+    predict,  # a function without arguments that gives probabilities and class indices
+):  # a new `Result` with the same training
     "How a trained model does when it predicts in another way. Raises `ValueError`."
     start = time.perf_counter()
     p, targets = predict()
