@@ -32,7 +32,7 @@ from sphinx.cmd.build import build_main
 
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent / "scripts"), str(DOCS.parent)]
-from links import BADGES, BRANCH, LINK, ROOT, absolute, address, outside_code, page_name, resolve
+from links import BADGES, LINK, ROOT, absolute, address, outside_code, page_name, resolve
 from readme import markdown, shown, text
 
 PACKAGE = "sota_course"

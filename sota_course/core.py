@@ -11,7 +11,8 @@ __all__ = ['check_tensor', 'plain_tensor', 'as_numbers', 'class_numbers', 'whole
            'BadImages', 'CacheError', 'check_whole']
 
 # %% ../nbs/core.ipynb #a4c53f68
-import os, re
+import os
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np

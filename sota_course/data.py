@@ -8,7 +8,8 @@ Docs: https://sota-course.github.io/sota_course/data.html.md"""
 __all__ = ['WOOF', 'METHODS', 'PIPELINES', 'check_layout', 'get_data', 'class_name', 'data_block', 'get_dls']
 
 # %% ../nbs/00_data.ipynb #78ce8ba2
-import inspect, os
+import inspect
+import os
 from collections import defaultdict
 from difflib import get_close_matches
 from functools import partial

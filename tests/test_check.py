@@ -1,6 +1,17 @@
 "Checking pictures: every kind of bad file by its name, any bytes at all, folders that mean harm, and the speed."
 
-import contextlib, io, os, socket, statistics, struct, subprocess, sys, tempfile, threading, time, warnings, zlib
+import contextlib
+import io
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +25,6 @@ from sota_course.errors import BadImages, DataError
 from sota_course.images.check import (
     FATAL,
     HARMLESS,
-    ImageRecord,
-    ImageReport,
     check_images,
     quarantine,
 )

@@ -1,6 +1,18 @@
 "Fetching through a server on loopback that fails on command: what each failure says, and what it leaves on the disk."
 
-import errno, gzip, hashlib, io, os, shutil, signal, socket, subprocess, sys, tarfile, threading, time
+import errno
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,12 +24,10 @@ from sota_course.images import fetch as fetching
 from sota_course.errors import DataError, DownloadError
 from sota_course.images.fetch import (
     SETS,
-    extract,
     fetch,
     fetch_source,
     is_whole,
     named_source,
-    unsafe,
     url_source,
 )
 

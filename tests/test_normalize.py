@@ -18,7 +18,6 @@ from fastai.data.transforms import Normalize as FastaiNormalize
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, set_seed
 from fastai.vision.all import (
     Learner,
-    Pipeline,
     RandomErasing,
     Resize,
     Transform,

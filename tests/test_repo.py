@@ -1,5 +1,6 @@
 "The repository as it is committed: in sync with its notebooks, free of what doesn't belong there, and of one mind."
 
+import os
 import re
 import shutil
 import subprocess
@@ -78,6 +79,35 @@ def test_an_edited_module_is_noticed(copy):
 
 def test_notebooks_are_clean(copy):
     assert nbdev("nbdev-clean", copy) == [], "run nbdev-clean"
+
+
+def tool(folder, *command):
+    "What a command of this environment says in `folder`, a repository."
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path},
+    )
+
+
+@pytest.mark.parametrize("command", ["ruff format --check", "ruff check"])
+def test_ruff(copy, command):
+    run = tool(copy, *command.split())
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_hooks(copy):
+    "What git asks before a commit passes here, changes nothing, and turns a bad line away."
+    good = tool(copy, "pre-commit", "run", "--all-files")
+    assert good.returncode == 0, good.stdout + good.stderr
+    path = copy / "scripts" / "bad.py"
+    path.write_text("if True: unused = lambda: 0; print(1)\n")
+    bad = tool(copy, "pre-commit", "run", "--files", path)
+    assert bad.returncode != 0 and "E731" in bad.stdout, bad.stdout + bad.stderr
 
 
 def test_no_machine_paths():

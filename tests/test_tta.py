@@ -64,7 +64,7 @@ from sota_course.training.models import ACTIVATIONS, _activation
 from sota_course.training.runs import Result
 from sota_course.training.dense import dense_five_crop, pool_regions, region_weights, split_model
 from sota_course.training.views import RATIO, activation_of, rescore, tta_predict
-from sota_course.tta import PADS, changed_predictions, crop_places, five_crop, merge_views, ten_crop
+from sota_course.tta import PADS, changed_predictions, five_crop, merge_views, ten_crop
 from sota_course.training.compare import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]

@@ -8,7 +8,9 @@ Docs: https://sota-course.github.io/sota_course/course/exercises.html.md"""
 __all__ = ['Verdict', 'Wrong', 'exercise', 'exercises', 'call_answer', 'check', 'check_value', 'questions']
 
 # %% ../../nbs/course/exercises.ipynb #b84a0a0c
-import importlib, sysconfig, traceback
+import importlib
+import sysconfig
+import traceback
 from dataclasses import dataclass
 from IPython.display import HTML
 import numpy as np

@@ -8,7 +8,9 @@ Docs: https://sota-course.github.io/sota_course/course/figures.html.md"""
 __all__ = ['NAME_SLIDERS', 'figure_html', 'show_figure', 'labelled', 'explore']
 
 # %% ../../nbs/course/figures.ipynb #9720c418
-import base64, io, math
+import base64
+import io
+import math
 from html import escape
 from string import Formatter
 import matplotlib.pyplot as plt

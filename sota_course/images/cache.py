@@ -9,7 +9,14 @@ __all__ = ['PRESIZE', 'METHODS', 'MAX_ASPECT', 'FILTER', 'VERSION', 'CACHE_NAME'
            'load_presized', 'ImageCache', 'cache_home', 'build_cache', 'cache_info', 'clear_cache']
 
 # %% ../../nbs/images/cache.ipynb #c5d10e05
-import errno, hashlib, json, math, os, re, shutil, warnings
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial

@@ -10,7 +10,14 @@ __all__ = ['FATAL', 'HARMLESS', 'KINDS', 'MAX_PIXELS', 'kind', 'mode_problems', 
            'class_problems', 'listing', 'strict', 'check_images', 'quarantine']
 
 # %% ../../nbs/images/check.ipynb #383484c4
-import csv, errno, html, os, re, shutil, stat, warnings
+import csv
+import errno
+import html
+import os
+import re
+import shutil
+import stat
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields

@@ -8,7 +8,10 @@ Docs: https://sota-course.github.io/sota_course/images/decode.html.md"""
 __all__ = ['FORMATS', 'ORIENTATION', 'MIN_REDUCED', 'ENDINGS', 'readable_formats', 'open_image', 'image_files']
 
 # %% ../../nbs/images/decode.ipynb #aa98fc58
-import io, math, mimetypes, os
+import io
+import math
+import mimetypes
+import os
 from functools import cache
 from pathlib import Path
 

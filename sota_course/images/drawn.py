@@ -18,7 +18,18 @@ __all__ = ['CLASSES', 'KINDS', 'SKIES', 'GROUNDS', 'SCENES', 'CLUTTER', 'TURN', 
            'draw_image', 'draw_hard', 'draw_clean', 'plan', 'save_image', 'check_drawing', 'draw_dataset']
 
 # %% ../../nbs/images/drawn.ipynb #c7300b99
-import colorsys, contextlib, csv, json, math, operator, os, re, shutil, subprocess, sys, tempfile
+import colorsys
+import contextlib
+import csv
+import json
+import math
+import operator
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 import numpy as np
 from filelock import FileLock

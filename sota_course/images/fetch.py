@@ -11,7 +11,18 @@ __all__ = ['SETS', 'DAMAGE', 'MARK', 'Source', 'url_source', 'named_source', 'fa
            'fetch_archive', 'leftovers', 'sweep', 'fetch_source', 'fetch']
 
 # %% ../../nbs/images/fetch.ipynb #15518634
-import difflib, errno, gzip, math, os, re, shutil, socket, tarfile, time, warnings, zlib
+import difflib
+import errno
+import gzip
+import math
+import os
+import re
+import shutil
+import socket
+import tarfile
+import time
+import warnings
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException

@@ -9,7 +9,14 @@ __all__ = ['RULES', 'WHAT', 'WHERE', 'start_again', 'train', 'check_options', 'o
            'go_on', 'Diverged', 'Interrupted', 'Signals', 'main']
 
 # %% ../../nbs/training/command.ipynb #c565e3a2
-import contextlib, inspect, os, shlex, signal, sys, tempfile, threading
+import contextlib
+import inspect
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import threading
 from pathlib import Path
 from ..errors import SotaCourseError
 

@@ -9,7 +9,8 @@ __all__ = ['COVERED', 'ACTIVATIONS', 'FORMAT', 'CARD', 'WEIGHTS', 'save_model', 
            'load_model']
 
 # %% ../../nbs/training/models.ipynb #4291affd
-import hashlib, json
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -22,7 +23,6 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
-import sota_course
 from ..baseline import ARCHS
 from ..core import CheckpointError, object_name, write_whole
 from ..images.augment import BookAug, resize_batch

@@ -9,8 +9,19 @@ __all__ = ['predictions', 'score', 'Result', 'EpochSeeds', 'History', 'Checkpoin
            'can_draw_bars', 'showing', 'Stopped', 'Stopper', 'load_results', 'load_bench']
 
 # %% ../../nbs/training/runs.ipynb #57714b01
-import contextlib, datetime, enum, json, math, numbers, random, signal, sys
-import threading, time, types, weakref
+import contextlib
+import datetime
+import enum
+import json
+import math
+import numbers
+import random
+import signal
+import sys
+import threading
+import time
+import types
+import weakref
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,7 +42,6 @@ from fastcore.basics import noop, patch, store_attr
 from fastcore.foundation import L
 from fastcore.imports import IN_NOTEBOOK
 from torch import nn
-import sota_course
 from ..core import CheckpointError, class_numbers, remove_stale_parts, write_whole
 from .metrics import ece
 from sota_course.training.settings import (

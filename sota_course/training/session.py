@@ -8,7 +8,9 @@ Docs: https://sota-course.github.io/sota_course/training/session.html.md"""
 __all__ = ['top_losses', 'run_figure', 'Divergence', 'EpochTable', 'files', 'run_training']
 
 # %% ../../nbs/training/session.ipynb #ba948153
-import io, math, os
+import io
+import math
+import os
 from pathlib import Path
 import matplotlib.pyplot as plt
 from fastai.callback.core import Callback

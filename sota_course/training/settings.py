@@ -9,8 +9,20 @@ __all__ = ['environment', 'as_settings', 'short_name', 'describe', 'weights_sett
            'differences_in_words', 'undescribed']
 
 # %% ../../nbs/training/settings.ipynb #5b936ee7
-import ast, contextlib, dis, enum, functools, hashlib, inspect, json, math, os, platform, sys
-import types, weakref
+import ast
+import contextlib
+import dis
+import enum
+import functools
+import hashlib
+import inspect
+import json
+import math
+import os
+import platform
+import sys
+import types
+import weakref
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
@@ -194,7 +206,7 @@ def _stores(tree, me):
     }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sets_and_calls(f):
     "The attributes that the method `f` sets on its object, and the names of the methods it calls."
     tree = _definition(f)
@@ -208,7 +220,7 @@ def _sets_and_calls(f):
     return _stores(tree, tree.args.args[0].arg), calls
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sets_from_arguments(f):
     "The attributes that the method `f` sets from its arguments, or from what it made of them."
     tree = _definition(f)
@@ -254,7 +266,7 @@ def _methods(classes):
     ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _state_names(cls):
     "The attributes that a library's classes change while they are used: those of no other count."
     methods = _methods(c for c in cls.__mro__ if _of_a_library(c))

@@ -10,7 +10,8 @@ __all__ = ['VIEWS', 'RATIO', 'input_size', 'rgb_sources', 'loaded_batches', 'ten
            'try_activation', 'tta_predict', 'rescore']
 
 # %% ../../nbs/training/views.ipynb #f8b7e748
-import math, time
+import math
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
