@@ -86,8 +86,8 @@ def baseline_learner(
     n = n_outputs(model, dls.one_batch()[0][:2])
     if n != dls.c:
         raise ValueError(
-            f"{name} has {n:,} outputs, but the data has {dls.c} classes: build it "
-            f"with n_out={dls.c}"
+            f"{name} has {n:,} outputs, but the data has {dls.c} classes: "
+            f"build it with n_out={dls.c}"
         )
     learn = Learner(
         dls,

@@ -142,7 +142,9 @@ def eval_mode(
     model: torch.nn.Module,
     learn=None,  # its learner, for mixed precision; None: a model alone
 ):
-    "Within: evaluation mode, no gradients, and the mixed precision of `learn`. Afterwards each part is as it was."
+    """Within: evaluation mode, no gradients, and the mixed precision of `learn`.
+
+    Afterwards each part is as it was."""
     modes = [(o, o.training) for o in model.modules()]
     cb = next((o for o in getattr(learn, "cbs", ()) if hasattr(o, "amp_mode")), None)
     half = torch.bfloat16 if cb is not None and cb.amp_mode.value == "bf16" else torch.float16
@@ -187,7 +189,9 @@ def write_whole(
     path,  # the file
     write,  # a function of a path, which fills it
 ):
-    "Let `write` fill a file beside `path`, and move it there when it is complete. The folder is made if need be."
+    """Let `write` fill a file beside `path`, and move it there when it is complete.
+
+    The folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(path)

@@ -48,7 +48,7 @@ class ImageError(SotaCourseError, ValueError):
 
 # %% ../nbs/errors.ipynb #0a38a784
 class BadImages(DataError):
-    "All images of a data set that can't be used, in one error; `errors` has an `ImageError` for each."
+    "All images of a data set that can't be used, in one error; `errors` has one for each."
 
     def __init__(
         self,
@@ -80,10 +80,9 @@ class CacheError(SotaCourseError, OSError):
     ):
         super().__init__(
             cause.errno,
-            f"the cache of images in {folder} {what}: "
-            f"{cause.strerror or cause}. Name another folder with cache_dir=, or for everything "
-            "with the environment variable SOTA_COURSE_HOME; `clear_cache()` frees the room of "
-            "older caches",
+            f"the cache of images in {folder} {what}: {cause.strerror or cause}. "
+            "Name another folder with cache_dir=, or for everything with the environment variable "
+            "SOTA_COURSE_HOME; `clear_cache()` frees the room of older caches",
         )
         self.folder, self.cause, self.what = folder, cause, what
 
@@ -96,7 +95,7 @@ def check_whole(
     name: str,  # what the error calls it
     least: int = 0,  # the smallest that makes sense
 ) -> int:  # `n`, from whatever type of integer
-    "Raises `ArgumentError` for what isn't a whole number, or is too small. True and False are none."
+    "Raises `ArgumentError` for what isn't a whole number, or is too small; a bool isn't one."
     try:
         number = None if isinstance(n, bool) else operator.index(n)
     except TypeError:

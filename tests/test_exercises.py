@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sota_course.course.exercises import Wrong, call_answer, check, exercises, questions
+from sota_course.course.exercises import WrongAnswer, call_answer, check, exercises, questions
 from sota_course.label_smoothing import smooth_targets
 
 
@@ -41,7 +41,7 @@ def by_a_helper(x):
     ],
 )
 def test_the_learners_own_line_is_shown(f, error):
-    with pytest.raises(Wrong, match=f"your code raised ({error})") as e:
+    with pytest.raises(WrongAnswer, match=f"your code raised ({error})") as e:
         call_answer(f, torch.zeros(2, 3))
     assert (
         "the learner's line" in e.value.hint
@@ -50,10 +50,10 @@ def test_the_learners_own_line_is_shown(f, error):
 
 
 def test_a_function_of_a_library_has_a_line_of_its_own():
-    with pytest.raises(Wrong) as e:
+    with pytest.raises(WrongAnswer) as e:
         call_answer(F.cross_entropy, torch.zeros(2, 3), torch.zeros(5).long())
     assert "it happened in cross_entropy" in e.value.hint
-    with pytest.raises(Wrong) as e:
+    with pytest.raises(WrongAnswer) as e:
         call_answer(len, 3)
     assert e.value.hint == "" and "TypeError" in e.value.mistake
 

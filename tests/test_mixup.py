@@ -684,8 +684,8 @@ def test_losses_that_cannot_be_mixed_by_image():
         MixUp,
         CutMix,
         ManifoldMixup,
-        lambda **k: MixUp(1.0, draw="image", **k),
-        lambda **k: CutMix(1.0, draw="image", **k),
+        lambda **k: MixUp(1.0, draw="elem", **k),
+        lambda **k: CutMix(1.0, draw="elem", **k),
     ],
 )
 @pytest.mark.parametrize("loss", [IndexOnly(), FocalLoss(weight=W)])
@@ -799,7 +799,7 @@ KINDS = dict(
     cutmix=lambda **k: [CutMix(1.0, **k)],
     manifold=lambda **k: [ManifoldMixup(1.0, **k)],
     two=lambda **k: [MixUp(1.0, **k), CutMix(1.0, **k)],
-    by_image=lambda **k: [MixUp(1.0, draw="image", **k), CutMix(1.0, draw="image", **k)],
+    by_image=lambda **k: [MixUp(1.0, draw="elem", **k), CutMix(1.0, draw="elem", **k)],
     all=lambda **k: [MixUp(1.0, **k), CutMix(1.0, **k), ManifoldMixup(1.0, **k)],
     per_batch=lambda **k: [MixUp(1.0, per="batch", **k), CutMix(1.0, per="batch", **k)],
 )
@@ -892,7 +892,7 @@ def test_partners_are_a_random_permutation():
 
 
 def test_each_image_gets_one_of_the_two():
-    learn, seen, given = spied([MixUp(1.0, draw="image"), CutMix(1.0, draw="image")], n=64, bs=64)
+    learn, seen, given = spied([MixUp(1.0, draw="elem"), CutMix(1.0, draw="elem")], n=64, bs=64)
     x, mixed = given[0][0], seen[0]
     own = (mixed == x).flatten(1).float().mean(1)
     exact = torch.stack(
@@ -1210,8 +1210,8 @@ def test_bytes():
 @pytest.mark.parametrize(
     "words, cbs, kwargs",
     [
-        ("must agree", lambda: [MixUp(1.0), CutMix(1.0, draw="image")], {}),
-        ("whole batches", lambda: [MixUp(1.0, draw="image"), ManifoldMixup(1.0, draw="image")], {}),
+        ("must agree", lambda: [MixUp(1.0), CutMix(1.0, draw="elem")], {}),
+        ("whole batches", lambda: [MixUp(1.0, draw="elem"), ManifoldMixup(1.0, draw="elem")], {}),
         (
             "CutMix mixes one target an image",
             lambda: [CutMix(1.0, compare_every=0)],

@@ -77,7 +77,7 @@ def test_any_loss(make, loss):
 @pytest.mark.parametrize(
     "cbs",
     [
-        lambda: [ResizeMix(draw="image"), MixUp(1.0, draw="image")],
+        lambda: [ResizeMix(draw="elem"), MixUp(1.0, draw="elem")],
         lambda: [RegMixup()],
         lambda: [ResizeMix(p=0.5)],
     ],
@@ -119,7 +119,7 @@ def test_other_callbacks_see_the_clean_half():
     assert set(sizes) == {(8, 8)}
 
 
-@pytest.mark.parametrize("make", [ResizeMix, RegMixup, lambda **k: ResizeMix(draw="image", **k)])
+@pytest.mark.parametrize("make", [ResizeMix, RegMixup, lambda **k: ResizeMix(draw="elem", **k)])
 @pytest.mark.parametrize("loss", [IndexOnly(), FocalLoss(weight=W)])
 def test_one_weight_for_the_batch_is_one(make, loss):
     'With per="batch" any loss of class numbers will do, as the error says where it isn\'t set.'

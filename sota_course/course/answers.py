@@ -11,7 +11,7 @@ __all__ = []
 import math
 import torch
 import torch.nn.functional as F
-from .exercises import Wrong, call_answer, check_value, exercise
+from .exercises import WrongAnswer, call_answer, check_value, exercise
 from ..label_smoothing import best_gap, smooth_targets
 from ..mixup import blend, box_weights, cut_boxes, mixed_loss, mixup_targets
 from ..resize import resize_weights, triangle
@@ -27,9 +27,9 @@ def _pixel_batch():
 
 
 def _check_two(answer, hint):
-    "Raises `Wrong` unless `answer` has two parts."
+    "Raises `WrongAnswer` unless `answer` has two parts."
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-        raise Wrong("the function must return two things", hint)
+        raise WrongAnswer("the function must return two things", hint)
 
 # %% ../../nbs/course/answers.ipynb #26ea19e4
 @exercise("normalize.1")
@@ -70,7 +70,8 @@ def _normalize_1(answer):
             (
                 x.std((0, 2, 3)),
                 "this is the standard deviation of a sample",
-                "PyTorch divides by one less than the number of pixels, unless it is told otherwise",
+                "PyTorch divides by one less than the number of pixels, "
+                "unless it is told otherwise",
             ),
             (x.var((0, 2, 3), correction=0), "this is the variance", "one step is missing"),
             (
@@ -136,8 +137,8 @@ def _normalize_2(answer):
 # %% ../../nbs/course/answers.ipynb #10412213
 _FOLD_HINT = "write out (x - mean)/std times the weight, for one pixel and one channel"
 _FOLD_HINTS = {
-    "the bias has to change too": "what does the old convolution give for an image that is the mean colour "
-    "everywhere, and what does yours?"
+    "the bias has to change too": "what does the old convolution give for an image "
+    "that is the mean colour everywhere, and what does yours?"
 }
 
 
@@ -178,7 +179,7 @@ def _normalize_3(answer):
         if name == "right" or not _near(got[0], weight):
             continue
         if _near(got[1], bias) or "axis" in name:
-            raise Wrong(name, _FOLD_HINTS.get(name, _FOLD_HINT))
+            raise WrongAnswer(name, _FOLD_HINTS.get(name, _FOLD_HINT))
     for part, value in zip(got, ways["right"]):
         check_value(part, value, hint=_FOLD_HINT)
 
@@ -196,19 +197,19 @@ _CLUES = {
 @exercise("normalize.4")
 def _normalize_4(answer):
     if not isinstance(answer, dict) or set(answer) != set(_HAPPENED):
-        raise Wrong(
+        raise WrongAnswer(
             "the answer must be a dictionary with the letters a, b, c and d",
             'such as {"a": "right", …}',
         )
     unknown = set(answer.values()) - set(_HAPPENED.values())
     if unknown:
-        raise Wrong(
+        raise WrongAnswer(
             f"{', '.join(map(str, unknown))} is none of the four things that can have happened",
             "copy them from the exercise",
         )
     for k, v in _HAPPENED.items():
         if answer[k] != v:
-            raise Wrong(f"{k} was taken for {answer[k]!r}", _CLUES[k])
+            raise WrongAnswer(f"{k} was taken for {answer[k]!r}", _CLUES[k])
 
 # %% ../../nbs/course/answers.ipynb #09106b36
 def _weights(n_in, n_out, shift=0.5, widen=1.0, normalize=True):
@@ -366,24 +367,24 @@ def _resize_5(answer):
     cost = relative_cost(plan)
     sizes, total = [o.size for o in plan], sum(o.epochs for o in plan)
     if len(set(sizes)) == 1 and len({o.bs for o in plan}) > 1:
-        raise Wrong(
+        raise WrongAnswer(
             "it is the batch that changes, not the image", "progressive resizing is about `size`"
         )
     if sizes[0] > sizes[-1]:
-        raise Wrong("the images get smaller", "what should the model have seen last?")
+        raise WrongAnswer("the images get smaller", "what should the model have seen last?")
     if sizes[-1] != 64:
-        raise Wrong("it doesn't end at 64 pixels", f"the last stage has {sizes[-1]}")
+        raise WrongAnswer("it doesn't end at 64 pixels", f"the last stage has {sizes[-1]}")
     if sizes != sorted(sizes):
-        raise Wrong("the images grow and shrink", "order the stages by size")
+        raise WrongAnswer("the images grow and shrink", "order the stages by size")
     if total != 10:
-        raise Wrong(f"these are {total} epochs", "the comparison is only fair with 10")
+        raise WrongAnswer(f"these are {total} epochs", "the comparison is only fair with 10")
     if sum(o.epochs for o in plan if o.size == 64) < 2:
-        raise Wrong(
+        raise WrongAnswer(
             "there are fewer than two epochs at 64 pixels",
             "give the model some time at the final size",
         )
     if cost > 0.5:
-        raise Wrong(
+        raise WrongAnswer(
             f"it costs {cost:.2f} of the time", "more epochs at the small sizes, or smaller ones"
         )
 
@@ -402,7 +403,7 @@ def _tta_1(answer):
             ((2, 0), "left comes before top", "height comes first, as in the tensor's shape"),
             (
                 (2, 4),
-                "this is the middle of the picture",
+                "this is the middle of the image",
                 "where must a crop begin so that its own middle lies there?",
             ),
             (
@@ -445,7 +446,7 @@ def _tta_2(answer):
                 "softmax ran over the views",
                 "over which axis should the numbers sum to 1?",
             ),
-            (x.softmax(-1).mean(1), "the mean is over the pictures", "which axis holds the views?"),
+            (x.softmax(-1).mean(1), "the mean is over the images", "which axis holds the views?"),
         ],
         hint="first probabilities for each view, then one vote for each view",
     )
@@ -546,7 +547,8 @@ def _mixup_1(answer):
             (
                 _target(10, c4=0.7, c7=0.3),
                 "the two weights are swapped",
-                "the same weight goes to an image and to its target: which image is the weaker one?",
+                "the same weight goes to an image and to its target: "
+                "which image is the weaker one?",
             ),
             (
                 _target(9, c4=0.3, c7=0.7),
@@ -581,7 +583,7 @@ def _mixup_2(answer):
     before, w = x.clone(), lam[:, None, None, None]
     got = call_answer(answer, x, lam, perm)
     if not torch.equal(x, before):
-        raise Wrong(
+        raise WrongAnswer(
             "the caller's images were changed",
             "which of your operations works in place, and on whose memory?",
         )
@@ -714,7 +716,8 @@ def _mixup_5(answer):
             (
                 (0.0, 0.5),
                 "the two are the wrong way round",
-                "look at the histograms again: where do the weights gather for 8, and where for 0.1?",
+                "look at the histograms again: where do the weights gather for 8, "
+                "and where for 0.1?",
             ),
             (
                 (0.5, 0.5),

@@ -42,7 +42,7 @@ class MixHandler(Callback):
         per: str = "elem",  # a weight for each image ("elem"), or one for the "batch"
         fold: bool = False,  # take the larger of t and 1 - t
         p: float = 1.0,  # share of the batches (or images) that are mixed
-        draw: str = "batch",  # of several callbacks one is drawn for each "batch" or "image"
+        draw: str = "batch",  # of several, one is drawn for each "batch", or each image: "elem"
         off_last: int = 0,  # last epochs of each fit without mixing; `fine_tune` fits twice
         compare_every: int = 10,  # record the unmixed loss of every so many batches; 0: never
     ):
@@ -51,8 +51,8 @@ class MixHandler(Callback):
         check_whole(compare_every, "compare_every", 0)
         if not 0 <= p <= 1:
             raise ValueError(f"p is a share, from 0 to 1, not {p}")
-        if draw not in ("batch", "image"):
-            raise ValueError(f'draw must be "batch" or "image", not {draw!r}')
+        if draw not in ("batch", "elem"):
+            raise ValueError(f'draw must be "batch" or "elem", not {draw!r}')
         self.settings = dict(
             alpha=alpha,
             per=per,
@@ -101,7 +101,7 @@ def _pair(cb):
 # %% ../../nbs/training/mixing.ipynb #43be92b1
 def _draw_and_mix(live, x, perm):
     "The mixed batch and the share that each image kept: each of `live` mixes what is drawn for it."
-    by_image = live[0].draw == "image" and len(live) > 1
+    by_image = live[0].draw == "elem" and len(live) > 1
     drawn = torch.randint(len(live), (len(x) if by_image else 1,))
     if len(drawn) == 1:
         cb = live[drawn.item()]
@@ -216,7 +216,7 @@ def before_fit(self: MixHandler):
     first = self.group[0]
     if len({o.draw for o in self.group}) > 1:
         raise ValueError(
-            'callbacks that mix together must agree: draw="batch" or draw="image" for all'
+            'callbacks that mix together must agree: draw="batch" or draw="elem" for all'
         )
     # An interrupted training may have left its column.
     self.learn.metrics = _without_column(self.learn.metrics)
@@ -307,7 +307,7 @@ class ManifoldMixup(MixHandler):
         super().before_fit()
         # Of a batch that failed on the way.
         self._unhook()
-        if self.draw == "image" and len(self.group) > 1:
+        if self.draw == "elem" and len(self.group) > 1:
             raise ValueError(
                 'ManifoldMixup mixes whole batches inside the network: use draw="batch"'
             )
