@@ -172,8 +172,7 @@ class ChannelStats(_Collected):
 
     def update(
         self,
-        # tensor `(n, channels, height, width)` or of one image, uint8 or floats; or a PIL image of
-        # 8 bits
+        # tensor `(n, channels, height, width)` or one image, uint8 or floats; or an 8-bit PIL image
         batch,
     ) -> "ChannelStats":  # itself
         """Take in a batch.

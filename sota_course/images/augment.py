@@ -173,7 +173,8 @@ def _check_range(name, value, least, most, above=False, below=False):
         high = value < most if below else value <= most
         if low and high:
             return
-    start, end = "above" if above else "from", "to below" if below else "to"
+    start = "above" if above else "from"
+    end = "to below" if below else "to"
     raise ValueError(f"{name} must be a number {start} {least} {end} {most}, not {value!r}")
 
 # %% ../../nbs/images/augment.ipynb #a5d30a13

@@ -327,20 +327,16 @@ def _check_number(n, bs, kwargs):
 
 # %% ../../nbs/images/loader.ipynb #926b5f10
 def cached_dls(
-    # fastai `Datasets` with splits (an image, then targets), or a folder with train/<class>/ and
-    # val/<class>/
+    # fastai `Datasets` with splits (image, targets), or a folder of train/<class>/, val/<class>/
     dsets,
     bs: int = 64,  # images in a batch
     size: int = 128,  # side of the images that the model gets, in pixels
     presize: int | None = None,  # side that they are cached at; default: 1.25 times `size`
-    # how an image becomes a square: `crop` (at a random place in training, else the middle),
-    # `squish`, `pad`
+    # how an image becomes a square: `crop` (in training at a random place), `squish` or `pad`
     method: str = "crop",
-    # True: the book's augmentation; False: none; a dict of `BookAug`'s arguments; or a transform in
-    # its place
+    # True: the book's augmentation; False: none; a dict of `BookAug`'s arguments; or a transform
     aug=True,
-    # (mean, std) of the channels to normalize with, such as fastai's `imagenet_stats`; None: not
-    # normalized
+    # (mean, std) of the channels to normalize with, as in `imagenet_stats`; None: not normalized
     stats=None,
     after_batch=None,  # more batch transforms
     cache: ImageCache | None = None,  # of the images, where it is built already
