@@ -13,7 +13,7 @@ import torch
 
 # %% ../nbs/02_normalize.ipynb #19825023
 def _images(x):
-    "`x` as a plain tensor `(n, channels, height, width)` that has pixels. Raises `TypeError`, `ValueError`."
+    "`x` as a plain tensor `(n, channels, height, width)` that has pixels, else an error."
     if not isinstance(x, torch.Tensor):
         raise TypeError(
             f"a batch is a tensor, not {type(x).__name__}: make one with "
@@ -34,7 +34,9 @@ def _images(x):
 
 # %% ../nbs/02_normalize.ipynb #34c90df9
 def _float64(x):
-    "`x` in float64; bytes from 0 to 1. Raises `ValueError` for other whole numbers, and for what is no number."
+    """`x` in float64; bytes from 0 to 1.
+
+    Raises `ValueError` for other whole numbers, and for what is no number."""
     if x.device.type == "mps":
         x = x.cpu()  # it has no float64
     if x.dtype == torch.uint8:
@@ -49,9 +51,12 @@ def _float64(x):
 
 # %% ../nbs/02_normalize.ipynb #dafde241
 def channel_stats(
-    x: torch.Tensor,  # `(n, channels, height, width)` or one image; uint8 counts as 0 to 1, floats as they are
+    # `(n, channels, height, width)` or one image; uint8 counts as 0 to 1, floats as they are
+    x: torch.Tensor,
 ) -> tuple:  # means and population standard deviations, float64 `(channels,)`
-    "Mean and standard deviation of each channel of a batch. Raises `ValueError` for an empty batch, or one with undefined pixels."
+    """Mean and standard deviation of each channel of a batch.
+
+    Raises `ValueError` for an empty batch, or one with undefined pixels."""
     x = _float64(_images(x))
     return x.mean((0, 2, 3)), x.std((0, 2, 3), correction=0)
 
@@ -68,7 +73,9 @@ def _moments(hist):
 
 # %% ../nbs/02_normalize.ipynb #cd490f02
 def _join(a, b):
-    "Pixels, means and summed squared deviations of two groups together. Chan, Golub and LeVeque, 1979."
+    """Pixels, means and summed squared deviations of two groups together.
+
+    Chan, Golub and LeVeque, 1979."""
     (n_a, mean_a, ss_a), (n_b, mean_b, ss_b) = a, b
     if not n_a:
         return n_b, mean_b.copy(), ss_b.copy()
@@ -86,7 +93,9 @@ def _byte_counts(x):
 
 # %% ../nbs/02_normalize.ipynb #2a7a0001
 def _pil_counts(image):
-    "Counts `(channels, 256)` of the bytes of a PIL image. Raises `ValueError` for one of another kind."
+    """Counts `(channels, 256)` of the bytes of a PIL image.
+
+    Raises `ValueError` for one of another kind."""
     if image.mode not in ("L", "RGB"):
         raise ValueError(
             f"a PIL image must be L or RGB, not {image.mode}: open it with "
@@ -109,10 +118,10 @@ class _Collected:
     def __init__(self, channels: int = 3):  # of every image
         if channels < 1:
             raise ValueError(f"an image has at least one channel, not {channels}")
-        self.hist = np.zeros(
-            (channels, 256), dtype=np.int64
-        )  # how often each value of a byte occurs
-        self.group = 0, np.zeros(channels), np.zeros(channels)  # of floats: see `_join`
+        # how often each value of a byte occurs
+        self.hist = np.zeros((channels, 256), dtype=np.int64)
+        # of floats: see `_join`
+        self.group = 0, np.zeros(channels), np.zeros(channels)
 
     def _all(self):
         n, mean, ss = _join(self.group, _moments(self.hist))
@@ -157,13 +166,18 @@ def _check_channels(have, n):
 
 # %% ../nbs/02_normalize.ipynb #2a7a0007
 class ChannelStats(_Collected):
-    "Mean and standard deviation of the channels of any number of images, of any sizes: collected in pieces, joined with `merge`."
+    """Mean and standard deviation of the channels of any number of images, of any sizes.
+
+    They are collected in pieces, and joined with `merge`."""
 
     def update(
         self,
-        batch,  # tensor `(n, channels, height, width)` or of one image, uint8 or floats; or a PIL image of 8 bits
+        # tensor `(n, channels, height, width)` or one image, uint8 or floats; or an 8-bit PIL image
+        batch,
     ) -> "ChannelStats":  # itself
-        "Take in a batch. Raises `ValueError` for another number of channels, no pixels, or undefined ones."
+        """Take in a batch.
+
+        Raises `ValueError` for another number of channels, no pixels, or undefined ones."""
         pil = hasattr(batch, "getbands")
         x = _pil_counts(batch) if pil else _images(batch)
         _check_channels(self.channels, len(x) if pil else x.shape[1])
@@ -228,7 +242,7 @@ def check_unit_stats(
     mean,  # of each channel
     std,  # of each channel
 ) -> tuple:  # see `check_stats`
-    "`check_stats`, for pixels from 0 to 1. Raises `ValueError` for statistics on another scale too."
+    "`check_stats` for pixels from 0 to 1. Raises `ValueError` for statistics on another scale."
     mean, std = check_stats(mean, std)
     if max(mean.max(), std.max()) > 1:
         raise ValueError(
@@ -254,7 +268,9 @@ def _check_fit(x, n):
 
 # %% ../nbs/02_normalize.ipynb #2a7a0009
 def _shaped(x, mean, std):
-    "Statistics that stretch over `x`, `(…, channels, height, width)`. Raises `ValueError` where they don't fit."
+    """Statistics that stretch over `x`, `(…, channels, height, width)`.
+
+    Raises `ValueError` where they don't fit."""
     if not x.is_floating_point():
         raise ValueError(
             f"{x.dtype} pixels can't be normalized: make them floats from 0 to 1 "
@@ -271,9 +287,12 @@ def normalize(
     mean,  # of each channel, on the scale of `x`
     std,  # of each channel
 ) -> torch.Tensor:  # a new tensor of the same type
-    "Subtract the mean of each channel and divide by its standard deviation. Raises `ValueError` where channels don't match."
+    """Subtract the mean of each channel and divide by its standard deviation.
+
+    Raises `ValueError` where channels don't match."""
     mean, std = _shaped(x, mean, std)
-    return (x - mean).div_(std).to(x.dtype)  # in place on what the subtraction made, not on x
+    # in place on what the subtraction made, not on x
+    return (x - mean).div_(std).to(x.dtype)
 
 # %% ../nbs/02_normalize.ipynb #2a7a0008
 def denormalize(
@@ -291,7 +310,9 @@ def check_scale(
     mean,  # of each channel
     std,  # of each channel
 ):
-    "Raises `ValueError` where pixels and statistics are on different scales, or the pixels are normalized already."
+    """Raises `ValueError` where pixels and statistics are on different scales.
+
+    So it does where the pixels are normalized already."""
     if not x.numel():
         return
     lo, hi = (o.item() for o in x.aminmax())

@@ -329,10 +329,10 @@ def test_classes(tmp_path):
     (tmp_path / "train/both/.DS_Store").touch()
     report = check_images(str(tmp_path), progress=False)
     assert [(o.file, o.problem, o.fatal) for o in report.records] == [
-        ("val/lonely", "no train pictures", True),
+        ("val/lonely", "no train images", True),
         ("train/none", "empty class", False),
-        ("train/only", "no val pictures", False),
-        ("val/both/notes.txt", "not a picture", False),
+        ("train/only", "no val images", False),
+        ("val/both/notes.txt", "not an image", False),
         ("val/none", "empty class", False),
     ]
 
@@ -340,13 +340,13 @@ def test_classes(tmp_path):
 def test_a_missing_split(tmp_path):
     (tmp_path / "val/a").mkdir(parents=True)
     (tmp_path / "val/a/1.jpg").write_bytes(JPEG)
-    assert names(tmp_path) == {"no train pictures"}
+    assert names(tmp_path) == {"no train images"}
 
 
 def test_nothing_there(tmp_path):
     assert [
         (o.file, o.problem, o.fatal) for o in check_images(tmp_path, progress=False).records
-    ] == [(".", "no pictures", True)]
+    ] == [(".", "no images", True)]
     with pytest.raises(DataError, match="takes a folder, or a list of files"):
         check_images(tmp_path / "gone")
 

@@ -771,7 +771,7 @@ def test_two_threads_at_once(src, site):
 
 
 def test_another_process_keeps_the_lock(src, site, capsys):
-    with fetching.only_one(src, 1):
+    with fetching.fetch_lock(src, 1):
         with pytest.raises(DataError, match="another process has held .*imagenette2-160.tgz.lock"):
             fetch_source(src, patience=0.1, **QUICK)
     assert "Another process is fetching imagenette2-160.tgz" in capsys.readouterr().out
@@ -792,7 +792,7 @@ def test_untar_data_waits_for_the_same_lock(src, site):
         got.set()
 
     site.plan = [site.whole]
-    with fetching.only_one(src, 1):
+    with fetching.fetch_lock(src, 1):
         t = threading.Thread(target=other, daemon=True)
         t.start()
         assert not got.wait(1) and site.asked == []
@@ -813,7 +813,7 @@ def test_a_half_filled_folder_is_not_taken(src, site):
     old = src.folder / "train" / "n03028079" / "old.JPEG"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"old")
-    with pytest.warns(UserWarning, match="lacked pictures.*imagenette2-160.incomplete"):
+    with pytest.warns(UserWarning, match="lacked images.*imagenette2-160.incomplete"):
         fetch_source(images(src, 10), **QUICK)
     assert len(list(src.folder.glob("*/*/*.JPEG"))) == 20
     assert (
@@ -894,11 +894,11 @@ def test_the_rest_of_another_set_goes_at_the_next_call(src, site):
 def test_the_rest_of_a_living_process_stays(src, site):
     tmp = rest(src, "imagewoof2")
     with fetching.FileLock(src.archive.with_name("imagewoof2.tgz.lock")):
-        code = f"from sota_course.images.fetch import url_source, sweep; sweep(url_source({src.url!r}))"
+        code = f"from sota_course.images.fetch import url_source, delete_leftovers; delete_leftovers(url_source({src.url!r}))"
         assert (
             subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0 and tmp.exists()
         )
-    fetching.sweep(src)
+    fetching.delete_leftovers(src)
     assert not tmp.exists()
 
 
@@ -911,7 +911,7 @@ def test_a_download_that_is_unpacked_already_goes(src, site):
 def test_the_bytes_of_a_set_that_is_not_there_stay(src, site):
     src.part.parent.mkdir(parents=True)
     src.part.write_bytes(site.data[:100])
-    fetching.sweep(src)
+    fetching.delete_leftovers(src)
     assert src.part.read_bytes() == site.data[:100]
 
 

@@ -28,7 +28,9 @@ def warp_matrix(
     x: torch.Tensor,  # tilt to the left or right, (n,)
     y: torch.Tensor,  # tilt to the front or back, (n,)
 ) -> torch.Tensor:  # (n,3,3)
-    "The homography that takes the corners (±1, ±1), moved to (p(1-qy), q(1-px)) by the tilt, back to (p, q)."
+    """The homography that undoes the tilt.
+
+    The tilt moves each corner (p, q) of (±1, ±1) to (p(1-qy), q(1-px))."""
     d, xy = 1 - x * x - y * y, 2 * x * y
     a, b = -x * (1 + y * y - x * x), -y * (1 - y * y + x * x)
     return _matrix((d, xy, a), (xy, d, b), (a, b, d))
@@ -50,19 +52,24 @@ class AugDraw:
 
 # %% ../../nbs/images/augment.ipynb #a5d30a10
 def _crop_matrix(scale_x, scale_y, x, y):
-    "Matrices that take the share `scale` of each axis, at the place from -1, one end, to 1, the other"
+    "Matrices that take the share `scale` of each axis, at the place -1, one end, to 1, the other"
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     return _matrix(
-        (scale_x, zero, (1 - scale_x) * x), (zero, scale_y, (1 - scale_y) * y), (zero, zero, one)
+        (scale_x, zero, (1 - scale_x) * x),
+        (zero, scale_y, (1 - scale_y) * y),
+        (zero, zero, one),
     )
 
 
 def _turn_matrix(flip, degrees):
     "Matrices that turn, and then mirror where `flip` is 1"
     zero, one = torch.zeros_like(flip), torch.ones_like(flip)
-    sign, r = 1 - 2 * flip, degrees * (math.pi / 180)
+    sign, angle = 1 - 2 * flip, degrees * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
     return _matrix(
-        (sign * r.cos(), sign * r.sin(), zero), (-r.sin(), r.cos(), zero), (zero, zero, one)
+        (sign * cos, sign * sin, zero),
+        (-sin, cos, zero),
+        (zero, zero, one),
     )
 
 # %% ../../nbs/images/augment.ipynb #ce1ec584
@@ -70,10 +77,10 @@ def aug_matrix(
     d: AugDraw,  # what was drawn for n images
     h: int,  # their height
     w: int,  # and width
-) -> (
-    torch.Tensor
-):  # (n,3,3): from a pixel's place in the result to its place in the image, both from -1 to 1
-    "Crop, zoom, rotation, flip and warp as one homography."
+) -> torch.Tensor:  # (n,3,3)
+    """Crop, zoom, rotation, flip and warp as one homography.
+
+    It leads from a pixel's place in the result to its place in the image, both from -1 to 1."""
     (side_y, side_x), (top, left) = d.side.unbind(1), (2 * d.place - 1).unbind(1)
     crop = _crop_matrix(side_x, side_y, left, top)
     centre_x, centre_y = (2 * d.centre - 1).unbind(1)
@@ -147,7 +154,9 @@ def resize_batch(
     x: torch.Tensor,  # images (n,3,h,w), uint8 or floats
     size: int,  # side of the result, in pixels
 ) -> torch.Tensor:  # (n,3,size,size), floats of the same scale, always a new tensor
-    "What `warp_batch` does with a matrix that changes nothing; from more than twice the size, without aliasing."
+    """What `warp_batch` does with a matrix that changes nothing.
+
+    From more than twice the size it does it without aliasing."""
     y = reduce_batch(x, size)
     if tuple(x.shape[-2:]) == (size, size):
         return y.clone() if y is x else y
@@ -155,19 +164,22 @@ def resize_batch(
 
 # %% ../../nbs/images/augment.ipynb #a5d30a12
 def _check_range(name, value, least, most, above=False, below=False):
-    "Raises `ValueError` unless the number `value` is from `least` to `most`, without the ends where `above` or `below` says so"
+    """Raises `ValueError` unless the number `value` is from `least` to `most`.
+
+    `above`: and not `least` itself; `below`: and not `most` itself."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if number:
         low = value > least if above else value >= least
         high = value < most if below else value <= most
         if low and high:
             return
-    start, end = "above" if above else "from", "to below" if below else "to"
+    start = "above" if above else "from"
+    end = "to below" if below else "to"
     raise ValueError(f"{name} must be a number {start} {least} {end} {most}, not {value!r}")
 
 # %% ../../nbs/images/augment.ipynb #a5d30a13
 def _check_ratio(ratio):
-    "`ratio` as a pair. Raises `ValueError` unless it is the least and the greatest width over height."
+    "`ratio` as a pair. Raises `ValueError` unless it is a least and a greatest width over height."
     what = "ratio is the least and the greatest width over height"
     if not isinstance(ratio, (tuple, list)) or len(ratio) != 2:
         raise ValueError(f"{what}, not {ratio!r}")
@@ -193,7 +205,9 @@ def _check_settings(o):
 
 # %% ../../nbs/images/augment.ipynb #7feb4e29
 class BookAug(RandTransform):
-    "The book's augmentation of presized images, by one interpolation; without training, an antialiased resize. Floats from 0 to 1."
+    """The book's augmentation of presized images, by one interpolation. Floats from 0 to 1.
+
+    Without training, an antialiased resize."""
 
     order, split_idx = 10, None  # where fastai turns bytes into floats
 
@@ -210,7 +224,8 @@ class BookAug(RandTransform):
         max_lighting: float = 0.2,  # change of brightness and contrast, from 0 to below 1
         p_affine: float = 0.75,  # chance of each of: rotation, zoom, tilt in x, tilt in y
         p_lighting: float = 0.75,  # chance of each of: brightness, contrast
-        pad_mode: str = "reflection",  # what lies outside the image: `reflection`, `border` or `zeros`
+        # what lies outside the image: `reflection`, `border` or `zeros`
+        pad_mode: str = "reflection",
     ):
         super().__init__()
         size, ratio = check_whole(size, "size", 1), _check_ratio(ratio)
@@ -247,7 +262,9 @@ def _crop_sides(area, aspect):
 
 
 def _largest_crop(ratio, shape):
-    "Sides of the largest crop whose width over height is within `ratio`, as shares of an image of `shape`"
+    """Sides of the largest crop whose width over height is within `ratio`.
+
+    They are shares of those of an image of `shape`."""
     (h, w), (least, most) = shape, ratio
     aspect = min(max(w / h, least), most) * (h / w)
     return min(1, 1 / aspect), min(1, aspect)
@@ -278,17 +295,17 @@ def _draw_lighting(u, p, most):
 def _draw_moves(self: BookAug, u):
     "Tilt, flip, rotation and zoom from uniform numbers `u`, eleven tensors (n,)"
 
-    def some(i, most, least=None, neutral=0.0):
-        drawn = _between(u[i + 1], -most if least is None else least, most)
-        return _sometimes(u[i], self.p_affine, drawn, neutral)
+    def some(i, least, most, neutral=0.0):
+        return _sometimes(u[i], self.p_affine, _between(u[i + 1], least, most), neutral)
 
-    warp = torch.stack([some(0, self.max_warp), some(2, self.max_warp)], 1)
+    warp_x, warp_y = (some(i, -self.max_warp, self.max_warp) for i in (0, 2))
+    flip = u[6] < (0.5 if self.do_flip else 0)
     return dict(
-        warp=warp,
+        warp=torch.stack([warp_x, warp_y], 1),
         centre=torch.stack(u[4:6], 1),
-        flip=(u[6] < 0.5 * self.do_flip).float(),
-        rotate=some(7, self.max_rotate),
-        zoom=some(9, self.max_zoom, self.min_zoom, 1.0),
+        flip=flip.float(),
+        rotate=some(7, -self.max_rotate, self.max_rotate),
+        zoom=some(9, self.min_zoom, self.max_zoom, 1.0),
     )
 
 # %% ../../nbs/images/augment.ipynb #a5d30a16
@@ -314,8 +331,10 @@ def draw(
 
 # %% ../../nbs/images/augment.ipynb #99fc1d65
 def _pieces(n, size, device):
-    "Slices of a batch: of about a megabyte of pixels for each thread on the CPU, of everything elsewhere"
-    k = max(1, torch.get_num_threads() * 2**16 // size**2) if device.type == "cpu" else n
+    "Slices of a batch: about a megabyte of pixels for each thread on the CPU, else everything"
+    if device.type != "cpu":
+        return [slice(0, n)]
+    k = max(1, torch.get_num_threads() * 2**16 // size**2)
     return [slice(i, i + k) for i in range(0, n, k)]
 
 
@@ -331,7 +350,9 @@ def apply(
     x: torch.Tensor,  # images (n,3,h,w): uint8, or floats from 0 to 1
     seed: int | None = None,  # all that is drawn depends on it alone; None: on torch's random state
 ) -> torch.Tensor:  # (n,3,size,size), floats from 0 to 1
-    "Augment if `train`, which the loader's `split_idx` sets; else resize. Raises `ValueError` for pixels of another type."
+    """Augment if `train`, which the loader's `split_idx` sets; else resize.
+
+    Raises `ValueError` for pixels of another type."""
     _check_batch(x, self.size)
     _check_pixels(x)
     n, channels, h, w = x.shape

@@ -46,7 +46,9 @@ PRESIZE = 1.25  # side of the cached images over the side that the model sees
 def presize_for(
     size: int,  # side of the images that the model gets, in pixels
 ) -> int:  # side to cache them at, in pixels
-    "The default presize: 1.25 times `size`, so that the book's crop and zoom hardly ever have to enlarge."
+    """The default presize: 1.25 times `size`.
+
+    With that, the book's crop and zoom hardly ever have to enlarge."""
     return math.ceil(check_whole(size, "size", 1) * PRESIZE)
 
 # %% ../../nbs/images/cache.ipynb #a96e6455
@@ -58,7 +60,7 @@ def check_presize(
     size,  # of the squares to come, in pixels
     method,  # how an image becomes a square
 ):
-    "Raises `ArgumentError` for a size that is no side, `ValueError` for a method that isn't in `METHODS`."
+    "Raises `ArgumentError` for a size that is no side, `ValueError` if `METHODS` lacks the method."
     check_whole(size, "the presize", 1)
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -88,21 +90,25 @@ FILTER = Image.Resampling.BICUBIC  # of Pillow's antialiasing filters
 def presize_image(
     img: Image.Image,  # mode RGB
     size: int,  # side of the square that will be cut out, in pixels
-    method: str = "crop",  # `crop`: short side to `size`; `squish`: both; `pad`: long side to `size`, mirrored at the short one
-) -> np.ndarray:  # uint8, height x width x 3, no side below `size`; any window of `size` x `size` is a version of the image
-    "Resize with antialiasing as fastai's `Resize` does, but leave the choice of the square for later."
+    # `crop`: short side to `size`; `squish`: both; `pad`: long side, mirrored at the short one
+    method: str = "crop",
+) -> np.ndarray:  # uint8, height x width x 3, no side below `size`
+    """Resize with antialiasing as fastai's `Resize` does, but leave the square for later.
+
+    Any window of `size` x `size` of the result is a version of the image."""
     check_presize(size, method)
     if not isinstance(img, Image.Image):
         raise TypeError(f"presize_image takes a Pillow image, not a {type(img).__name__}")
-    left, upper, right, lower = box = _kept_box(*img.size, method)
+    box = _kept_box(*img.size, method)
+    left, upper, right, lower = box
     w, h = _presized_shape(right - left, lower - upper, size, method)
     if (w, h) != tuple(img.size):
         img = img.resize((w, h), FILTER, box=box)
     pixels = np.asarray(img)
     if method != "pad":
         return pixels
-    missing = size - h, size - w
-    return np.pad(pixels, ((missing[0],) * 2, (missing[1],) * 2, (0, 0)), mode="reflect")
+    rows, columns = size - h, size - w
+    return np.pad(pixels, ((rows, rows), (columns, columns), (0, 0)), mode="reflect")
 
 # %% ../../nbs/images/cache.ipynb #0c805719
 def load_presized(
@@ -110,7 +116,9 @@ def load_presized(
     size: int,  # see `presize_image`
     method: str = "crop",  # see `presize_image`
 ) -> np.ndarray:  # uint8, height x width x 3
-    "Open and presize an image: what those inside and outside the cache go through. Raises `ImageError`."
+    """Open and presize an image: what those inside and outside the cache go through.
+
+    Raises `ImageError`."""
     if isinstance(src, torch.Tensor):
         if src.ndim != 3:
             shape = tuple(src.shape)
@@ -124,7 +132,8 @@ VERSION = 1  # of decoding and of the file: a cache of another version is not re
 
 
 def _checksum(pixels):
-    "The sum of all bytes in words of 64 bits: it finds lost and overwritten pages, in a fifth of the time of a CRC"
+    "The sum of all bytes in words of 64 bits, which takes a fifth of the time of a CRC"
+    # It is there to find lost and overwritten pages.
     flat = pixels.reshape(-1)
     whole = flat.size // 8 * 8
     words = int(np.add.reduce(flat[:whole].view(np.uint64)))
@@ -178,7 +187,9 @@ def _view(self: ImageCache, i):
 # %% ../../nbs/images/cache.ipynb #d03a5121
 @patch
 def __getitem__(self: ImageCache, i):
-    "Image `i`: a read-only view, height x width x 3. Raises `CacheError` where it isn't as it was written."
+    """Image `i`: a read-only view, height x width x 3.
+
+    Raises `CacheError` where it isn't as it was written."""
     image = self._view(i)
     if self._checked[i]:
         return image
@@ -187,7 +198,8 @@ def __getitem__(self: ImageCache, i):
         changed = OSError(errno.EIO, f"the pixels of {self.files[i]} have changed")
         what = "is damaged (delete it with `clear_cache()`, and it is built again)"
         raise CacheError(self.path.parent, changed, what)
-    self._checked[i] = True  # once for each process: it takes less time than the batch's own copy
+    # Once for each process: it takes less time than the batch's own copy.
+    self._checked[i] = True
     return image
 
 # %% ../../nbs/images/cache.ipynb #b25ea8e4
@@ -222,15 +234,15 @@ def intact(
     "Whether the file has its full length, and the images looked at are as they were written."
     if self.path.stat().st_size != self.file_size:
         return False
-    last = len(self) - 1
-    some = range(len(self)) if n is None else np.linspace(0, last, min(n, len(self))).astype(int)
+    some = range(len(self))
+    if n is not None and n < len(self):
+        some = np.linspace(0, len(self) - 1, n).astype(int)
     return all(_checksum(self._view(i)) == self.sums[i] for i in some)
 
 # %% ../../nbs/images/cache.ipynb #16c9262c
 def cache_home(
-    cache_dir: str
-    | Path
-    | None = None,  # a folder of your choice; default: `pixels` in `course_home()`
+    # a folder of your choice; default: `pixels` in `course_home()`
+    cache_dir: str | Path | None = None,
 ) -> Path:  # may not exist yet
     "Where the caches are."
     if cache_dir is None:
@@ -261,7 +273,7 @@ def _stat(path):
 
 
 def _source(files):
-    "Absolute names, the folder that they share, and `_stat` by name below that. Raises `BadImages`."
+    "Absolute names, the folder that they share, and `_stat` by name below it. Raises `BadImages`."
     names = _absolute_names(files)
     root = os.path.commonpath([os.path.dirname(o) for o in names])
     stats, missing = {}, []
@@ -335,9 +347,8 @@ def _find(folder, names, stats):
         if cache is not None:
             return cache
         warnings.warn(f"the cache {data} is damaged; it is built again")
-        try_to_delete(
-            path
-        )  # on a disk that may only be read it stays, and is found damaged each time
+        # On a disk that may only be read it stays, and is found damaged each time.
+        try_to_delete(path)
 
 # %% ../../nbs/images/cache.ipynb #a5acc7df
 def _decode(names, size, method):
@@ -358,14 +369,18 @@ def _decode_all(names, size, method, n_workers, progress):
     ex = ThreadPoolExecutor(n_workers)
     try:
         done = ex.map(lambda o: _decode(o, size, method), chunked(names, 16))
-        yield from progress_bar(done, total=math.ceil(len(names) / 16)) if progress else done
+        if progress:
+            done = progress_bar(done, total=math.ceil(len(names) / 16))
+        yield from done
     finally:
-        ex.shutdown(cancel_futures=True)  # after an error or Ctrl-C, the rest is not decoded first
+        # After an error or Ctrl-C, the rest is not decoded first.
+        ex.shutdown(cancel_futures=True)
 
 # %% ../../nbs/images/cache.ipynb #4f71e3fe
 def _write_all(f, arrays):
-    "Write `arrays` with one system call where there is one for that; it may take only a part, such as what still fits on the disk"
+    "Write `arrays`, with one system call where there is one for that"
     done = os.writev(f.fileno(), arrays) if hasattr(os, "writev") else 0
+    # The call may take only a part, such as what still fits on the disk.
     if done == sum(a.nbytes for a in arrays):
         return
     rest = memoryview(b"".join(arrays))[done:]
@@ -391,7 +406,9 @@ def _write_pixels(path, decoded):
 
 # %% ../../nbs/images/cache.ipynb #7592a9c9
 def _write(folder, key, index, names, n_workers, progress):
-    "Decode `names` into `key`.u8 and describe them in `key`.json, which is returned. Raises `BadImages`."
+    """Decode `names` into `key`.u8 and describe them in `key`.json, which is returned.
+
+    Raises `BadImages`."""
     part, path = folder / f"{key}.part", folder / f"{key}.json"
     decoded = _decode_all(names, index["presize"], index["method"], n_workers, progress)
     try:
@@ -424,7 +441,9 @@ def _find_above(home, root, names, stats, size, method):
 
 # %% ../../nbs/images/cache.ipynb #7d4d7b1f
 def _useful(path, root, keep):
-    "Whether the cache with the index `path` is of files as they are now, and not all of them in the cache with the index `keep`"
+    """Whether the cache with the index `path` is of files as they are now.
+
+    It isn't useful either if the cache with the index `keep` has all of them."""
     index = _read_index(path)
     if index is None or index["stats"].items() <= keep["stats"].items():
         return False
@@ -451,9 +470,8 @@ CACHE_NAME = re.compile(r".*-[1-9]\d*-(crop|squish|pad)-[0-9a-f]{16}")
 def _caches(home):
     "The folders of caches in `home`, by their names: whatever else is there is not ours"
     try:
-        return sorted(
-            o for o in home.iterdir() if CACHE_NAME.fullmatch(o.name) and os.path.isdir(o)
-        )
+        named_so = [o for o in home.iterdir() if CACHE_NAME.fullmatch(o.name)]
+        return sorted(o for o in named_so if os.path.isdir(o))
     except FileNotFoundError:
         return []
     except OSError as e:
@@ -461,7 +479,7 @@ def _caches(home):
 
 
 def _rests(folder):
-    "Files of a build that never came to its end: pixels without an index, or under their first name"
+    "What a build that never came to its end left: pixels without an index, or under a first name"
     whole = {o.stem for o in _files(folder, ".json")}
     found = _files(folder, ".part", ".u8")
     return [o for o in found if o.suffix == ".part" or o.stem not in whole]
@@ -485,7 +503,9 @@ def _sweep(home):
 
 # %% ../../nbs/images/cache.ipynb #5c0ef37f
 def _build(folder, root, names, stats, index, n_workers, progress):
-    "The cache of `names`, built in `folder` unless another process was faster; None where it can't be read back"
+    """The cache of `names`, built in `folder` unless another process was faster.
+
+    None where it can't be read back."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         cache = _find(folder, names, stats)
@@ -509,9 +529,10 @@ def build_cache(
     n_workers: int | None = None,  # threads; default: one a core, at most 16
     progress: bool = True,  # show a bar while decoding
 ) -> ImageCache:  # in the order of `files`, without repeats
-    """The cache of `files`: as it is if they are unchanged, else built. What killed builds left behind is deleted.
+    """The cache of `files`: as it is if they are unchanged, else built.
 
-    Raises `BadImages` naming all that can't be used, `CacheError`, `ValueError` or `TypeError` for bad arguments."""
+    What killed builds left behind is deleted. Raises `BadImages` naming all that can't be used,
+    `CacheError`, `ValueError` or `TypeError` for bad arguments."""
     check_presize(size, method)
     n_workers = default_workers() if n_workers is None else check_whole(n_workers, "n_workers", 1)
     names, root, stats = _source(files)
@@ -553,11 +574,13 @@ def clear_cache(
     name: str | None = None,  # as in `cache_info`; default: all
     cache_dir: str | Path | None = None,  # see `cache_home`
 ) -> int:  # bytes freed
-    "Delete the cache `name`, or all. They are built again when they are needed. Raises `CacheError` where they can't be deleted."
+    """Delete the cache `name`, or all. They are built again when they are needed.
+
+    Raises `CacheError` where they can't be deleted."""
     info = cache_info(cache_dir)
+    if name is not None and name not in info:
+        raise ValueError(f"there is no cache {name!r}; there are {', '.join(info) or 'none'}")
     if name is not None:
-        if name not in info:
-            raise ValueError(f"there is no cache {name!r}; there are {', '.join(info) or 'none'}")
         info = {name: info[name]}
     for o in info:
         folder = cache_home(cache_dir) / o

@@ -10,10 +10,13 @@ __all__ = ['try_to_delete', 'delete_unless_locked']
 # %% ../../nbs/images/leftovers.ipynb #068cff30
 import shutil
 from contextlib import suppress
+from pathlib import Path
 from filelock import FileLock
 
 # %% ../../nbs/images/leftovers.ipynb #8a4b6431
-def try_to_delete(path):  # of a file
+def try_to_delete(
+    path: Path,  # of a file
+):
     "Delete the file `path` where that is possible: what stays takes room, and does no harm."
     # The disk may only be read; Windows doesn't delete a file that is mapped somewhere.
     with suppress(OSError):

@@ -62,7 +62,7 @@ def _opener(tl):
 
 # %% ../../nbs/images/loader.ipynb #37010630
 def _check_targets(dsets):
-    "Raises `ValueError` for targets that would have to move with the image, which a batch of cut-outs can't do"
+    "Raises `ValueError` for targets that would have to move with the image."
     for tl in dsets.tls[dsets.n_inp :]:
         y = tl[0] if len(tl) else None
         if isinstance(y, (Image.Image, TensorImageBase, TensorPoint, TensorBBox)):
@@ -81,7 +81,10 @@ def _late(tfms):
 def image_sources(
     dsets: Datasets,  # whose first element is an image
 ) -> list:  # for each item: mostly a path, else bytes, a PIL image or an array
-    "What the images of `dsets` are opened from. Raises `ValueError` where they are changed after they are opened, and for masks, points and boxes."
+    """What the images of `dsets` are opened from.
+
+    Raises `ValueError` where they are changed after they are opened, and for masks, points and
+    boxes."""
     if dsets.n_inp != 1:
         raise ValueError(
             f"the cache is for one image an item; these have {dsets.n_inp} inputs: "
@@ -107,12 +110,14 @@ class CachedDL(TfmdDL):
 
     def __init__(
         self,
-        dataset=None,  # fastai `Datasets`: an image, then any number of targets, which must not be random
+        # fastai `Datasets`: an image, then any number of targets, which must not be random
+        dataset=None,
         bs: int = 64,  # images in a batch
         shuffle: bool = False,
-        num_workers: int = 0,  # accepted for compatibility; a batch is a copy of memory, which other processes would only slow down
-        cache: ImageCache
-        | None = None,  # images that aren't in it are decoded whenever they are asked for
+        # accepted for compatibility; a batch copies memory: other processes would slow it down
+        num_workers: int = 0,
+        # images that aren't in it are decoded whenever they are asked for
+        cache: ImageCache | None = None,
         presize: int = 160,  # without a cache: see `load_presized`
         method: str = "crop",  # without a cache: see `load_presized`
         **kwargs,
@@ -169,7 +174,7 @@ def _row(cache, src):
 # %% ../../nbs/images/loader.ipynb #10ad0002
 @patch
 def _setup(self: CachedDL):
-    "Look up the dataset's images in the cache and collate its targets, when the first batch is made"
+    "Look up the images in the cache and collate the targets, when the first batch is made"
     if self._rows is not None:
         return
     self._src = image_sources(self.dataset)
@@ -217,8 +222,8 @@ def new(self: CachedDL, dataset=None, cls=None, **kwargs):
     if dataset is not None and not len(dataset):
         own["cache"] = None
     res = super(CachedDL, self).new(dataset, cls, **merge(own, kwargs))
-    same = isinstance(res, CachedDL) and res.dataset is self.dataset and res.cache is self.cache
-    if same:
+    ours = isinstance(res, CachedDL)
+    if ours and res.dataset is self.dataset and res.cache is self.cache:
         res._src, res._rows, res._targets = self._src, self._rows, self._targets
     return res
 
@@ -292,7 +297,7 @@ def _batch_tfms(aug, size, after_batch, stats):
 
 # %% ../../nbs/images/loader.ipynb #10ad0008
 def _presize(presize, size, method, cache):
-    "The side to cache images at: as given, or the default, which a cache that is built already may change"
+    "The side to cache images at: as given, or that of a cache that is built, or the default"
     if cache is not None and not isinstance(cache, ImageCache):
         raise TypeError(f"cache must come from `build_cache`, not be a {type(cache).__name__}")
     if presize is not None and check_whole(presize, "presize", 1) < size:
@@ -322,13 +327,17 @@ def _check_number(n, bs, kwargs):
 
 # %% ../../nbs/images/loader.ipynb #926b5f10
 def cached_dls(
-    dsets,  # fastai `Datasets` with splits (an image, then targets), or a folder with train/<class>/ and val/<class>/
+    # fastai `Datasets` with splits (image, targets), or a folder of train/<class>/, val/<class>/
+    dsets,
     bs: int = 64,  # images in a batch
     size: int = 128,  # side of the images that the model gets, in pixels
     presize: int | None = None,  # side that they are cached at; default: 1.25 times `size`
-    method: str = "crop",  # how an image becomes a square: `crop` (at a random place in training, else the middle), `squish`, `pad`
-    aug=True,  # True: the book's augmentation; False: none; a dict of `BookAug`'s arguments; or a transform in its place
-    stats=None,  # (mean, std) of the channels to normalize with, such as fastai's `imagenet_stats`; None: not normalized
+    # how an image becomes a square: `crop` (in training at a random place), `squish` or `pad`
+    method: str = "crop",
+    # True: the book's augmentation; False: none; a dict of `BookAug`'s arguments; or a transform
+    aug=True,
+    # (mean, std) of the channels to normalize with, as in `imagenet_stats`; None: not normalized
+    stats=None,
     after_batch=None,  # more batch transforms
     cache: ImageCache | None = None,  # of the images, where it is built already
     cache_dir: str | Path | None = None,  # see `cache_home`
@@ -337,9 +346,11 @@ def cached_dls(
     num_workers: int = 0,  # accepted for compatibility
     **kwargs,  # for `Datasets.dataloaders`: val_bs, shuffle, drop_last, device, path, …
 ) -> DataLoaders:  # `train` shuffled, without an incomplete last batch; `valid` in order, whole
-    """DataLoaders over a cache of the images of `dsets`. Raises `BadImages` naming all that can't be used, before any training.
+    """DataLoaders over a cache of the images of `dsets`.
 
-    Bad arguments raise `ValueError` or `TypeError`, and so do targets that move with the image: masks, points, boxes."""
+    Raises `BadImages` naming all that can't be used, before any training. Bad arguments raise
+    `ValueError` or `TypeError`, and so do targets that move with the image: masks, points and
+    boxes."""
     bs, size = check_whole(bs, "bs", 1), check_whole(size, "size", 1)
     if kwargs.get("val_bs") is not None:
         check_whole(kwargs["val_bs"], "val_bs", 1)

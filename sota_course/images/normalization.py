@@ -44,17 +44,22 @@ def _source_files(source):
 
 # %% ../../nbs/images/normalization.ipynb #2a211237
 def dataset_stats(
-    source,  # a folder of images, searched with its sub-folders (with `train` in it: only that); or paths
-    n_workers: int = None,  # threads; default: one a core, at most 16
+    # a folder of images, searched with its sub-folders (with `train` in it: only that); or paths
+    source,
+    n_workers: int | None = None,  # threads; default: one a core, at most 16
     progress: bool = True,  # show a bar
 ) -> ChannelStats:
-    "Statistics of the pixels of all images, as their files have them. Raises `BadImages` naming all that can't be read."
+    """Statistics of the pixels of all images, as their files have them.
+
+    Raises `BadImages` naming all that can't be read."""
     chunks = list(chunked(_source_files(source), 16))
     total, bad = ChannelStats(), []
     ex = ThreadPoolExecutor(n_workers or default_workers())
     try:
         done = ex.map(_count, chunks)
-        for hist, errors in progress_bar(done, total=len(chunks)) if progress else done:
+        if progress:
+            done = progress_bar(done, total=len(chunks))
+        for hist, errors in done:
             total.hist += hist
             bad += errors
     finally:
@@ -65,7 +70,9 @@ def dataset_stats(
 
 # %% ../../nbs/images/normalization.ipynb #cfa7367e
 class Normalize(FastaiNormalize):
-    "Normalize batches of images, and denormalize them for display. Raises `ValueError` for wrong channels, wrong scale, or twice."
+    """Normalize batches of images, and denormalize them for display.
+
+    Raises `ValueError` for wrong channels, wrong scale, or twice."""
 
     def __init__(
         self,
