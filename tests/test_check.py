@@ -172,11 +172,9 @@ def test_no_program_is_started(tmp_path, monkeypatch):
     monkeypatch.setattr(
         EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args) or photo().im
     )
-    assert (
-        problems(tmp_path)[0][0] == "unreadable"
-        and "PostScript" in problems(tmp_path)[0][1]
-        and not started
-    )
+    assert problems(tmp_path)[0][0] == "unreadable"
+    assert "PostScript" in problems(tmp_path)[0][1]
+    assert not started
 
 
 def test_giants_are_not_decoded(tmp_path, monkeypatch):
@@ -268,7 +266,8 @@ def test_pipes_and_links(tmp_path):
     )
     t.start()
     t.join(20)
-    assert result and [(o.file, o.problem) for o in result[0].records] == [
+    assert result
+    assert [(o.file, o.problem) for o in result[0].records] == [
         (o, "unreadable") for o in ("dangling.jpg", "pipe.jpg", "self.jpg")
     ]
 
@@ -283,11 +282,9 @@ def test_folder_loops(tmp_path):
             (tmp_path / f"{i:02}" / f"to{j:02}").symlink_to(tmp_path / f"{j:02}")
     (tmp_path / "up").symlink_to(tmp_path)
     report = check_images(tmp_path, progress=False)
-    assert (
-        report.n_files == 12
-        and "up" in {o.file for o in report.fatal}
-        and {o.problem for o in report.records} == {"folder loop", "linked twice"}
-    )
+    assert report.n_files == 12
+    assert "up" in {o.file for o in report.fatal}
+    assert {o.problem for o in report.records} == {"folder loop", "linked twice"}
 
 
 def test_a_class_that_is_a_link(tmp_path):
@@ -362,7 +359,8 @@ def test_files(tmp_path):
         "2.jpg",
         "a/1.jpg",
         "gone.jpg",
-    ] and report.root == tmp_path
+    ]
+    assert report.root == tmp_path
     assert check_images(tmp_path / "2.jpg", progress=False).fatal[0].file == "2.jpg"
     assert check_images([], progress=False).n_files == 0
 
@@ -385,12 +383,10 @@ def test_report_is_short(tmp_path):
     assert "… and 27 more" in report._repr_markdown_()
     with pytest.raises(BadImages) as e:
         report.raise_if_fatal()
-    assert (
-        "09.jpg: empty" in str(e.value)
-        and "… and 20 more" in str(e.value)
-        and "quarantine(" in str(e.value)
-        and str(tmp_path) in str(e.value)
-    )
+    assert "09.jpg: empty" in str(e.value)
+    assert "… and 20 more" in str(e.value)
+    assert "quarantine(" in str(e.value)
+    assert str(tmp_path) in str(e.value)
 
 
 NASTY = ["a\nb.jpg", "a|b`<b>.jpg", os.fsdecode(b"\xff\xfe.jpg"), "=1+1.jpg", '"quoted",.jpg']
@@ -413,11 +409,9 @@ def test_names_that_nobody_expects(tmp_path, capsys):
 
     with open(tmp_path / "report.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.reader(f))
-    assert (
-        rows[0] == ["file", "problem", "detail", "fatal"]
-        and len(rows) == 6
-        and rows[1][1:] == ["empty", "0 bytes", "True"]
-    )
+    assert rows[0] == ["file", "problem", "detail", "fatal"]
+    assert len(rows) == 6
+    assert rows[1][1:] == ["empty", "0 bytes", "True"]
     assert {o[0] for o in rows[1:]} >= set(NASTY) - {NASTY[2]}
 
 
@@ -552,7 +546,8 @@ def test_any_bytes(tmp_path, content, name):
             warnings.simplefilter("always")
             report = check_images(folder, n_workers=1, progress=False)
         assert seen == []
-        assert isinstance(str(report), str) and {o.problem for o in report.records} <= {
+        assert isinstance(str(report), str)
+        assert {o.problem for o in report.records} <= {
             *FATAL,
             *HARMLESS,
         }
@@ -632,7 +627,7 @@ def test_speed(tmp_path):
     assert statistics.median(rounds) > 0.9, rounds
 
 
-# ---- arguments of the wrong kind -------------------------------------------------------------------------------------
+# ---- arguments of the wrong kind -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def folder(root, **counts):
     return Path(root)
 
 
-# ---- fastai on top ---------------------------------------------------------------------------------------------------
+# ---- fastai on top -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -63,15 +63,13 @@ def test_all_of_fastai_on_top(path, tmp_path, pipeline):
         interp.plot_top_losses(4)
         interp.plot_confusion_matrix()
         interp.print_classification_report()
-        assert interp.confusion_matrix().sum() == 30 and all(
-            len(o) == 3 for o in interp.most_confused()
-        )
+        assert interp.confusion_matrix().sum() == 30
+        assert all(len(o) == 3 for o in interp.most_confused())
         labelled, bare = dls.test_dl(files, with_labels=True), dls.test_dl(files)
         labelled.show_batch(max_n=4)
         bare.show_batch(max_n=4)
-        assert [dls.vocab[o] for _, y in labelled for o in y] == names and len(
-            bare.one_batch()
-        ) == 1
+        assert [dls.vocab[o] for _, y in labelled for o in y] == names
+        assert len(bare.one_batch()) == 1
         p, t = learn.get_preds(dl=labelled)
         assert [dls.vocab[o] for o in t] == names and torch.allclose(p, preds, atol=1e-5)
         assert torch.allclose(learn.get_preds(dl=bare)[0], preds, atol=1e-5)
@@ -97,7 +95,7 @@ def test_label_functions_have_no_annotations():
     assert not class_name.__annotations__
 
 
-# ---- names and folders -----------------------------------------------------------------------------------------------
+# ---- names and folders ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,7 @@ def test_each_drawing_has_a_folder_of_its_own():
     assert get_data("drawn", n_train=1, n_val=1, seed=10000001, progress=False) == made[0]
 
 
-# ---- sets that can't be learned from ---------------------------------------------------------------------------------
+# ---- sets that can't be learned from -------------------------------------------------------------
 
 CASES = {
     "single class 'cat'.*two": dict(train_cat=8, val_cat=4),
@@ -202,7 +200,7 @@ def test_an_incomplete_batch_can_be_kept(tmp_path):
     assert len(get_dls(9, 8, root, drop_last=False, progress=False).one_batch()[1]) == 8
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -297,7 +295,6 @@ def test_property_any_argument_works_or_is_refused(path, name, value, pipeline):
     except (ValueError, TypeError, DataError):
         return
     x, y = dls.one_batch()
-    assert (
-        x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"])) and x.isfinite().all()
-    )
+    assert x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"]))
+    assert x.isfinite().all()
     assert len(dls.valid_ds) and len(set(dls.vocab)) == 10

@@ -350,12 +350,10 @@ def test_what_can_not_be_drawn_is_refused(label, size):
 
 def test_the_name_comes_last(tmp_path, monkeypatch):
     def look(folder, path):
-        assert (
-            (folder / CARD).exists()
-            and (folder / "labels.csv").exists()
-            and len(pictures(folder)) == 3
-            and not path.exists()
-        )
+        assert (folder / CARD).exists()
+        assert (folder / "labels.csv").exists()
+        assert len(pictures(folder)) == 3
+        assert not path.exists()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(drawn.os, "replace", look)

@@ -194,10 +194,8 @@ def test_fetch_by_name(site, official, home, monkeypatch):
     for name, data in FILES.items():
         assert (folder.parent / name).read_bytes() == data
     assert (home / "archive" / "imagenette2-160.tgz").read_bytes() == site.data
-    assert (
-        tree(home / "data")[0] == "imagenette2-160"
-        and not (home / "archive" / "imagenette2-160.tgz.part").exists()
-    )
+    assert tree(home / "data")[0] == "imagenette2-160"
+    assert not (home / "archive" / "imagenette2-160.tgz.part").exists()
     site.close()  # from here on, without a network
     assert fetch("imagenette-160", progress=False) == folder
     assert os.listdir(home / "data") == ["imagenette2-160"], "it was unpacked a second time"
@@ -354,11 +352,9 @@ def test_the_rest_of_another_file_is_not_joined(src, site):
     src.part.parent.mkdir(parents=True)
     src.part.write_bytes(b"x" * 1000)  # of a version that the server no longer has
     fetch_source(src, **QUICK)
-    assert (
-        site.asked == ["bytes=1000-", None]
-        and is_whole(src)
-        and src.archive.read_bytes() == site.data
-    )
+    assert site.asked == ["bytes=1000-", None]
+    assert is_whole(src)
+    assert src.archive.read_bytes() == site.data
 
 
 def test_nothing_left_to_ask_for(src, site):
@@ -749,11 +745,9 @@ def test_two_processes_at_once(src, site):
     both = [python("print(f.fetch_source(src, progress=False))", src) for _ in range(2)]
     outs = [p.communicate(timeout=120)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0] and all(str(src.folder) in o for o in outs)
-    assert (
-        len(site.asked) == 1
-        and is_whole(src)
-        and os.listdir(src.folder.parent) == [src.folder.name]
-    )
+    assert len(site.asked) == 1
+    assert is_whole(src)
+    assert os.listdir(src.folder.parent) == [src.folder.name]
 
 
 def test_two_threads_at_once(src, site):
@@ -763,11 +757,9 @@ def test_two_threads_at_once(src, site):
         t.start()
     for t in threads:
         t.join(60)
-    assert (
-        len(site.asked) == 1
-        and is_whole(src)
-        and os.listdir(src.folder.parent) == [src.folder.name]
-    )
+    assert len(site.asked) == 1
+    assert is_whole(src)
+    assert os.listdir(src.folder.parent) == [src.folder.name]
 
 
 def test_another_process_keeps_the_lock(src, site, capsys):
@@ -869,7 +861,7 @@ def test_a_folder_that_cannot_be_written(where, site, tmp_path, monkeypatch):
     fastai_cfg.cache_clear()
 
 
-# ---- what killed calls leave -----------------------------------------------------------------------------------------
+# ---- what killed calls leave ---------------------------------------------------------------------
 
 
 def rest(src, name, lock=True):
@@ -895,9 +887,8 @@ def test_the_rest_of_a_living_process_stays(src, site):
     tmp = rest(src, "imagewoof2")
     with fetching.FileLock(src.archive.with_name("imagewoof2.tgz.lock")):
         code = f"from sota_course.images.fetch import url_source, sweep; sweep(url_source({src.url!r}))"
-        assert (
-            subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0 and tmp.exists()
-        )
+        assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+        assert tmp.exists()
     fetching.sweep(src)
     assert not tmp.exists()
 

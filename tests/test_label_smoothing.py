@@ -54,7 +54,7 @@ def with_grad(f, x, *args, **kwargs):
     return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
 
 
-# ---- targets ---------------------------------------------------------------------------------------------------------
+# ---- targets -------------------------------------------------------------------------------------
 
 
 @given(
@@ -110,7 +110,7 @@ def test_bad_targets_are_named(args, error, words):
     assert words in str(e.value)
 
 
-# ---- the loss --------------------------------------------------------------------------------------------------------
+# ---- the loss ------------------------------------------------------------------------------------
 
 
 @given(
@@ -317,7 +317,7 @@ def test_a_bad_setting_is_named_before_training(kwargs):
         SmoothCrossEntropy(**kwargs)
 
 
-# ---- the peers, and where they differ --------------------------------------------------------------------------------
+# ---- the peers, and where they differ ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -365,7 +365,7 @@ def test_the_weighted_mean_of_indices_and_of_one_hot_targets():
     close(smooth_cross_entropy(x, y), smooth_cross_entropy(x, q))
 
 
-# ---- gradient and rest -----------------------------------------------------------------------------------------------
+# ---- gradient and rest ---------------------------------------------------------------------------
 
 
 @given(seed=seeds, eps=st.floats(0, 0.99))
@@ -404,7 +404,7 @@ def test_hard_targets_have_no_rest():
     assert best_gap(10, 0) == math.inf and least_loss(10, 0) == 0
 
 
-# ---- in a learner ----------------------------------------------------------------------------------------------------
+# ---- in a learner --------------------------------------------------------------------------------
 
 
 def learner(loss, **kwargs):
@@ -443,9 +443,8 @@ def test_weights_move_with_the_module_and_it_survives_pickling():
     x, y = batch(9)
     again = pickle.loads(pickle.dumps(loss))
     close(again(x, y), loss(x, y))
-    assert again.double().weight.dtype == torch.float64 and list(dict(loss.named_buffers())) == [
-        "weight"
-    ]
+    assert again.double().weight.dtype == torch.float64
+    assert list(dict(loss.named_buffers())) == ["weight"]
     assert "eps=0.2" in repr(loss)
 
 
@@ -472,7 +471,7 @@ sys.exit(", ".join(heavy) or 0)"""
     assert run.returncode == 0, run.stderr
 
 
-# ---- calibration -----------------------------------------------------------------------------------------------------
+# ---- calibration ---------------------------------------------------------------------------------
 
 
 def predictions(seed, n=60, c=6):
@@ -487,9 +486,8 @@ def test_reliability_and_ece_are_the_papers_sums_over_bins(seed, bins):
     r, p = reliability(logits.softmax(1), y, bins), logits.softmax(1).numpy()
     conf, right = p.max(1), p.argmax(1) == y.numpy()
     inside = [(conf > i / bins) & (conf <= (i + 1) / bins) for i in range(bins)]
-    assert r["share"].sum().item() == pytest.approx(1) and r["share"].tolist() == pytest.approx(
-        [o.mean() for o in inside]
-    )
+    assert r["share"].sum().item() == pytest.approx(1)
+    assert r["share"].tolist() == pytest.approx([o.mean() for o in inside])
     assert ece(logits.softmax(1), y, bins) == pytest.approx(
         sum(abs(conf[o].sum() - right[o].sum()) for o in inside) / len(y), abs=1e-9
     )
@@ -520,10 +518,8 @@ def test_the_same_as_torchmetrics(seed):
 def test_the_scores_of_a_run():
     logits, y = predictions(0)
     s = score(logits.log_softmax(1), y)
-    assert (
-        nll(logits.log_softmax(1), y) == pytest.approx(s["nll"])
-        and 0 <= brier(logits.softmax(1), y) <= 2
-    )
+    assert nll(logits.log_softmax(1), y) == pytest.approx(s["nll"])
+    assert 0 <= brier(logits.softmax(1), y) <= 2
 
 
 @given(seed=seeds, factor=st.floats(0.05, 20))
@@ -751,11 +747,9 @@ def test_rounded_predictions_are_predictions(dtype, c):
     logits, y = torch.randn(200, c, generator=g) * 3, torch.randint(c, (200,), generator=g)
     p, logp = logits.softmax(1), logits.log_softmax(1)
     near = partial(pytest.approx, rel=3e-2, abs=2e-2)
-    assert (
-        brier(p.to(dtype), y) == near(brier(p, y))
-        and nll(logp.to(dtype), y) == near(nll(logp, y))
-        and ece(p.to(dtype), y, 5) == near(ece(p, y, 5), abs=0.1)
-    )
+    assert brier(p.to(dtype), y) == near(brier(p, y))
+    assert nll(logp.to(dtype), y) == near(nll(logp, y))
+    assert ece(p.to(dtype), y, 5) == near(ece(p, y, 5), abs=0.1)
     assert reliability(p.to(dtype), y)["share"].sum().item() == pytest.approx(1)
 
 
@@ -808,9 +802,8 @@ def test_what_a_model_says_to_wrong_labels(give, label, cls):
         lambda o: CLASSES[rows[o.name]["clean_label"]],
     )
     slack = 0.51 / wrong.sum().item() if give == "half" else 1e-9
-    assert got["label"] == pytest.approx(label, abs=slack) and got["class"] == pytest.approx(
-        cls, abs=slack
-    )
+    assert got["label"] == pytest.approx(label, abs=slack)
+    assert got["class"] == pytest.approx(cls, abs=slack)
 
 
 def test_without_wrong_labels_there_is_nothing_to_say():
@@ -832,7 +825,7 @@ def test_the_diagram():
     assert len(ax.patches) == 10 and f"ECE {ece(logits.softmax(1), y, 10):.3f}" in ax.get_title()
 
 
-# ---- exercises -------------------------------------------------------------------------------------------------------
+# ---- exercises -----------------------------------------------------------------------------------
 
 
 def q(y, n, eps):

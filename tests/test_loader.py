@@ -111,15 +111,14 @@ def run(code, photos):
     return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
 
 
-# ---- the cache -------------------------------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------------------
 
 
 def test_pixels_are_those_of_the_files(photos):
     files = image_files(photos)
     cache = build(files[::-1])
-    assert all(
-        (cache[i] == load_presized(f, 40)).all() for i, f in enumerate(files[::-1])
-    ) and cache.intact(None)
+    assert all((cache[i] == load_presized(f, 40)).all() for i, f in enumerate(files[::-1]))
+    assert cache.intact(None)
 
 
 def test_two_builders_at_once(photos):
@@ -131,10 +130,8 @@ def test_two_builders_at_once(photos):
     )
     # Threads print at once, so that words may stand without a space between: count them in the text.
     outs = [p.communicate(timeout=600)[0] for p in [run(slow, photos) for _ in range(2)]]
-    assert (
-        sorted(o.count("decoded") for o in outs) == [0, 32]
-        and [o.split()[-1] for o in outs] == ["True"] * 2
-    )
+    assert sorted(o.count("decoded") for o in outs) == [0, 32]
+    assert [o.split()[-1] for o in outs] == ["True"] * 2
 
 
 def test_a_kill_leaves_no_cache(photos):
@@ -206,22 +203,18 @@ def test_a_damaged_cache_is_built_again(photos, suffix, damage):
     build(files)
     damage(next(o for o in caches() if o.suffix == suffix))
     cache = build(files)
-    assert (
-        cache.intact(None)
-        and len(caches()) == 2
-        and all((cache[i] == load_presized(f, 40)).all() for i, f in enumerate(files))
-    )
+    assert cache.intact(None)
+    assert len(caches()) == 2
+    assert all((cache[i] == load_presized(f, 40)).all() for i, f in enumerate(files))
 
 
 def test_another_version_is_not_read(photos, monkeypatch):
     old = build(image_files(photos))
     monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
     new = build(image_files(photos))
-    assert (
-        new.pixels is not old.pixels
-        and len(caches()) == 2
-        and store._read_index(new.path.with_suffix(".json"))["version"] == store.VERSION
-    )
+    assert new.pixels is not old.pixels
+    assert len(caches()) == 2
+    assert store._read_index(new.path.with_suffix(".json"))["version"] == store.VERSION
 
 
 def decodes(monkeypatch):
@@ -253,11 +246,9 @@ def test_a_changed_source_is_decoded_again_and_the_old_cache_goes(photos):
     old = build(files)
     photo(99, 80, 70).save(files[3])
     new = build(files)
-    assert (
-        (new[3] == load_presized(files[3], 40)).all()
-        and not old.path.exists()
-        and len(caches()) == 2
-    )
+    assert (new[3] == load_presized(files[3], 40)).all()
+    assert not old.path.exists()
+    assert len(caches()) == 2
     assert old[0].shape and (old[0] == new[0]).all()  # a map that is in use stays readable
 
 
@@ -289,9 +280,8 @@ def test_all_bad_files_are_named_at_once(photos):
     files[20].write_text("no picture")
     with pytest.raises(BadImages) as e:
         build(files)
-    assert [o.name for o in e.value.errors] == [str(files[i]) for i in (0, 9, 20)] and all(
-        str(files[i]) in str(e.value) for i in (0, 9, 20)
-    )
+    assert [o.name for o in e.value.errors] == [str(files[i]) for i in (0, 9, 20)]
+    assert all(str(files[i]) in str(e.value) for i in (0, 9, 20))
     assert "leave them out" in str(e.value) and caches() == []
     assert len(build([f for i, f in enumerate(files) if i not in (0, 9, 20)])) == 29
 
@@ -421,11 +411,9 @@ def test_a_whole_cache_on_a_read_only_disk_is_used_also_beside_a_rest(photos):
     (folder / "dead.part").write_bytes(b"rest")
     with read_only():
         cache = build(files)
-        assert (
-            cache.intact(None)
-            and len(dls_of(photos, presize=40).one_batch()[0]) == 8
-            and len(cache_info()) == 1
-        )
+        assert cache.intact(None)
+        assert len(dls_of(photos, presize=40).one_batch()[0]) == 8
+        assert len(cache_info()) == 1
         with pytest.raises(CacheError, match="can't be deleted: Read-only"):
             clear_cache()
     assert cache_info()[folder.name] > len(files) * 40 * 40 * 3
@@ -505,11 +493,9 @@ def test_the_rest_of_a_killed_build_goes_at_the_next_start_of_another(photos, tm
     other.mkdir()
     (other / "a.part").write_bytes(b"not ours")
     whole = build(image_files(photos))
-    assert (
-        [o.name for o in dead.iterdir() if o.name != ".lock"] == []
-        and (other / "a.part").exists()
-        and whole.path.exists()
-    )
+    assert [o.name for o in dead.iterdir() if o.name != ".lock"] == []
+    assert (other / "a.part").exists()
+    assert whole.path.exists()
     (dead / "a.part").write_bytes(b"rest")
     build(image_files(photos))  # found, not built
     assert not (dead / "a.part").exists()
@@ -587,10 +573,8 @@ def test_odd_files_in_the_cache(photos):
     cache = build(image_files(folder))
     get = lambda name: cache[cache.row(folder / name)].astype(int)
     straight = presize_image(photo(1, 64, 48), 40).astype(int)
-    assert (
-        get("turned.jpg").shape == (53, 40, 3)
-        and abs(get("turned.jpg") - np.rot90(straight, 3)).mean() < 4
-    )
+    assert get("turned.jpg").shape == (53, 40, 3)
+    assert abs(get("turned.jpg") - np.rot90(straight, 3)).mean() < 4
     assert (get("clear.png") == 255).all() and abs(get("cmyk.jpg") - straight).mean() < 4
     grey = presize_image(photo(1, 64, 48).convert("L").convert("RGB"), 40).astype(int)
     assert abs(get("deep.png") - grey).max() <= 1
@@ -610,7 +594,7 @@ def test_a_side_that_is_none_is_not_blamed_on_the_picture(photos, side):
     assert not isinstance(e.value, ImageError)
 
 
-# ---- the loader ------------------------------------------------------------------------------------------------------
+# ---- the loader ----------------------------------------------------------------------------------
 
 
 def datasets(photos, blocks=(ImageBlock, CategoryBlock), **kwargs):
@@ -630,9 +614,10 @@ def test_batches_are_cut_from_the_cache(photos):
     )
     assert [dls.vocab[o] for o in y] == [f.parent.name for f in dls.valid_ds.items[:8]]
     assert type(x) is TensorImage and type(y) is TensorCategory and x.dtype == torch.float32
-    assert (
-        len(dls.train) == 3 and len(dls.valid) == 1 and dls.train.shuffle and not dls.valid.shuffle
-    )
+    assert len(dls.train) == 3
+    assert len(dls.valid) == 1
+    assert dls.train.shuffle
+    assert not dls.valid.shuffle
 
 
 def test_training_crops_vary_along_the_long_side_and_validation_is_central(photos):
@@ -682,9 +667,8 @@ def test_all_of_fastai_on_top(photos, tmp_path):
         )
         new = tmp_path / "new.png"
         photo(77).save(new)
-        assert len(dls.test_dl([new]).one_batch()) == 1 and dls.test_dl([new]).one_batch()[
-            0
-        ].shape == (1, 3, 32, 32)
+        assert len(dls.test_dl([new]).one_batch()) == 1
+        assert dls.test_dl([new]).one_batch()[0].shape == (1, 3, 32, 32)
         learn.lr_find(num_it=3, show_plot=False)
         learn.export("model.pkl")
         assert (tmp_path / "model.pkl").stat().st_size < 100000
@@ -719,9 +703,8 @@ def test_multi_label_regression_and_tables(photos):
         splitter=ColSplitter("is_val"),
     ).datasets(df)
     dls = dls_of(dsets)
-    assert dls.train.cache is not None and [dls.vocab[o] for o in dls.valid.one_batch()[1]] == list(
-        df[df.is_val].label
-    )
+    assert dls.train.cache is not None
+    assert [dls.vocab[o] for o in dls.valid.one_batch()[1]] == list(df[df.is_val].label)
     dls.valid.one_batch()
     assert None not in dls.valid._rows
 
@@ -809,9 +792,8 @@ def test_far_too_large_pictures_do_not_alias():
 def test_draws_follow_the_seed_or_torch():
     aug = BookAug(32)
     x = torch.rand(4, 3, 40, 40)
-    assert torch.equal(aug.apply(x, 5), aug.apply(x, 5)) and not torch.equal(
-        aug.apply(x, 5), aug.apply(x, 6)
-    )
+    assert torch.equal(aug.apply(x, 5), aug.apply(x, 5))
+    assert not torch.equal(aug.apply(x, 5), aug.apply(x, 6))
     torch.manual_seed(1)
     a = aug.apply(x)
     torch.manual_seed(1)
@@ -853,13 +835,11 @@ def test_crops_of_other_ratios_fit_and_vary():
     d = BookAug(32, min_scale=0.2, ratio=(0.5, 2)).draw(2000, 60, 40, seed=1)
     height, width = d.side[:, 0] * 60, d.side[:, 1] * 40
     ratio, area = width / height, height * width / 2400
-    assert (
-        d.side.max() <= 1
-        and (ratio > 0.499).all()
-        and (ratio < 2.001).all()
-        and area.min() > 0.199
-        and ratio.std() > 0.2
-    )
+    assert d.side.max() <= 1
+    assert (ratio > 0.499).all()
+    assert (ratio < 2.001).all()
+    assert area.min() > 0.199
+    assert ratio.std() > 0.2
 
 
 @pytest.mark.parametrize(
@@ -902,7 +882,7 @@ def test_sources_of_pictures(photos):
     assert image_sources(datasets(photos).valid) == image_files(photos / "val")
 
 
-# ---- targets that would have to move with the picture ----------------------------------------------------------------
+# ---- targets that would have to move with the picture --------------------------------------------
 
 
 def boxes(f):
@@ -964,7 +944,7 @@ def test_what_is_no_picture_is_refused():
         load_presized(torch.zeros(3, dtype=torch.uint8), 8)
 
 
-# ---- arguments of any type, any damage -------------------------------------------------------------------------------
+# ---- arguments of any type, any damage -----------------------------------------------------------
 
 NUMBERS = st.one_of(
     st.integers(-2, 48),
@@ -1037,11 +1017,9 @@ def test_property_any_argument_works_or_is_refused(shared, name, value):
         assert name == "dsets" and isinstance(value, str)
         return
     x, y = dls.one_batch()
-    assert (
-        x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"]))
-        and x.isfinite().all()
-        and len(y) == int(args["bs"])
-    )
+    assert x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"]))
+    assert x.isfinite().all()
+    assert len(y) == int(args["bs"])
 
 
 @pytest.mark.parametrize("name", ["bs", "size", "presize", "n_workers", "val_bs"])

@@ -67,7 +67,7 @@ def batch(n=6, size=8, dtype=torch.float32, seed=0):
     )
 
 
-# ---- functions -------------------------------------------------------------------------------------------------------
+# ---- functions -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -88,9 +88,8 @@ def test_blend_is_convex_and_leaves_its_input(n, size, seed, fold):
     before, lam = x.clone(), mix_weights(n, 0.5, fold=fold)
     got = blend(x, lam, perm)
     assert torch.equal(x, before) and got.data_ptr() != x.data_ptr() or not n
-    assert (got >= torch.minimum(x, x[perm]) - 1e-6).all() and (
-        got <= torch.maximum(x, x[perm]) + 1e-6
-    ).all()
+    assert (got >= torch.minimum(x, x[perm]) - 1e-6).all()
+    assert (got <= torch.maximum(x, x[perm]) + 1e-6).all()
 
 
 @given(n=st.integers(1, 9), classes=st.integers(1, 12), seed=st.integers(0, 1000))
@@ -102,12 +101,10 @@ def test_targets_are_probabilities(n, classes, seed):
         torch.randperm(n, generator=g),
         classes,
     )
-    assert (
-        t.shape == (n, classes)
-        and (t >= 0).all()
-        and (t <= 1).all()
-        and torch.allclose(t.sum(1), torch.ones(n), atol=1e-6)
-    )
+    assert t.shape == (n, classes)
+    assert (t >= 0).all()
+    assert (t <= 1).all()
+    assert torch.allclose(t.sum(1), torch.ones(n), atol=1e-6)
 
 
 SLACK = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6}
@@ -136,11 +133,9 @@ def test_mixup_of_anything(**case):
     x, y, lam, perm = some(**case)
     before, (images, targets) = x.clone(), mixup(x, y, lam, perm, 4)
     w = lam[:, None, None, None].double()
-    assert (
-        images.dtype == x.dtype
-        and images.stride() == torch.empty_like(x).stride()
-        and torch.equal(x.nan_to_num(-1), before.nan_to_num(-1))
-    )
+    assert images.dtype == x.dtype
+    assert images.stride() == torch.empty_like(x).stride()
+    assert torch.equal(x.nan_to_num(-1), before.nan_to_num(-1))
     assert torch.allclose(
         images.double(),
         w * x.double() + (1 - w) * x[perm].double(),
@@ -150,9 +145,8 @@ def test_mixup_of_anything(**case):
     assert images.isnan().any((1, 2, 3)).tolist() == [
         bool(a or b) for a, b in zip(x.isnan().any((1, 2, 3)), x[perm].isnan().any((1, 2, 3)))
     ]
-    assert targets.shape == (len(x), 4) and torch.allclose(
-        targets.sum(1), torch.ones(len(x)), atol=1e-5
-    )
+    assert targets.shape == (len(x), 4)
+    assert torch.allclose(targets.sum(1), torch.ones(len(x)), atol=1e-5)
     with pytest.raises(TypeError, match="x.float"):
         mixup(torch.zeros(x.shape, dtype=torch.uint8), y, lam, perm, 4)
 
@@ -165,13 +159,13 @@ def test_cutmix_of_anything(**case):
     for o in (x, (x.nan_to_num() * 255).byte()):
         images, targets = cutmix(o, y, lam, perm, 4, boxes)
         inside = paste(torch.zeros(o.shape), torch.ones(o.shape), boxes).bool()
-        assert images.dtype == o.dtype and torch.equal(
+        assert images.dtype == o.dtype
+        assert torch.equal(
             images.double().nan_to_num(-1), torch.where(inside, o[perm], o).double().nan_to_num(-1)
         )
         share = box_weights(boxes, *o.shape[2:])
-        assert torch.allclose(
-            1 - inside.float().flatten(1).mean(1), share, atol=1e-6
-        ) and torch.allclose(targets, mixup_targets(y, share, perm, 4))
+        assert torch.allclose(1 - inside.float().flatten(1).mean(1), share, atol=1e-6)
+        assert torch.allclose(targets, mixup_targets(y, share, perm, 4))
     assert torch.equal(x.nan_to_num(-1), before.nan_to_num(-1))
 
 
@@ -227,9 +221,8 @@ def test_gradients_flow_through_both():
 
 def test_a_batch_of_one_stays():
     x, y, lam, perm = batch(1)
-    assert torch.allclose(mixup(x, y, lam, perm, 4)[0], x) and torch.allclose(
-        mixup(x, y, lam, perm, 4)[1], one_hot(y, 4)
-    )
+    assert torch.allclose(mixup(x, y, lam, perm, 4)[0], x)
+    assert torch.allclose(mixup(x, y, lam, perm, 4)[1], one_hot(y, 4))
     assert torch.equal(cutmix(x, y, lam, perm, 4)[0], x)
 
 
@@ -311,11 +304,9 @@ def test_bad_input_is_named(error, words, f):
 def test_weights_are_beta(alpha):
     torch.manual_seed(0)
     t = mix_weights(20000, alpha)
-    assert (
-        t.isfinite().all()
-        and abs(t.mean() - 0.5) < 0.02
-        and abs(t.var() - 0.25 / (2 * alpha + 1)) < 0.01
-    )
+    assert t.isfinite().all()
+    assert abs(t.mean() - 0.5) < 0.02
+    assert abs(t.var() - 0.25 / (2 * alpha + 1)) < 0.01
     assert torch.equal(
         (torch.manual_seed(1), mix_weights(5, alpha))[1],
         (torch.manual_seed(1), mix_weights(5, alpha))[1],
@@ -332,12 +323,10 @@ def test_weights_are_beta(alpha):
 def test_cutmix_counts_pixels(lam, h, w, row, col):
     boxes = cut_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row * h), int(col * w)]]))
     x, other = torch.zeros(1, 2, h, w, dtype=torch.uint8), torch.ones(1, 2, h, w, dtype=torch.uint8)
-    assert (
-        torch.allclose(
-            box_weights(boxes, h, w), 1 - paste(x, other, boxes).float().mean(), atol=1e-6
-        )
-        and not x.any()
+    assert torch.allclose(
+        box_weights(boxes, h, w), 1 - paste(x, other, boxes).float().mean(), atol=1e-6
     )
+    assert not x.any()
 
 
 @given(seed=st.integers(0, 1000), h=st.integers(1, 12), w=st.integers(1, 12))
@@ -353,7 +342,7 @@ def test_a_whole_box_and_none():
     assert box_weights(cut_boxes(torch.tensor([0.0]), 9, 8, torch.tensor([[4, 4]])), 9, 8) == 0
 
 
-# ---- peers -----------------------------------------------------------------------------------------------------------
+# ---- peers ---------------------------------------------------------------------------------------
 
 
 def test_as_torchvision():
@@ -366,9 +355,8 @@ def test_as_torchvision():
     ours = cutmix(
         x, y, 0.5, perm, 4, boxes=torch.tensor([[1, 5, 2, 7]] * 6)
     )  # top, bottom, left, right
-    assert torch.equal(theirs.transform(x, params), ours[0]) and torch.allclose(
-        theirs.transform(y, params), ours[1]
-    )
+    assert torch.equal(theirs.transform(x, params), ours[0])
+    assert torch.allclose(theirs.transform(y, params), ours[1])
 
 
 @peer("timm")
@@ -395,9 +383,8 @@ def test_timms_images_with_its_weights_and_what_it_does_to_its_input(n):
     ours = mixup(x, y, lam, perm, 4)
     assert torch.equal(x, before)
     images, targets = theirs(x, y)
-    assert torch.allclose(images, ours[0], atol=1e-6) and torch.allclose(
-        targets, ours[1], atol=1e-6
-    )
+    assert torch.allclose(images, ours[0], atol=1e-6)
+    assert torch.allclose(targets, ours[1], atol=1e-6)
     assert images is x and not torch.equal(x, before)  # in place
 
 
@@ -460,11 +447,9 @@ def test_kornias_cutmix_and_the_weight_it_gives(correct):
     assert torch.equal(theirs.apply_transform(x, params), cutmix(x, y, lam, perm, 4, boxes)[0])
     own, partner, weight = theirs.apply_transform_class(y, params, {})[0].unbind(1)
     stays = box_weights(boxes, 16, 16)
-    assert (
-        torch.equal(own, y.float())
-        and torch.equal(partner, y[perm].float())
-        and torch.allclose(weight, stays if correct else 1 - stays, atol=1e-6)
-    )
+    assert torch.equal(own, y.float())
+    assert torch.equal(partner, y[perm].float())
+    assert torch.allclose(weight, stays if correct else 1 - stays, atol=1e-6)
 
 
 @peer("kornia")
@@ -473,11 +458,9 @@ def test_large_class_numbers_beside_images_in_half_precision(dtype):
     "kornia gives class numbers back as floats. Where they have the images' type they are rounded to other classes; ours stay integers."
     from kornia.augmentation import RandomMixUpV2
 
-    x, y, perm = (
-        batch(4, dtype=dtype)[0],
-        torch.tensor([2049, 4097, 999, 257]),
-        torch.tensor([1, 0, 3, 2]),
-    )
+    x = batch(4, dtype=dtype)[0]
+    y = torch.tensor([2049, 4097, 999, 257])
+    perm = torch.tensor([1, 0, 3, 2])
     assert not torch.equal(y.to(dtype).long(), y)
     theirs = RandomMixUpV2(data_keys=["input", "class"])(x, y)[1][..., 0]
     assert torch.equal(theirs.long(), y) == (theirs.dtype == torch.float32)  # 0.9 has widened them
@@ -487,10 +470,8 @@ def test_large_class_numbers_beside_images_in_half_precision(dtype):
         + (1 - lam) * F.cross_entropy(logits, y[perm], reduction="none")
     ).mean()
     assert torch.allclose(mixed_loss(nn.CrossEntropyLoss(), logits, y, perm, lam), want, atol=1e-6)
-    assert (
-        torch.equal(mixup_targets(y, torch.ones(4), perm, 5000).argmax(1), y)
-        and blend(x, lam, perm).dtype == dtype
-    )
+    assert torch.equal(mixup_targets(y, torch.ones(4), perm, 5000).argmax(1), y)
+    assert blend(x, lam, perm).dtype == dtype
 
 
 class Seen:
@@ -514,18 +495,14 @@ def test_fastais_images_with_its_weights(partners):
 
     x, y, lam, _ = batch()
     cb, before = Theirs(), x.clone()
-    cb.learn, cb.stack_y, cb.distrib = (
-        Seen(x, y),
-        True,
-        type("", (), dict(sample=lambda self, size: lam))(),
-    )
+    cb.learn = Seen(x, y)
+    cb.stack_y = True
+    cb.distrib = type("", (), dict(sample=lambda self, size: lam))()
     cb.before_batch()
     folded = torch.maximum(lam, 1 - lam)
-    assert (
-        torch.allclose(cb.lam, folded)
-        and torch.allclose(cb.learn.xb[0], blend(x, folded, partners), atol=1e-6)
-        and torch.equal(x, before)
-    )
+    assert torch.allclose(cb.lam, folded)
+    assert torch.allclose(cb.learn.xb[0], blend(x, folded, partners), atol=1e-6)
+    assert torch.equal(x, before)
 
 
 def test_fastais_cutmix_with_its_box_and_what_it_does_to_its_input(partners):
@@ -572,7 +549,7 @@ def test_as_fastais_loss():
     )
 
 
-# ---- losses ----------------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 
 class NoReduction(nn.Module):
@@ -615,9 +592,8 @@ def test_any_loss(name):
     assert same(mixed_loss(loss, logits, y, perm, torch.ones(6)), loss(logits, y))
     assert same(mixed_loss(loss, logits, y, perm, torch.zeros(6)), loss(logits, y[perm]))
     one = 0.3 * loss(logits, y) + 0.7 * loss(logits, y[perm])
-    assert same(mixed_loss(loss, logits, y, perm, torch.tensor([0.3])), one) and same(
-        mixed_loss(loss, logits, y, perm, torch.full((6,), 0.3)), one
-    )
+    assert same(mixed_loss(loss, logits, y, perm, torch.tensor([0.3])), one)
+    assert same(mixed_loss(loss, logits, y, perm, torch.full((6,), 0.3)), one)
     if hasattr(loss, "reduction"):
         assert loss.reduction == {"sums": "sum", "items": "none"}.get(name, "mean")
 
@@ -751,7 +727,7 @@ def test_the_loss_of_an_empty_batch(name):
     assert got.shape == want.shape and torch.allclose(got, want, equal_nan=True)
 
 
-# ---- callbacks -------------------------------------------------------------------------------------------------------
+# ---- callbacks -----------------------------------------------------------------------------------
 
 
 def net():
@@ -819,7 +795,8 @@ def test_any_batch(kind, n, bs):
         "train_loss",
         "valid_loss",
         "unmixed_loss",
-    ] and all(len(o) == 3 for o in learn.recorder.values)
+    ]
+    assert all(len(o) == 3 for o in learn.recorder.values)
 
 
 @kinds
@@ -879,13 +856,12 @@ def test_partners_are_a_random_permutation():
             return super().mix(x, lam, perm)
 
     fit(learner(Spy(1.0), n=400, bs=8))
-    assert len(partners) == 50 and all(
-        torch.equal(o.sort().values, torch.arange(8)) for o in partners
-    )
+    assert len(partners) == 50
+    assert all(torch.equal(o.sort().values, torch.arange(8)) for o in partners)
     counts = sum(F.one_hot(o, 8) for o in partners)  # image i with partner j: about 50/8 each
-    assert (
-        (counts > 0).all() and counts.max() < 20 and len({tuple(o.tolist()) for o in partners}) > 45
-    )
+    assert (counts > 0).all()
+    assert counts.max() < 20
+    assert len({tuple(o.tolist()) for o in partners}) > 45
     assert (
         len({tuple((o - torch.arange(8)).remainder(8).tolist()) for o in partners}) > 45
     )  # and not one shift for all
@@ -908,9 +884,8 @@ def test_validation_and_predictions_are_left_alone():
     preds, y = learn.get_preds(dl=learn.dls.valid)
     with torch.no_grad():
         want = learn.model.eval()(torch.stack([o[0] for o in learn.dls.valid.dataset])).softmax(1)
-    assert torch.allclose(
-        F.cross_entropy(want.log(), y), torch.tensor(valid[0]), atol=1e-4
-    ) and torch.allclose(preds.softmax(1), want, atol=1e-5)
+    assert torch.allclose(F.cross_entropy(want.log(), y), torch.tensor(valid[0]), atol=1e-4)
+    assert torch.allclose(preds.softmax(1), want, atol=1e-5)
 
 
 def test_off_for_the_last_epochs():
@@ -953,9 +928,8 @@ def test_unmixed_loss_counts_images_not_batches():
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 0.0)
     (cb,) = learn.cbs.filter(lambda o: isinstance(o, MixUp))
-    assert [n for _, n in cb.compared] == [8, 1] and abs(
-        cb.compared[0][0] - cb.compared[1][0]
-    ) > 1e-3
+    assert [n for _, n in cb.compared] == [8, 1]
+    assert abs(cb.compared[0][0] - cb.compared[1][0]) > 1e-3
     assert (
         abs(learn.recorder.values[0][2] - (8 * cb.compared[0][0] + cb.compared[1][0]).item() / 9)
         < 1e-6
@@ -983,9 +957,8 @@ def test_comparing_changes_nothing_but_the_record():
     assert set(modes) == {(True, False)}
     fresh = learner().model.state_dict()
     assert torch.equal(b.model.state_dict()["1.running_mean"], fresh["1.running_mean"])
-    assert (
-        "unmixed_loss" not in a.recorder.metric_names and "unmixed_loss" in b.recorder.metric_names
-    )
+    assert "unmixed_loss" not in a.recorder.metric_names
+    assert "unmixed_loss" in b.recorder.metric_names
     for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()):
         assert torch.equal(p, q)
 
@@ -1041,11 +1014,9 @@ def test_manifold_leaves_no_hook_in_cancelled_batches(stop):
             hooks.append(sum(len(m._forward_pre_hooks) for m in self.model.modules()))
 
     learn = fit(learner([ManifoldMixup(1.0), Cancels(), Count()], n=48), 2)
-    assert (
-        len(hooks) == 6
-        and not any(hooks)
-        and not any(m._forward_pre_hooks for m in learn.model.modules())
-    )
+    assert len(hooks) == 6
+    assert not any(hooks)
+    assert not any(m._forward_pre_hooks for m in learn.model.modules())
 
 
 def test_manifold_goes_where_the_weights_are():
@@ -1071,11 +1042,9 @@ def test_manifold_layers():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.unused = (
-                nn.Conv2d(3, 3, 3, padding=1),
-                nn.Linear(192, 4),
-                nn.Linear(2, 2),
-            )
+            self.a = nn.Conv2d(3, 3, 3, padding=1)
+            self.b = nn.Linear(192, 4)
+            self.unused = nn.Linear(2, 2)
 
         def forward(self, x):
             return self.b(self.a(self.a(x)).flatten(1))
@@ -1134,11 +1103,9 @@ def test_gradient_accumulation_steps_on_the_mean_of_mixed_losses(kind):
     )
     got, want = [], [torch.zeros_like(p) for p in small.parameters()]
     fit(learner(KINDS[kind](compare_every=0) + [Losses(), Keep(16)], n=16, bs=4, model=small))
-    assert (
-        len(got) == len(want)
-        and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, want))
-        and any(o.abs().max() > 1e-4 for o in want)
-    )
+    assert len(got) == len(want)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, want))
+    assert any(o.abs().max() > 1e-4 for o in want)
 
 
 def test_gradient_accumulation_scales_the_mixed_loss():
@@ -1934,7 +1901,7 @@ def test_a_preview_is_shown(tmp_path):
     plt.close(fig)
 
 
-# ---- exercises -------------------------------------------------------------------------------------------------------
+# ---- exercises -----------------------------------------------------------------------------------
 
 
 def hot(n, **at):

@@ -37,10 +37,8 @@ def test_resizemix_is_a_resize_and_a_paste(dtype):
     assert got.dtype == dtype and torch.allclose(got[0, :, t:b, l:r].float(), want, atol=1e-2)
     outside = torch.ones(8, 8, dtype=torch.bool)
     outside[t:b, l:r] = False
-    assert (
-        torch.equal(got[0][:, outside], x[0][:, outside])
-        and outside.float().mean() == box_weights(boxes, 8, 8)[0]
-    )
+    assert torch.equal(got[0][:, outside], x[0][:, outside])
+    assert outside.float().mean() == box_weights(boxes, 8, 8)[0]
 
 
 @pytest.mark.parametrize("kind", layouts(batch()[0]))
@@ -52,7 +50,8 @@ def test_resizemix_layouts(kind):
         torch.Tensor(resizemix(x, perm, boxes)),
         resizemix(torch.Tensor(x).contiguous(), perm, boxes),
         atol=1e-6,
-    ) and torch.equal(x, before)
+    )
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +66,8 @@ def test_resizemix_layouts(kind):
 @pytest.mark.parametrize("loss", ["torch", "fastai", "function", "both", "part", "focal", "bare"])
 def test_any_loss(make, loss):
     learn = fit(learner(make(off_last=1), loss_func=LOSSES[loss], model=small()), 2)
-    assert (
-        torch.stack(learn.recorder.losses).isfinite().all() and len(learn.recorder.values[0]) == 3
-    )
+    assert torch.stack(learn.recorder.losses).isfinite().all()
+    assert len(learn.recorder.values[0]) == 3
     assert len(learn.validate()) == 1
 
 
@@ -138,9 +136,8 @@ def test_one_weight_for_the_batch_is_one(make, loss):
 def test_what_means_nothing_to_resizemix_is_refused(kwargs):
     with pytest.raises(TypeError, match=f"no use for {next(iter(kwargs))}"):
         ResizeMix(**kwargs)
-    assert not {"alpha", "fold"} & ResizeMix().settings.keys() and ResizeMix().__name__.startswith(
-        "ResizeMix(per=elem"
-    )
+    assert not {"alpha", "fold"} & ResizeMix().settings.keys()
+    assert ResizeMix().__name__.startswith("ResizeMix(per=elem")
 
 
 def test_wrong_use_is_named():

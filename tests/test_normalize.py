@@ -79,7 +79,7 @@ def images(seed, n=5, c=3, h=6, w=7, dtype=torch.uint8):
     return x if dtype == torch.uint8 else (x / 255).to(dtype)
 
 
-# ---- statistics ------------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 @quick
@@ -118,9 +118,8 @@ def test_bytes_are_exact():
     stats.hist[0, [0, 1, 255]] = 10**12, 3, 10**12 + 7
     n, s, s2 = 2 * 10**12 + 10, 3 + 255 * (10**12 + 7), 3 + 255**2 * (10**12 + 7)
     var = Fraction(n * s2 - s**2, n**2 * 255**2)
-    assert stats.mean.item() == pytest.approx(
-        float(Fraction(s, n * 255)), abs=1e-15
-    ) and stats.std.item() == pytest.approx(float(var) ** 0.5, abs=1e-15)
+    assert stats.mean.item() == pytest.approx(float(Fraction(s, n * 255)), abs=1e-15)
+    assert stats.std.item() == pytest.approx(float(var) ** 0.5, abs=1e-15)
 
 
 def test_order_and_grouping_dont_matter_for_bytes():
@@ -200,9 +199,8 @@ def test_bad_merges():
     with pytest.raises(ValueError, match="ChannelStats\\(channels=1\\)"):
         ChannelStats().update(images(0, c=1))
     assert ChannelStats().merge(ChannelStats()).pixels == 0
-    assert "no pixels" in repr(ChannelStats()) and "210 pixels" in repr(
-        ChannelStats().update(images(0))
-    )
+    assert "no pixels" in repr(ChannelStats())
+    assert "210 pixels" in repr(ChannelStats().update(images(0)))
 
 
 def test_a_failed_update_leaves_no_trace():
@@ -264,7 +262,7 @@ def test_checked_statistics_are_copies(make):
     assert (transform.mean == 0.5).all() and (transform.std == 0.5).all()
 
 
-# ---- of a data set ---------------------------------------------------------------------------------------------------
+# ---- of a data set -------------------------------------------------------------------------------
 
 
 def test_training_pictures_only(photos):
@@ -305,7 +303,7 @@ def test_no_files(tmp_path):
         dataset_stats(tmp_path / "nowhere", progress=False)
 
 
-# ---- normalize -------------------------------------------------------------------------------------------------------
+# ---- normalize -----------------------------------------------------------------------------------
 
 
 @quick
@@ -316,10 +314,8 @@ def test_as_torchvision_and_back(seed, dtype, n, side, last):
     x = images(seed, n, 3, side, side + 1, dtype)
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    y, eps = (
-        normalize(x, *imagenet_stats),
-        dict(atol=4 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps),
-    )
+    y = normalize(x, *imagenet_stats)
+    eps = dict(atol=4 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps)
     assert y.dtype == dtype and y.shape == x.shape
     want = (
         x.double()
@@ -375,21 +371,17 @@ def test_bad_statistics(mean, std, error):
             f(mean, std)
 
 
-# ---- the transform ---------------------------------------------------------------------------------------------------
+# ---- the transform -------------------------------------------------------------------------------
 
 
 def test_as_fastais():
     x = TensorImage(images(0, dtype=torch.float32))
-    ours, theirs = (
-        Normalize(*imagenet_stats),
-        FastaiNormalize.from_stats(*imagenet_stats, cuda=False),
-    )
+    ours = Normalize(*imagenet_stats)
+    theirs = FastaiNormalize.from_stats(*imagenet_stats, cuda=False)
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.decode(ours(x)), theirs.decode(theirs(x)))
-    assert (
-        type(ours(x)) is TensorImage
-        and type(Normalize([0.5], [0.2])(TensorImageBW(x[:, :1]))) is TensorImageBW
-    )
+    assert type(ours(x)) is TensorImage
+    assert type(Normalize([0.5], [0.2])(TensorImageBW(x[:, :1]))) is TensorImageBW
     y = TensorCategory(torch.tensor([1, 2]))
     assert ours((x, y))[1] is y
     assert Normalize.from_stats(*imagenet_stats).mean.equal(ours.mean)
@@ -470,10 +462,8 @@ def test_bad_statistics_for_cached_loaders(photos, stats, error):
 
 def test_a_black_batch_has_no_scale():
     black = TensorImage(torch.zeros(2, 3, 4, 4))
-    assert (
-        Normalize([124.0] * 3, [58.0] * 3)(black).max() < -2
-        and Normalize(*imagenet_stats)(black).max() < -1
-    )
+    assert Normalize([124.0] * 3, [58.0] * 3)(black).max() < -2
+    assert Normalize(*imagenet_stats)(black).max() < -1
     white = TensorImage(torch.full((2, 3, 4, 4), 255.0))
     with pytest.raises(ValueError, match="divide the pixels by 255"):
         Normalize(*imagenet_stats)(white)
@@ -514,7 +504,7 @@ def test_on_a_gpu():
     assert ChannelStats().update(images(0).cuda()).pair == ChannelStats().update(images(0)).pair
 
 
-# ---- saved models ----------------------------------------------------------------------------------------------------
+# ---- saved models --------------------------------------------------------------------------------
 
 
 def tiny(n_out, width=4):
@@ -555,9 +545,8 @@ def test_predicts_what_the_learner_predicts(photos, tmp_path, method, stats):
         model.probabilities(files, bs=3), model.probabilities(files), atol=1e-5, rtol=0
     )
     one = model.predict(files[0])
-    assert list(one.values()) == sorted(one.values(), reverse=True) and set(one) == set(
-        learn.dls.vocab
-    ) == {"cat", "dog"}
+    assert list(one.values()) == sorted(one.values(), reverse=True)
+    assert set(one) == set(learn.dls.vocab) == {"cat", "dog"}
     assert one["cat"] == pytest.approx(probs[0, 0].item(), abs=1e-5)
 
 
@@ -575,9 +564,8 @@ def test_other_sizes_and_our_own_transform(photos, tmp_path):
     with learn.no_bar():
         logits, _ = learn.get_preds()
     model = load_model(save_model(learn, tmp_path / "saved", arch="tiny"), tiny)
-    assert model.card["input"] == dict(size=24, presize=30, method="crop") and model.card[
-        "statistics"
-    ]["mean"] == pytest.approx([0.4] * 3)
+    assert model.card["input"] == dict(size=24, presize=30, method="crop")
+    assert model.card["statistics"]["mean"] == pytest.approx([0.4] * 3)
     torch.testing.assert_close(
         model.probabilities(dls.valid_ds.items),
         logits.as_subclass(torch.Tensor).softmax(1),
@@ -606,9 +594,8 @@ def test_forms_of_a_picture(saved, photos):
         == model.predict(img)
         == model.predict(torch.from_numpy(a.copy()).permute(2, 0, 1))
     )
-    assert model.probabilities([]).shape == (0, 2) and model.probabilities(
-        [a, np.zeros((1, 100, 3), dtype=np.uint8)]
-    ).shape == (2, 2)
+    assert model.probabilities([]).shape == (0, 2)
+    assert model.probabilities([a, np.zeros((1, 100, 3), dtype=np.uint8)]).shape == (2, 2)
     assert model.predict(np.zeros((5, 5), dtype=np.uint8))  # grey
     with pytest.raises(TypeError, match="one picture"):
         model.probabilities(a)
@@ -641,9 +628,8 @@ def test_saving_again_replaces(photos, saved):
 
 def test_weights_keep_their_type_and_learn_on(photos, saved):
     model = load_model(saved).model
-    assert not model.training and all(
-        o.dtype == torch.float32 and o.requires_grad for o in model.parameters()
-    )
+    assert not model.training
+    assert all(o.dtype == torch.float32 and o.requires_grad for o in model.parameters())
     learn = Learner(get_dls(4, 16, photos, progress=False), model, loss_func=nn.CrossEntropyLoss())
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -1012,10 +998,8 @@ def test_weights_of_another_network(saved):
 
 
 def test_half_precision_weights_load(saved):
-    want, img = (
-        load_model(saved),
-        np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8),
-    )
+    want = load_model(saved)
+    img = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
     forge(
         saved,
         save_tensors(
@@ -1111,7 +1095,7 @@ def resnet18_(n_out):
     return resnet18(num_classes=n_out)
 
 
-# ---- exercises -------------------------------------------------------------------------------------------------------
+# ---- exercises -----------------------------------------------------------------------------------
 
 
 def no_pad(w, m, s, b):

@@ -60,7 +60,7 @@ def close(a, b, eps=2e-5):
     assert (a.double() - b.double()).abs().max() <= eps if a.numel() else True
 
 
-# ---- weights and resizing -----------------------------------------------------------------------------------------------
+# ---- weights and resizing ------------------------------------------------------------------------
 
 
 @few()
@@ -200,7 +200,7 @@ def test_the_defaults_of_others_alias():
     )
 
 
-# ---- crops and squares --------------------------------------------------------------------------------------------------
+# ---- crops and squares ---------------------------------------------------------------------------
 
 
 @few()
@@ -294,7 +294,7 @@ def test_random_resized_crop_of_a_batch():
         crop_box(10, 10, (0.0, 1.0))
 
 
-# ---- progressive training -------------------------------------------------------------------------------------------------
+# ---- progressive training ------------------------------------------------------------------------
 
 
 class Pictures:
@@ -410,11 +410,9 @@ def test_one_stage_is_one_cycle(lr):
 
 def test_fine_tune_is_fastais():
     "The book's way: fit, swap the loaders, `fine_tune`; frozen body, two learning rates and cleared optimizer state included."
-    a, b, ordered = (
-        learner(splitter=two_groups, shuffle=False),
-        learner(splitter=two_groups, shuffle=False),
-        partial(loaders, shuffle=False),
-    )
+    a = learner(splitter=two_groups, shuffle=False)
+    b = learner(splitter=two_groups, shuffle=False)
+    ordered = partial(loaders, shuffle=False)
     seen = Seen()
 
     def book(learn):
@@ -592,10 +590,8 @@ def test_a_run_knows_its_stages(tmp_path):
         )
 
     (result,) = run([Stage(6, 20, 2), Stage(8, 20)]).train().results
-    assert (
-        result.config["stages"] == ["2 x 6 px, batches of 20", "1 x 8 px, batches of 20"]
-        and result.config["schedule"] == "one cycle"
-    )
+    assert result.config["stages"] == ["2 x 6 px, batches of 20", "1 x 8 px, batches of 20"]
+    assert result.config["schedule"] == "one cycle"
     with pytest.raises(ValueError, match="stages was"):
         run([Stage(6, 20), Stage(8, 20, 2)]).train()
     with pytest.raises(ValueError, match="the stages have 2 epochs, and 3"):
@@ -645,11 +641,9 @@ def test_activation_stats_leave_frozen_layers_as_they_are():
 @pytest.mark.parametrize("size", [np.int64(4), (np.int32(4), 4), [4, 4], torch.Size([4, 4])])
 def test_sizes_of_many_types(size):
     x = noise(3, 9, 7)
-    assert (
-        torch.equal(resize(x, size), resize(x, 4))
-        and torch.equal(center_crop(x, size), center_crop(x, 4))
-        and torch.equal(to_square(x, size), to_square(x, 4))
-    )
+    assert torch.equal(resize(x, size), resize(x, 4))
+    assert torch.equal(center_crop(x, size), center_crop(x, 4))
+    assert torch.equal(to_square(x, size), to_square(x, 4))
 
 
 @pytest.mark.parametrize("size", [True, False, 2.5, (4, True), (4, 5, 6), "4", None, -1, (0, 3)])
@@ -697,10 +691,8 @@ def test_presizing(h, w, size, angle):
 
 def test_a_rotated_crop_against_torchvision():
     x = F.interpolate(noise(1, 3, 9, 9), (61, 61), mode="bicubic")[0]  # smooth
-    ours, theirs = (
-        rotated_crop(x, (0, 0, 61, 61), 10, 61),
-        TF.rotate(x, 10, InterpolationMode.BILINEAR),
-    )
+    ours = rotated_crop(x, (0, 0, 61, 61), 10, 61)
+    theirs = TF.rotate(x, 10, InterpolationMode.BILINEAR)
     inside = slice(15, 46)
     assert (
         min(
@@ -1057,7 +1049,7 @@ def test_a_batch_is_previewed_without_a_fit():
     assert learn.dls.train.bs == 10 and learn.dls.train.one_batch()[0].shape[-1] == 8
 
 
-# ---- exercises ----------------------------------------------------------------------------------------------------------
+# ---- exercises -----------------------------------------------------------------------------------
 
 
 def weights(antialias=True, half=0.5, normalize=True, narrow=False):

@@ -353,11 +353,9 @@ def test_what_was_used_before_is_the_same_configuration(tmp_path):
     "Loaders, callbacks and metrics that several learners share hold what the last training left in them."
     from fastai.metrics import F1Score
 
-    dls, cbs, metric = (
-        loaders(),
-        [GradientAccumulation(16), MixUp(0.4), EarlyStoppingCallback(patience=9)],
-        F1Score(average="macro"),
-    )
+    dls = loaders()
+    cbs = [GradientAccumulation(16), MixUp(0.4), EarlyStoppingCallback(patience=9)]
+    metric = F1Score(average="macro")
 
     def make():
         return Learner(
@@ -790,7 +788,8 @@ UNUSED = [("NonNativeMixedPrecision", "loss_scale")]  # unless another argument 
 
 
 def test_there_are_many_arguments():
-    assert len(ALL) > 250 and {
+    assert len(ALL) > 250
+    assert {
         "reduction",
         "n_acc",
         "decouple_wd",
@@ -836,9 +835,8 @@ def test_property_plain_values_are_told_apart(a, b):
     def same(x):
         return json.dumps(as_settings(x), sort_keys=True)
 
-    assert same(a) == same(a) and json.loads(
-        json.dumps(as_settings(a), allow_nan=False)
-    ) == as_settings(a)
+    assert same(a) == same(a)
+    assert json.loads(json.dumps(as_settings(a), allow_nan=False)) == as_settings(a)
     if isinstance(a, (int, str)) and type(a) is type(b) and a != b:
         assert same([a]) != same([b])
 
@@ -852,11 +850,9 @@ def test_property_tensors_are_told_apart(values, i, dtype):
     a = torch.tensor(values, dtype=dtype).nan_to_num()
     b = a.clone()
     b[i % len(b)] = 5.0 if b[i % len(b)] != 5.0 else 6.0
-    assert (
-        as_settings(a) != as_settings(b)
-        and as_settings(a) == as_settings(a.clone())
-        and as_settings(a) != as_settings(a[None])
-    )
+    assert as_settings(a) != as_settings(b)
+    assert as_settings(a) == as_settings(a.clone())
+    assert as_settings(a) != as_settings(a[None])
 
 
 SCRIPT = """
@@ -1208,10 +1204,8 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has neither 
 @pytest.mark.parametrize("at, left", [(1, []), (2, ["a-seed0.pt"]), (4, ["a-seed0.pt"])])
 def test_a_part_of_a_checkpoint_or_a_result_goes_at_the_next_start(tmp_path, at, left):
     killed(tmp_path, at)
-    assert (
-        sorted(o.name for o in tmp_path.iterdir() if o.suffix != ".part") == left
-        and len(list(tmp_path.glob("*.part"))) == 1
-    )
+    assert sorted(o.name for o in tmp_path.iterdir() if o.suffix != ".part") == left
+    assert len(list(tmp_path.glob("*.part"))) == 1
     again = run(learner, tmp_path, 2).train()
     assert [o.name for o in tmp_path.iterdir()] == ["a-seed0.json"]
     assert losses(again) == losses(run(learner, epochs=2).train())
@@ -1485,17 +1479,13 @@ def test_a_run_that_diverges(tmp_path):
 
     done = Run("a", make, 2, 1e30, [0], tmp_path, progress=False).train()
     stored = strict((tmp_path / "a-seed0.json").read_text())
-    assert (
-        stored["nll"] is None
-        and stored["accuracy"] is None
-        and ["nll"] in [o[0] for o in stored["not_finite"]]
-    )
+    assert stored["nll"] is None
+    assert stored["accuracy"] is None
+    assert ["nll"] in [o[0] for o in stored["not_finite"]]
     again = Run("a", make, 2, 1e30, [0], tmp_path, progress=False).train().results[0]
-    assert (
-        math.isnan(again.nll)
-        and math.isnan(again.accuracy)
-        and repr(again) == repr(done.results[0])
-    )
+    assert math.isnan(again.nll)
+    assert math.isnan(again.accuracy)
+    assert repr(again) == repr(done.results[0])
     assert "nan" in str(compare([again])).lower()
 
 
@@ -1582,9 +1572,8 @@ def test_whole_numbers_of_other_types_will_do():
 def test_scores_of_labels_of_every_type(dtype):
     logp = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).double().log()
     right = score(logp, torch.tensor([0, 1, 1]))
-    assert score(logp, torch.tensor([0, 1, 1]).to(dtype)) == right and right[
-        "accuracy"
-    ] == pytest.approx(2 / 3)
+    assert score(logp, torch.tensor([0, 1, 1]).to(dtype)) == right
+    assert right["accuracy"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,8 @@ def command(monkeypatch, capsys):
         assert "Traceback" not in said.err
         return stopped.value.code, said.out, said.err
 
-    before, hook = (
-        {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)},
-        sys.unraisablehook,
-    )
+    before = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
     yield call
     sys.unraisablehook = hook
     for o, handler in before.items():
@@ -189,11 +187,9 @@ def test_a_model_that_cannot_be_described_is_a_sentence(small, tmp_path, command
 
     monkeypatch.setattr("sota_course.training.session.save_model", refuse)
     code, out, _ = command(*options(small, tmp_path, 1))
-    assert (
-        code == 0
-        and "No model was saved: a card can't describe it." in out
-        and "load_model" not in out
-    )
+    assert code == 0
+    assert "No model was saved: a card can't describe it." in out
+    assert "load_model" not in out
 
 
 def test_the_result_names_its_circumstances_and_no_folder_of_this_machine(whole, small):
@@ -341,11 +337,9 @@ def seen_by(calls):
     def train(**kwargs):
         calls.append(kwargs)
 
-    train.__signature__, train.__doc__, train.__module__ = (
-        inspect.signature(sota_course.training.command.train),
-        "",
-        "sota_course.training.command",
-    )
+    train.__signature__ = inspect.signature(sota_course.training.command.train)
+    train.__doc__ = ""
+    train.__module__ = "sota_course.training.command"
     train.__annotations__ = sota_course.training.command.train.__annotations__
     return train
 
@@ -415,10 +409,8 @@ def test_data_named_by_a_dot_gives_its_name(tmp_path, monkeypatch, command):
     )
     assert code == 0, said
     text = (tmp_path / "out" / "two-xresnet10-32px-seed0.json").read_text()
-    assert (
-        json.loads(text)["command"].startswith("sota-train --data two ")
-        and str(tmp_path) not in text
-    )
+    assert json.loads(text)["command"].startswith("sota-train --data two ")
+    assert str(tmp_path) not in text
 
 
 def bad_outs(folder):
@@ -474,12 +466,10 @@ def test_a_bad_image_stops_it_before_the_first_epoch_by_name(tmp_path, command):
 
 def test_a_training_that_diverges_is_no_result(small, tmp_path, command):
     code, out, said = command(*options(small, tmp_path), "--lr", "1e6")
-    assert (
-        code == 1
-        and "diverged" in said
-        and "lower --lr" in said
-        and len(said.strip().splitlines()) == 1
-    )
+    assert code == 1
+    assert "diverged" in said
+    assert "lower --lr" in said
+    assert len(said.strip().splitlines()) == 1
     assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], (
         "no result, no picture, no model"
     )
@@ -627,10 +617,8 @@ def test_tta_is_added_to_a_finished_run(small, finished, command):
     code, out, err = command(*options(small, finished, 3), "--resume", "--tta")
     assert code == 0 and "finished before" in out and "learn.tta()" in out, err
     after = json.loads((finished / "try-seed0.json").read_text())
-    assert (
-        0 < after["extra"].pop("tta_accuracy") < 1
-        and after["command"] == before["command"] + " --tta"
-    )
+    assert 0 < after["extra"].pop("tta_accuracy") < 1
+    assert after["command"] == before["command"] + " --tta"
     assert after | dict(command="") == before | dict(command=""), "nothing else has changed"
 
 
@@ -698,12 +686,10 @@ def test_a_signal_at_any_moment_ends_it_with_a_sentence(
     with monkeypatch.context() as patch:
         patch.setattr(f"sota_course.training.session.{where}", stop)
         found, _, said = command(*options(small, out, 1), "--tta", "--resume")
-    assert (
-        found == code
-        and said.strip().startswith("Stopped.")
-        and "--resume" in said
-        and len(said.strip().splitlines()) == 2
-    )
+    assert found == code
+    assert said.strip().startswith("Stopped.")
+    assert "--resume" in said
+    assert len(said.strip().splitlines()) == 2
     again = shlex.split(said.strip().splitlines()[-1])
     assert command(*again[1:])[0] == 0, "what it says works"
 
@@ -752,11 +738,9 @@ def test_a_signal_while_modules_are_imported(signum, code, swallow):
         else f"send({int(signum)})"
     )
     found, said = with_training(f"{RAISE}{body}\ndef run_training(args): pass\n")
-    assert (
-        found == code
-        and said.strip().startswith("Stopped.")
-        and len(said.strip().splitlines()) == 1
-    )
+    assert found == code
+    assert said.strip().startswith("Stopped.")
+    assert len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
@@ -860,11 +844,9 @@ def test_no_room_for_what_comes_at_the_end_keeps_the_checkpoint(
         with no_room(n):
             code, _, said = command(*options(small, out, 1), "--resume", "--tta")
         assert code == 2 and f"--out {out} can't be written to" in said
-        assert (
-            (out / "try-seed0.pt").exists()
-            and not (out / "try-seed0.json").exists()
-            and not list(out.rglob("*.part"))
-        )
+        assert (out / "try-seed0.pt").exists()
+        assert not (out / "try-seed0.json").exists()
+        assert not list(out.rglob("*.part"))
         assert command(*options(small, out, 1), "--resume", "--tta")[0] == 0
 
 
@@ -915,9 +897,9 @@ def test_what_needs_no_training_imports_nothing_heavy(args, code):
 
 def test_help_speaks_of_the_model(command):
     code, out, _ = command("--help")
-    assert (
-        code == 0 and "load_model" in out and all(f"--{o.replace('_', '-')}" in out for o in RULES)
-    )
+    assert code == 0
+    assert "load_model" in out
+    assert all(f"--{o.replace('_', '-')}" in out for o in RULES)
 
 
 def test_torch_s_complaint_about_fastai_is_not_passed_on():

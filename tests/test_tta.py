@@ -163,7 +163,7 @@ def by_hand(
     return torch.stack(rows)
 
 
-# ---- crops -----------------------------------------------------------------------------------------------------------
+# ---- crops ---------------------------------------------------------------------------------------
 
 
 @fast(max_examples=60)
@@ -254,7 +254,7 @@ def test_bad_crops(args, error, words):
         ten_crop(*args) if len(args) < 3 else ten_crop(*args[:2], pad=args[2])
 
 
-# ---- merging ---------------------------------------------------------------------------------------------------------
+# ---- merging -------------------------------------------------------------------------------------
 
 
 @fast(max_examples=40)
@@ -268,9 +268,8 @@ def test_rows_sum_to_one(v, n, c, reduce):
 
 def test_maximum_forgets_how_many():
     p = torch.tensor([[[0.6, 0.4]], [[0.6, 0.4]], [[0.4, 0.6]]])
-    assert merge_views(p)[0, 0] > 0.5 and torch.allclose(
-        merge_views(p, "max"), torch.tensor([[0.5, 0.5]])
-    )
+    assert merge_views(p)[0, 0] > 0.5
+    assert torch.allclose(merge_views(p, "max"), torch.tensor([[0.5, 0.5]]))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +302,7 @@ def test_an_unknown_loss_is_an_error():
         activation_of(my_loss)
 
 
-# ---- on loaders ------------------------------------------------------------------------------------------------------
+# ---- on loaders ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -340,16 +339,14 @@ def test_what_beta_means(photos):
     learn = learner(block(photos))
     p, q = learn.five_crop_tta()[0], learn.get_preds()[0]
     mixed, y = learn.five_crop_tta(beta=0.25)
-    assert torch.allclose(mixed, torch.lerp(p, q, 0.25), atol=1e-5) and torch.equal(
-        y, learn.get_preds()[1]
-    )
+    assert torch.allclose(mixed, torch.lerp(p, q, 0.25), atol=1e-5)
+    assert torch.equal(y, learn.get_preds()[1])
     assert torch.allclose(learn.five_crop_tta(beta=1.0)[0], q, atol=1e-5)
     (views, plain), _ = learn.five_crop_tta(beta=None)
     assert torch.allclose(views, p, atol=1e-6) and torch.allclose(plain, q, atol=1e-5)
     m = learn.five_crop_tta(reduce="max", beta=0.25)[0]
-    assert torch.allclose(m.sum(1), torch.ones(len(m))) and not torch.allclose(
-        m, learn.five_crop_tta(reduce="max")[0]
-    )
+    assert torch.allclose(m.sum(1), torch.ones(len(m)))
+    assert not torch.allclose(m, learn.five_crop_tta(reduce="max")[0])
 
 
 def test_fastais_maximum_ignores_beta_and_leaves_sums_above_one(photos):
@@ -437,12 +434,11 @@ def test_five_crop_in_fastais_pipeline_meets_the_label():
 def test_ttach_orders_crops_otherwise_and_averages_logits():
     ttach = pytest.importorskip("ttach")
     x = torch.randn(2, 3, 9, 12)
-    ours, theirs = (
-        five_crop(x, 4),
-        [o.augment_image(x) for o in ttach.aliases.five_crop_transform(4, 4)],
-    )
+    ours = five_crop(x, 4)
+    theirs = [o.augment_image(x) for o in ttach.aliases.five_crop_transform(4, 4)]
     assert all(torch.equal(ours[i], theirs[j]) for i, j in ((0, 0), (1, 3), (2, 1), (3, 2)))
-    assert not torch.equal(ours[1], theirs[1]) and torch.equal(
+    assert not torch.equal(ours[1], theirs[1])
+    assert torch.equal(
         five_crop(x[..., :9, :9], 5)[4],
         [*ttach.aliases.five_crop_transform(5, 5)][4].augment_image(x[..., :9, :9]),
     )
@@ -474,22 +470,16 @@ def test_the_learner_is_left_as_it_was(photos):
     learn = learner(block(photos))
     learn.model.train()
     learn.model[1].eval()
-    state, rng = (
-        learn.dls.valid.rng.getstate(),
-        (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()),
-    )
+    state = learn.dls.valid.rng.getstate()
+    rng = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     learn.five_crop_tta()
-    assert (
-        learn.model.training
-        and not learn.model[1].training
-        and learn.dls.valid.rng.getstate() == state
-    )
-    assert (
-        torch.equal(rng[0], torch.get_rng_state())
-        and rng[1] == random.getstate()
-        and (rng[2] == np.random.get_state()[1]).all()
-    )
+    assert learn.model.training
+    assert not learn.model[1].training
+    assert learn.dls.valid.rng.getstate() == state
+    assert torch.equal(rng[0], torch.get_rng_state())
+    assert rng[1] == random.getstate()
+    assert (rng[2] == np.random.get_state()[1]).all()
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
@@ -497,9 +487,8 @@ def test_the_training_set_in_order(photos):
     for make in (cached, block):
         learn = learner(make(photos))
         p, y = learn.five_crop_tta(ds_idx=0)
-        assert len(p) == 16 and [learn.dls.vocab[o] for o in y] == [
-            f.parent.name for f in learn.dls.train.items
-        ]
+        assert len(p) == 16
+        assert [learn.dls.vocab[o] for o in y] == [f.parent.name for f in learn.dls.train.items]
 
 
 def test_the_training_sets_plain_prediction_is_not_augmented(photos):
@@ -518,16 +507,13 @@ def test_the_training_sets_plain_prediction_is_not_augmented(photos):
         before = states()
         p, _ = learn.five_crop_tta(ds_idx=0, beta=1.0)
         after = states()
-        assert (
-            torch.equal(before[0], after[0])
-            and before[1:] == after[1:]
-            and learn.dls.train_ds.split_idx == 0
-        )
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+        assert learn.dls.train_ds.split_idx == 0
         with learn.dls.train_ds.set_split_idx(1):
             q, _ = learn.get_preds(dl=learn.dls.train.new(shuffle=False, drop_last=False))
-        assert torch.allclose(p, q, atol=1e-5) and torch.allclose(
-            learn.five_crop_tta(ds_idx=0, beta=1.0)[0], p, atol=1e-6
-        )
+        assert torch.allclose(p, q, atol=1e-5)
+        assert torch.allclose(learn.five_crop_tta(ds_idx=0, beta=1.0)[0], p, atol=1e-6)
         assert not torch.allclose(
             learn.get_preds(ds_idx=0)[0], learn.get_preds(ds_idx=0)[0], atol=1e-3
         )  # fastai's own are augmented
@@ -538,9 +524,8 @@ def test_files_and_test_loaders(photos):
         learn = learner(make(photos))
         files = image_files(photos / "val")[::-1]
         p, y = learn.five_crop_tta(dl=files)
-        assert y is None and (p - by_hand(learn.model, files)).abs().max() < (
-            0.1 if make is cached else 1e-5
-        )
+        assert y is None
+        assert (p - by_hand(learn.model, files)).abs().max() < (0.1 if make is cached else 1e-5)
         assert torch.allclose(learn.five_crop_tta(dl=learn.dls.test_dl(files))[0], p, atol=1e-6)
         assert torch.equal(
             learn.five_crop_tta(dl=learn.dls.test_dl(files, with_labels=True))[1],
@@ -558,10 +543,8 @@ def test_multi_label(photos):
     for loss in (BCEWithLogitsLossFlat(), nn.BCEWithLogitsLoss()):
         learn.loss_func = loss
         p, y = learn.five_crop_tta()
-        assert (
-            torch.equal(y, learn.get_preds()[1])
-            and (p - by_hand(learn.model, dls.valid.items, act=torch.sigmoid)).abs().max() < 1e-5
-        )
+        assert torch.equal(y, learn.get_preds()[1])
+        assert (p - by_hand(learn.model, dls.valid.items, act=torch.sigmoid)).abs().max() < 1e-5
         highest, _ = learn.five_crop_tta(reduce="max")
         assert (highest >= p - 1e-6).all() and highest.max() <= 1  # not divided by its sum
 
@@ -680,9 +663,8 @@ def test_nan_stays_where_it_is():
 def test_half_precision(photos):
     x, model = torch.randn(4, 3, 30, 30), net()
     p = predict(model, x, size=24)[0]
-    assert (predict(net().bfloat16(), x, size=24)[0] - p).abs().max() < 0.1 and predict(
-        net().bfloat16(), x, size=24
-    )[0].dtype == torch.float32
+    assert (predict(net().bfloat16(), x, size=24)[0] - p).abs().max() < 0.1
+    assert predict(net().bfloat16(), x, size=24)[0].dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (predict(model, x, size=24)[0] - p).abs().max() < 0.1
     assert predict(model, x.half(), size=24)[0].dtype == torch.float32
@@ -704,10 +686,8 @@ def test_channels_last_batches():
 def test_on_a_gpu(photos):
     learn = learner(block(photos))
     p, y = learn.five_crop_tta()
-    assert (
-        p.device.type == "cpu"
-        and (p - by_hand(learn.model.cpu(), learn.dls.valid.items)).abs().max() < 1e-2
-    )
+    assert p.device.type == "cpu"
+    assert (p - by_hand(learn.model.cpu(), learn.dls.valid.items)).abs().max() < 1e-2
 
 
 def test_never_more_than_a_batch_ahead(photos, monkeypatch):
@@ -1318,7 +1298,7 @@ def test_scores_want_distributions(p):
         rescore(plain_result(), "x", predicted)
 
 
-# ---- dense -----------------------------------------------------------------------------------------------------------
+# ---- dense ---------------------------------------------------------------------------------------
 
 
 @fast(max_examples=60)
@@ -1326,11 +1306,9 @@ def test_scores_want_distributions(p):
 def test_region_weights_are_a_distribution(size, margin, cells):
     pixels = size + margin
     w = region_weights([0, round(margin / 2), margin], size, pixels, min(cells, pixels))
-    assert (
-        w.shape == (3, min(cells, pixels))
-        and (w >= 0).all()
-        and torch.allclose(w.sum(1), torch.ones(3))
-    )
+    assert w.shape == (3, min(cells, pixels))
+    assert (w >= 0).all()
+    assert torch.allclose(w.sum(1), torch.ones(3))
 
 
 def test_without_padding_dense_is_exact():
@@ -1371,15 +1349,11 @@ def vision_learner_model():
 
 def test_dense_is_near_to_the_crops_on_larger_pictures():
     set_seed(0)
-    model, x = (
-        xresnet10(10).eval(),
-        F.interpolate(torch.randn(4, 3, 40, 40), (320, 320), mode="bicubic"),
-    )
+    model = xresnet10(10).eval()
+    x = F.interpolate(torch.randn(4, 3, 40, 40), (320, 320), mode="bicubic")
     with torch.no_grad():
-        dense, five = (
-            dense_five_crop(model, x, 256),
-            torch.stack([model(o) for o in five_crop(x, 256)]),
-        )
+        dense = dense_five_crop(model, x, 256)
+        five = torch.stack([model(o) for o in five_crop(x, 256)])
     # As vectors around each picture's mean over all: the same direction
     a, b = ((o - five.mean((0, 1))).flatten() for o in (dense, five))
     assert F.cosine_similarity(a, b, 0) > 0.8
@@ -1389,11 +1363,9 @@ def test_dense_through_the_front_door(photos):
     for make in (cached, block):
         learn = learner(make(photos), xresnet10(2))
         p, y = learn.five_crop_tta(views="dense")
-        assert (
-            p.shape == (11, 2)
-            and (p.sum(1) - 1).abs().max() < 1e-5
-            and torch.equal(y, learn.get_preds()[1])
-        )
+        assert p.shape == (11, 2)
+        assert (p.sum(1) - 1).abs().max() < 1e-5
+        assert torch.equal(y, learn.get_preds()[1])
 
 
 @pytest.mark.parametrize(
@@ -1412,11 +1384,9 @@ def test_models_that_cant_be_split(model):
 def test_split_models():
     body, kinds, head = split_model(vision_learner_model())
     x = torch.randn(2, 3, 64, 64)
-    assert (
-        kinds == ("max", "avg")
-        and body(x).shape == (2, 512, 2, 2)
-        and head(torch.randn(2, 1024, 1, 1)).shape == (2, 4)
-    )
+    assert kinds == ("max", "avg")
+    assert body(x).shape == (2, 512, 2, 2)
+    assert head(torch.randn(2, 1024, 1, 1)).shape == (2, 4)
     assert pool_regions(body(x), torch.ones(1, 2) / 2, torch.ones(1, 2) / 2, kinds).shape == (
         1,
         2,
@@ -1426,34 +1396,29 @@ def test_split_models():
     )
 
 
-# ---- lessons' functions and exercises --------------------------------------------------------------------------------
+# ---- lessons' functions and exercises ------------------------------------------------------------
 
 
 def test_changes_are_the_gain():
     p, q, y = torch.rand(50, 4).softmax(1), torch.rand(50, 4).softmax(1), torch.randint(4, (50,))
     better, worse = changed_predictions(p, q, y)
     gain = (q.argmax(1) == y).float().mean() - (p.argmax(1) == y).float().mean()
-    assert abs(gain - (len(better) - len(worse)) / 50) < 1e-6 and not set(better.tolist()) & set(
-        worse.tolist()
-    )
+    assert abs(gain - (len(better) - len(worse)) / 50) < 1e-6
+    assert not set(better.tolist()) & set(worse.tolist())
 
 
 def test_rescore():
     def result(seed):
         return Result("plain", seed, dict(lr=1), [], 0.5, 1.0, 0.1, 10.0, 1.0)
 
-    p, y = (
-        torch.tensor([[0.9, 0.1], [0.0, 1.0], [0.2, 0.8], [0.7, 0.3]]),
-        torch.tensor([0, 1, 1, 1]),
-    )
+    p = torch.tensor([[0.9, 0.1], [0.0, 1.0], [0.2, 0.8], [0.7, 0.3]])
+    y = torch.tensor([0, 1, 1, 1])
     runs = [result(i) for i in range(3)]
     better = [rescore(o, "five", lambda: (p, y)) for o in runs]
-    assert (
-        better[0].accuracy == 0.75
-        and better[0].train_seconds == 10.0
-        and better[0].config == dict(lr=1, views="five")
-        and runs[0].accuracy == 0.5
-    )
+    assert better[0].accuracy == 0.75
+    assert better[0].train_seconds == 10.0
+    assert better[0].config == dict(lr=1, views="five")
+    assert runs[0].accuracy == 0.5
     assert (
         compare(runs, better)
         .verdict("five")
