@@ -22,12 +22,7 @@ from PIL import Image, ImageFile
 
 from sota_course.images import check as checking
 from sota_course.errors import BadImages, DataError
-from sota_course.images.check import (
-    FATAL,
-    HARMLESS,
-    check_images,
-    quarantine,
-)
+from sota_course.images.check import FATAL, HARMLESS, check_images, quarantine
 
 root = Path(__file__).resolve().parent.parent
 
@@ -355,11 +350,7 @@ def test_files(tmp_path):
     report = check_images(
         [tmp_path / "a/1.jpg", str(tmp_path / "2.jpg"), tmp_path / "gone.jpg"], progress=False
     )
-    assert [o.file for o in report.fatal] == [
-        "2.jpg",
-        "a/1.jpg",
-        "gone.jpg",
-    ]
+    assert [o.file for o in report.fatal] == ["2.jpg", "a/1.jpg", "gone.jpg"]
     assert report.root == tmp_path
     assert check_images(tmp_path / "2.jpg", progress=False).fatal[0].file == "2.jpg"
     assert check_images([], progress=False).n_files == 0
@@ -547,10 +538,7 @@ def test_any_bytes(tmp_path, content, name):
             report = check_images(folder, n_workers=1, progress=False)
         assert seen == []
         assert isinstance(str(report), str)
-        assert {o.problem for o in report.records} <= {
-            *FATAL,
-            *HARMLESS,
-        }
+        assert {o.problem for o in report.records} <= {*FATAL, *HARMLESS}
         if not report.fatal:  # what isn't fatal can be decoded by whoever trains
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"What a learner's function is told when it fails: its own line, and that it returns something at all."
+"What a learner's function is told when it fails: its own line, and whether it returns something."
 
 import statistics
 
@@ -44,7 +44,8 @@ def test_the_learners_own_line_is_shown(f, error):
     with pytest.raises(Wrong, match=f"your code raised ({error})") as e:
         call_answer(f, torch.zeros(2, 3))
     assert "the learner's line" in e.value.hint
-    assert f"in {'helper' if f is by_a_helper else f.__name__}:" in e.value.hint
+    name = "helper" if f is by_a_helper else f.__name__
+    assert f"in {name}:" in e.value.hint
 
 
 def test_a_function_of_a_library_has_a_line_of_its_own():

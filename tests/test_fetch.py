@@ -22,14 +22,7 @@ from PIL import Image
 
 from sota_course.images import fetch as fetching
 from sota_course.errors import DataError, DownloadError
-from sota_course.images.fetch import (
-    SETS,
-    fetch,
-    fetch_source,
-    is_whole,
-    named_source,
-    url_source,
-)
+from sota_course.images.fetch import SETS, fetch, fetch_source, is_whole, named_source, url_source
 
 root = Path(__file__).resolve().parent.parent
 QUICK = dict(
