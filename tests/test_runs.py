@@ -141,80 +141,28 @@ def both(a, b):
     return differences(*(json.loads(json.dumps(describe(o))) for o in (a, b)))
 
 
-PAIRS = dict(
-    smoothing=lambda: (
-        learner(CrossEntropyLossFlat(label_smoothing=0.1)),
-        learner(CrossEntropyLossFlat(label_smoothing=0.2)),
-    ),
-    eps=lambda: (
-        learner(LabelSmoothingCrossEntropyFlat(eps=0.1)),
-        learner(LabelSmoothingCrossEntropyFlat(eps=0.2)),
-    ),
-    gamma=lambda: (learner(FocalLossFlat(gamma=1.0)), learner(FocalLossFlat(gamma=2.0))),
-    weights=lambda: tuple(
-        learner(CrossEntropyLossFlat(weight=torch.tensor([1.0, 1.0, 1.0, o]))) for o in (1.0, 2.0)
-    ),
-    large_weights=lambda: tuple(
-        learner(nn.CrossEntropyLoss(weight=torch.arange(100.0).add(o))) for o in (1.0, 2.0)
-    ),
-    ours=lambda: (learner(SmoothCrossEntropy(0.1)), learner(SmoothCrossEntropy(0.2))),
-    partial_loss=lambda: tuple(
-        learner(partial(partial(nn.functional.cross_entropy, label_smoothing=o), reduction="mean"))
-        for o in (0.1, 0.2)
-    ),
-    closure=lambda: tuple(learner(closed(o)) for o in (0.1, 0.2)),
-    code=lambda: (
-        learner(lambda p, y: p.mean() + y.sum()),
-        learner(lambda p, y: p.mean() - y.sum()),
-    ),
-    submodule=lambda: tuple(
-        learner(nn.Sequential(nn.Identity(), nn.CrossEntropyLoss(label_smoothing=o)))
-        for o in (0.1, 0.2)
-    ),
-    accumulation=lambda: tuple(learner(cbs=GradientAccumulation(o)) for o in (16, 64)),
-    mixing=lambda: tuple(learner(cbs=MixUp(o)) for o in (0.2, 0.4)),
-    book_mixing=lambda: tuple(learner(cbs=BookCutMix(o)) for o in (0.2, 0.4)),
-    layers=lambda: tuple(two_layers(o) for o in (0, 1)),
-    event=lambda: tuple(learner(cbs=Callback(after_loss=o)) for o in (noted(1), noted(2))),
-    order=lambda: tuple(learner(cbs=ordered(o)) for o in (1, 2)),
-    partial_opt=lambda: tuple(
-        learner(opt_func=partial(Adam, wd=0.1, decouple_wd=o)) for o in (True, False)
-    ),
-    lambda_opt=lambda: tuple(learner(opt_func=made(o)) for o in (0.1, 0.2)),
-    torch_opt=lambda: tuple(
-        learner(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, amsgrad=o))
-        for o in (True, False)
-    ),
-    lookahead=lambda: tuple(
-        learner(opt_func=partial(fastai.optimizer.ranger, k=o)) for o in (5, 6)
-    ),
-    larc=lambda: tuple(
-        learner(opt_func=partial(fastai.optimizer.Larc, clip=o)) for o in (True, False)
-    ),
-    dropout=lambda: tuple(learner(model=net(o)) for o in (0.1, 0.2)),
-    first_value=lambda: tuple(
-        learner(model=nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.PReLU(init=o)))
-        for o in (0.1, 0.2)
-    ),
-    frozen=lambda: tuple(learner(model=frozen(o)) for o in (True, False)),
-    splitter=lambda: tuple(learner(splitter=o) for o in (halves, lambda m: [list(m.parameters())])),
-    wd=lambda: (learner(wd=0.1), learner(wd=0.2)),
-    wd_bn_bias=lambda: (learner(wd_bn_bias=True), learner(wd_bn_bias=False)),
-    train_bn=lambda: (learner(train_bn=True), learner(train_bn=False)),
-    moms=lambda: (learner(moms=(0.95, 0.85, 0.95)), learner(moms=(0.9, 0.8, 0.9))),
-    drop_last=lambda: tuple(learner(dls=loaders(drop_last=o)) for o in (True, False)),
-    transform=lambda: tuple(
-        learner(dls=loaders(after_batch=partial(scaled, by=o))) for o in (1.0, 2.0)
-    ),
-    items=lambda: (learner(), learner(dls=loaders(first=1))),
-    metric=lambda: tuple(
-        learner(cbs=EarlyStoppingCallback(monitor=o)) for o in ("accuracy", "valid_loss")
-    ),
-)
+def smoothed(eps):
+    return partial(nn.functional.cross_entropy, label_smoothing=eps)
 
 
 def closed(eps):
     return lambda pred, y: nn.functional.cross_entropy(pred, y, label_smoothing=eps)
+
+
+def added():
+    return lambda p, y: p.mean() + y.sum()
+
+
+def subtracted():
+    return lambda p, y: p.mean() - y.sum()
+
+
+def within(module):
+    return nn.Sequential(nn.Flatten(), nn.Identity(), module)
+
+
+def adamw(**kwargs):
+    return partial(OptimWrapper, opt=torch.optim.AdamW, **kwargs)
 
 
 def made(wd):
@@ -227,6 +175,10 @@ def scaled(b, by):
 
 def halves(m):
     return [list(m[:2].parameters()), list(m[2:].parameters())]
+
+
+def in_one(m):
+    return [list(m.parameters())]
 
 
 def noted(k):
@@ -258,12 +210,50 @@ def two_layers(k):
     return learner(model=model, cbs=ManifoldMixup(layers=[model[k]]))
 
 
+# How a learner is made of a value, and two values of it.
+PAIRS = dict(
+    smoothing=(lambda o: learner(CrossEntropyLossFlat(label_smoothing=o)), 0.1, 0.2),
+    eps=(lambda o: learner(LabelSmoothingCrossEntropyFlat(eps=o)), 0.1, 0.2),
+    gamma=(lambda o: learner(FocalLossFlat(gamma=o)), 1.0, 2.0),
+    weights=(lambda o: learner(CrossEntropyLossFlat(weight=torch.tensor([1, 1, 1, o]))), 1.0, 2.0),
+    large_weights=(lambda o: learner(nn.CrossEntropyLoss(torch.arange(100.0).add(o))), 1.0, 2.0),
+    ours=(lambda o: learner(SmoothCrossEntropy(o)), 0.1, 0.2),
+    partial_loss=(lambda o: learner(partial(smoothed(o), reduction="mean")), 0.1, 0.2),
+    closure=(lambda o: learner(closed(o)), 0.1, 0.2),
+    code=(lambda o: learner(added() if o else subtracted()), True, False),
+    submodule=(lambda o: learner(within(nn.CrossEntropyLoss(label_smoothing=o))), 0.1, 0.2),
+    accumulation=(lambda o: learner(cbs=GradientAccumulation(o)), 16, 64),
+    mixing=(lambda o: learner(cbs=MixUp(o)), 0.2, 0.4),
+    book_mixing=(lambda o: learner(cbs=BookCutMix(o)), 0.2, 0.4),
+    layers=(lambda o: two_layers(o), 0, 1),
+    event=(lambda o: learner(cbs=Callback(after_loss=noted(o))), 1, 2),
+    order=(lambda o: learner(cbs=ordered(o)), 1, 2),
+    partial_opt=(lambda o: learner(opt_func=partial(Adam, wd=0.1, decouple_wd=o)), True, False),
+    lambda_opt=(lambda o: learner(opt_func=made(o)), 0.1, 0.2),
+    torch_opt=(lambda o: learner(opt_func=adamw(amsgrad=o)), True, False),
+    lookahead=(lambda o: learner(opt_func=partial(fastai.optimizer.ranger, k=o)), 5, 6),
+    larc=(lambda o: learner(opt_func=partial(fastai.optimizer.Larc, clip=o)), True, False),
+    dropout=(lambda o: learner(model=net(o)), 0.1, 0.2),
+    first_value=(lambda o: learner(model=within(nn.PReLU(init=o))), 0.1, 0.2),
+    frozen=(lambda o: learner(model=frozen(o)), True, False),
+    splitter=(lambda o: learner(splitter=o), halves, in_one),
+    wd=(lambda o: learner(wd=o), 0.1, 0.2),
+    wd_bn_bias=(lambda o: learner(wd_bn_bias=o), True, False),
+    train_bn=(lambda o: learner(train_bn=o), True, False),
+    moms=(lambda o: learner(moms=o), (0.95, 0.85, 0.95), (0.9, 0.8, 0.9)),
+    drop_last=(lambda o: learner(dls=loaders(drop_last=o)), True, False),
+    transform=(lambda o: learner(dls=loaders(after_batch=partial(scaled, by=o))), 1.0, 2.0),
+    items=(lambda o: learner(dls=loaders(first=o)), 0, 1),
+    metric=(lambda o: learner(cbs=EarlyStoppingCallback(monitor=o)), "accuracy", "valid_loss"),
+)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_one_setting_makes_another_configuration(name):
-    a, b = PAIRS[name]()
-    assert both(a, b), f"{name} isn't compared"
-    again, _ = PAIRS[name]()
-    assert not both(a, again), f"{name}: the same configuration seems to be another"
+    make, one, other = PAIRS[name]
+    learn = make(one)
+    assert both(learn, make(other)), f"{name} isn't compared"
+    assert not both(learn, make(one)), f"{name}: the same configuration seems to be another"
 
 
 @pytest.mark.parametrize(
@@ -296,9 +286,8 @@ def test_another_configurations_result_and_checkpoint_are_refused(tmp_path, old,
     with pytest.raises(ValueError, match=f"a-seed0.pt comes from another configuration: .*{word}"):
         run(lambda: learner(**new), tmp_path, 2).train()
     run(lambda: learner(**old), tmp_path, 2).train()
-    with pytest.raises(
-        ValueError, match=f"a-seed0.json comes from another configuration: .*{word}"
-    ):
+    words = f"a-seed0.json comes from another configuration: .*{word}"
+    with pytest.raises(ValueError, match=words):
         run(lambda: learner(**new), tmp_path, 2).train()
     assert run(lambda: learner(**old), tmp_path, 2).train().logp is None, "its own result is taken"
 
@@ -799,7 +788,7 @@ SCRIPT = """
 import json, sys
 sys.path[:0] = {paths!r}
 import test_runs as t
-found = [t.describe(make()[0])["settings"] for make in t.PAIRS.values()]
+found = [t.describe(make(one))["settings"] for make, one, _ in t.PAIRS.values()]
 print(json.dumps(found + [t.as_settings({{"x", "y", "z", "long", "set"}})]))
 """
 
@@ -817,9 +806,8 @@ def test_another_process_finds_the_same():
     first, second = (o.communicate(timeout=240) for o in [started("1"), started("2")])
     assert first[0], first[1]
     assert first[0] == second[0] and "0x" not in first[0]
-    assert json.loads(first[0])[:-1] == [
-        json.loads(json.dumps(describe(make()[0])["settings"])) for make in PAIRS.values()
-    ]
+    here = [describe(make(one))["settings"] for make, one, _ in PAIRS.values()]
+    assert json.loads(first[0])[:-1] == json.loads(json.dumps(here))
 
 
 # What a checkpoint holds
@@ -1006,9 +994,10 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path, at, capsys):
 
 def test_a_callback_that_cant_be_stored_is_named_before_training(tmp_path):
     words = (
-        "Mute is a Box, which a checkpoint can't hold: give it methods state_dict and load_state"
+        "box of the callback Mute is a Box, which a checkpoint can't hold: "
+        "give it methods state_dict and load_state_dict"
     )
-    with pytest.raises(ValueError, match=f"box of the callback {words}_dict"):
+    with pytest.raises(ValueError, match=words):
         run(lambda: learner(cbs=Mute()), tmp_path).train()
     with pytest.raises(ValueError, match="NonNativeMixedPrecision keeps weights of its own"):
         run(lambda: learner(cbs=fastai.callback.fp16.NonNativeMixedPrecision()), tmp_path).train()
