@@ -1,4 +1,5 @@
-"Checking pictures: every kind of bad file by its name, any bytes at all, folders that mean harm, and the speed."
+"""Checking images: every kind of bad file by its name, any bytes at all, folders that mean harm,
+and the speed."""
 
 import contextlib
 import io
@@ -29,13 +30,13 @@ root = Path(__file__).resolve().parent.parent
 
 def photo(size=(64, 48), seed=0):
     w, h = size
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (h // 8 + 1, w // 8 + 1, 3), np.uint8)
-    ).resize(size, Image.Resampling.BICUBIC)
+    a = np.random.default_rng(seed).integers(0, 256, (h // 8 + 1, w // 8 + 1, 3), np.uint8)
+    return Image.fromarray(a).resize(size, Image.Resampling.BICUBIC)
 
 
 def data(im, fmt, **kwargs):
-    im.save(buf := io.BytesIO(), fmt, **kwargs)
+    buf = io.BytesIO()
+    im.save(buf, fmt, **kwargs)
     return buf.getvalue()
 
 
@@ -59,6 +60,9 @@ def turned(n):
 
 
 JPEG, PNG = data(photo(), "JPEG"), data(photo(), "PNG")
+GREY16 = Image.fromarray(np.arange(3072, dtype=np.uint16).reshape(48, 64))
+NOTES = data(photo(), "JPEG", dpi=(72, 72), exif=turned(6)).replace(b"MM\0*", b"MM\xff*")
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 
 
 def problems(path, **kwargs):
@@ -82,14 +86,11 @@ SOUND = {
 }
 PROBLEMS = {
     "empty.jpg": (b"", {"empty"}),
-    "text.jpg": (b"hello, no picture", {"unreadable"}),
+    "text.jpg": (b"hello, no image", {"unreadable"}),
     "page.png": (b"<!DOCTYPE html><html>", {"unreadable"}),
     "zeros.jpg": (bytes(5000), {"unreadable"}),
     "zip.jpg": (b"PK\x03\x04" + bytes(99), {"unreadable"}),
-    "script.jpg": (
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-        {"unreadable"},
-    ),
+    "script.jpg": (POSTSCRIPT, {"unreadable"}),
     "cut.jpg": (JPEG[:-60], {"truncated"}),
     "cut in the header.jpg": (JPEG[:100], {"truncated"}),
     "start.jpg": (JPEG[:4], {"truncated"}),
@@ -103,10 +104,7 @@ PROBLEMS = {
     "crc.png": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], {"unreadable"}),
     "chunk.png": (PNG[:45] + b"\xc3" + PNG[46:], {"unreadable"}),
     "number.jpg": (b"P6\n64x48\n255\n" + bytes(9216), {"unreadable"}),
-    "notes.jpg": (
-        data(photo(), "JPEG", dpi=(72, 72), exif=turned(6)).replace(b"MM\0*", b"MM\xff*"),
-        {"damaged EXIF"},
-    ),
+    "notes.jpg": (NOTES, {"damaged EXIF"}),
     "grey.jpg": (data(photo().convert("L"), "JPEG"), {"grey"}),
     "bilevel.png": (data(photo().convert("1"), "PNG"), {"grey"}),
     "cmyk.jpg": (data(photo().convert("CMYK"), "JPEG"), {"CMYK"}),
@@ -116,14 +114,8 @@ PROBLEMS = {
     "la.png": (data(photo().convert("LA"), "PNG"), {"alpha", "grey"}),
     "clear palette.png": (data(photo().convert("P"), "PNG", transparency=3), {"palette", "alpha"}),
     "clear colour.png": (data(photo(), "PNG", transparency=(0, 0, 0)), {"alpha"}),
-    "grey16.png": (
-        data(Image.fromarray(np.arange(3072, dtype=np.uint16).reshape(48, 64)), "PNG"),
-        {"grey", "16-bit"},
-    ),
-    "grey16.tiff": (
-        data(Image.fromarray(np.arange(3072, dtype=np.uint16).reshape(48, 64)), "TIFF"),
-        {"grey", "16-bit"},
-    ),
+    "grey16.png": (data(GREY16, "PNG"), {"grey", "16-bit"}),
+    "grey16.tiff": (data(GREY16, "TIFF"), {"grey", "16-bit"}),
     "rgb16.png": (png(9, 5, bytes((1 + 9 * 6) * 5), bits=16), {"16-bit"}),
     "rgba16.png": (png(9, 5, bytes((1 + 9 * 8) * 5), 16, 6), {"16-bit", "alpha"}),
     "lab.tiff": (data(Image.new("LAB", (9, 9)), "TIFF"), {"colour space"}),
@@ -164,19 +156,27 @@ def test_no_program_is_started(tmp_path, monkeypatch):
 
     (tmp_path / "a.jpg").write_bytes(data(photo(), "EPS"))
     started = []
-    monkeypatch.setattr(
-        EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args) or photo().im
-    )
+
+    def ghostscript(*args, **kwargs):
+        started.append(args)
+        return photo().im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
     assert problems(tmp_path)[0][0] == "unreadable"
     assert "PostScript" in problems(tmp_path)[0][1]
     assert not started
 
 
 def test_giants_are_not_decoded(tmp_path, monkeypatch):
-    "A picture is judged by its header; with a limit of its own size it is decoded."
+    "An image is judged by its header; with a limit of its own size it is decoded."
     (tmp_path / "a.png").write_bytes(PNG)
     loads = []
-    monkeypatch.setattr(checking, "decode_problems", lambda im: loads.append(im) or [])
+
+    def noting(im):
+        loads.append(im)
+        return []
+
+    monkeypatch.setattr(checking, "decode_problems", noting)
     assert names(tmp_path, max_pixels=64 * 48 - 1) == {"too large"} and not loads
     assert names(tmp_path, max_pixels=64 * 48) == set() and len(loads) == 1
 
@@ -238,9 +238,8 @@ def test_no_permission(tmp_path):
         (tmp_path / o).write_bytes(JPEG)
     (tmp_path / "secret.jpg").chmod(0)
     (tmp_path / "locked").mkdir(mode=0)
-    check_images(
-        tmp_path, progress=False
-    )  # what Pillow loads when first needed may be out of nobody's reach
+    # What Pillow loads when first needed may be out of nobody's reach.
+    check_images(tmp_path, progress=False)
     with nobody():
         report = check_images(tmp_path, progress=False)
     (tmp_path / "locked").chmod(0o755)
@@ -256,9 +255,11 @@ def test_pipes_and_links(tmp_path):
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
     result = []
-    t = threading.Thread(
-        target=lambda: result.append(check_images(tmp_path, progress=False)), daemon=True
-    )
+
+    def look():
+        result.append(check_images(tmp_path, progress=False))
+
+    t = threading.Thread(target=look, daemon=True)
     t.start()
     t.join(20)
     assert result
@@ -283,14 +284,13 @@ def test_folder_loops(tmp_path):
 
 
 def test_a_class_that_is_a_link(tmp_path):
-    "One folder in both splits: it has pictures in both, and it is worth knowing."
+    "One folder in both splits: it has images in both, and it is worth knowing."
     for o in ("train/a", "val"):
         (tmp_path / o).mkdir(parents=True)
     (tmp_path / "train/a/1.jpg").write_bytes(JPEG)
     (tmp_path / "val" / "a").symlink_to(tmp_path / "train" / "a")
-    assert problems(tmp_path) == [("linked twice", f"is {os.path.join('train', 'a')}")] or problems(
-        tmp_path
-    ) == [("linked twice", f"is {os.path.join('val', 'a')}")]
+    either = [[("linked twice", f"is {os.path.join(o, 'a')}")] for o in ("train", "val")]
+    assert problems(tmp_path) in either
 
 
 def test_deep_folders(tmp_path):
@@ -316,7 +316,7 @@ def test_classes(tmp_path):
     for o in ("train/both", "val/both", "train/only", "val/lonely"):
         (tmp_path / o / "1.JPEG").write_bytes(JPEG)
     (tmp_path / "val/both/notes.txt").write_text("a note")
-    (tmp_path / "labels.csv").write_text("not among the pictures")
+    (tmp_path / "labels.csv").write_text("not among the images")
     (tmp_path / ".whole").touch()
     (tmp_path / "train/both/.DS_Store").touch()
     report = check_images(str(tmp_path), progress=False)
@@ -336,9 +336,8 @@ def test_a_missing_split(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    assert [
-        (o.file, o.problem, o.fatal) for o in check_images(tmp_path, progress=False).records
-    ] == [(".", "no pictures", True)]
+    (found,) = check_images(tmp_path, progress=False).records
+    assert (found.file, found.problem, found.fatal) == (".", "no pictures", True)
     with pytest.raises(DataError, match="takes a folder, or a list of files"):
         check_images(tmp_path / "gone")
 
@@ -347,9 +346,8 @@ def test_files(tmp_path):
     (tmp_path / "a").mkdir()
     for o in ("a/1.jpg", "2.jpg"):
         (tmp_path / o).write_bytes(JPEG[:50])
-    report = check_images(
-        [tmp_path / "a/1.jpg", str(tmp_path / "2.jpg"), tmp_path / "gone.jpg"], progress=False
-    )
+    files = [tmp_path / "a/1.jpg", str(tmp_path / "2.jpg"), tmp_path / "gone.jpg"]
+    report = check_images(files, progress=False)
     assert [o.file for o in report.fatal] == ["2.jpg", "a/1.jpg", "gone.jpg"]
     assert report.root == tmp_path
     assert check_images(tmp_path / "2.jpg", progress=False).fatal[0].file == "2.jpg"
@@ -391,9 +389,8 @@ def test_names_that_nobody_expects(tmp_path, capsys):
     print(report)
     assert len(str(report).splitlines()) == 6
     for o in NASTY:
-        row = (
-            check_images([tmp_path / o], progress=False)._repr_markdown_().encode().splitlines()[-1]
-        )  # no lone surrogates
+        table = check_images([tmp_path / o], progress=False)._repr_markdown_()
+        row = table.encode().splitlines()[-1]  # no lone surrogates
         assert row.count(b"|") == 6 and b"<b>" not in row and b"`" not in row
     report.to_csv(tmp_path / "report.csv")
     import csv
@@ -416,20 +413,16 @@ def tree(path):
 @pytest.fixture
 def bad(tmp_path):
     folder = tmp_path / "data"
-    for o in (
-        "train/a/good.jpg",
-        "train/a/bad.jpg",
-        "val/a/good.jpg",
-        "val/lonely/good.jpg",
-        "val/lonely/bad.jpg",
-    ):
+    good = ["train/a/good.jpg", "val/a/good.jpg", "val/lonely/good.jpg"]
+    for o in [*good, "train/a/bad.jpg", "val/lonely/bad.jpg"]:
         (folder / o).parent.mkdir(parents=True, exist_ok=True)
         (folder / o).write_bytes(JPEG if "good" in o else JPEG[:99])
     return folder
 
 
 def test_quarantine(bad, tmp_path):
-    "A class that is fatal goes as a whole; what was taken out leaves a sound data set, and can go back."
+    """A class that is fatal goes as a whole; what was taken out leaves a sound data set, and can go
+    back."""
     aside = tmp_path / "aside"
     assert quarantine(check_images(bad, progress=False), aside) == [
         aside / "train/a/bad.jpg",
@@ -474,9 +467,8 @@ def test_quarantine_says_how_far_it_came(bad, tmp_path, monkeypatch):
 # ---- any bytes at all ----
 
 SEEDS = list({**SOUND, **{k: v for k, (v, _) in PROBLEMS.items()}}.values())
-SEEDS += [data(photo(), o) for o in ("PPM", "ICO", "JPEG2000", "TIFF", "GIF")] + [
-    data(photo(), "TIFF", compression="tiff_lzw")
-]
+SEEDS += [data(photo(), o) for o in ("PPM", "ICO", "JPEG2000", "TIFF", "GIF")]
+SEEDS += [data(photo(), "TIFF", compression="tiff_lzw")]
 HEADS = [
     b"",
     b"\xff\xd8\xff\xe0",
@@ -501,7 +493,8 @@ def mutated(draw):
     b = bytearray(draw(st.sampled_from([o for o in SEEDS if o])))
     for _ in range(draw(st.integers(0, 6))):
         b[draw(st.integers(0, len(b) - 1))] = draw(st.integers(0, 255))
-    b = b[: draw(st.integers(1, len(b)))] if draw(st.booleans()) else b
+    if draw(st.booleans()):
+        b = b[: draw(st.integers(1, len(b)))]
     at = draw(st.integers(0, len(b)))
     return bytes(b[:at] + draw(st.binary(max_size=12)) + b[at:])
 
@@ -552,7 +545,7 @@ def test_any_bytes(tmp_path, content, name):
 
 
 def test_interrupt_is_quick(tmp_path, monkeypatch):
-    "Ctrl-C doesn't wait for all the pictures that nobody looks at any more."
+    "Ctrl-C doesn't wait for all the images that nobody looks at any more."
     for i in range(200):
         (tmp_path / f"{i}.jpg").write_bytes(JPEG)
     started = []
@@ -582,17 +575,17 @@ def test_progress_bar(tmp_path, capsys):
 
 
 def test_import_is_light():
-    code = "import sys, sota_course.images.check; sys.exit(bool({'torch', 'fastai', 'fastprogress', 'matplotlib'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}
-        ).returncode
-        == 0
-    )
+    code = """
+import sys, sota_course.images.check
+sys.exit(bool({"torch", "fastai", "fastprogress", "matplotlib"} & set(sys.modules)))
+"""
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
 
 
 def test_speed(tmp_path):
-    "At most the processor time of decoding alone over 0.9, in as many threads; on a busy machine the clock says little."
+    """At most the processor time of decoding alone over 0.9, in as many threads; on a busy machine
+    the clock says little."""
     for i in range(60):
         (tmp_path / f"{i}.jpg").write_bytes(data(photo((640, 480), i), "JPEG"))
     files = sorted(tmp_path.iterdir())
@@ -607,11 +600,14 @@ def test_speed(tmp_path):
         return time.process_time() - start
 
     with ThreadPoolExecutor(2) as pool:
-        rounds = [
-            seconds(lambda: list(pool.map(decode, files)))
-            / seconds(lambda: check_images(files, n_workers=2, progress=False))
-            for _ in range(7)
-        ]
+
+        def decoded():
+            return list(pool.map(decode, files))
+
+        def checked():
+            return check_images(files, n_workers=2, progress=False)
+
+        rounds = [seconds(decoded) / seconds(checked) for _ in range(7)]
     assert statistics.median(rounds) > 0.9, rounds
 
 
@@ -628,8 +624,8 @@ def test_what_is_no_path_is_refused(what):
 
 @pytest.mark.parametrize("name", ["max_pixels", "n_workers"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, float("nan"), "2", True, [1]])
-def test_numbers_are_checked_before_pictures(tmp_path, name, value):
-    "Or each picture would be reported as unreadable, or as too large."
+def test_numbers_are_checked_before_images(tmp_path, name, value):
+    "Or each image would be reported as unreadable, or as too large."
     with pytest.raises(ValueError, match=f"{name} must be (a whole number, at least 1|1 or more)"):
         check_images(tmp_path, progress=False, **{name: value})
 
