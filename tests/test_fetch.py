@@ -277,9 +277,10 @@ def test_no_download(what, says, src, site, monkeypatch):
         stall=site.stall, trickle=site.trickle, silent=lambda h: time.sleep(120), cut=site.half
     )
     site.plan = [Site.status(int(what)) if what.isdigit() else answers.get(what)]
+    timeout = 0.5 if "stall" in says else QUICK["timeout"]
     start = time.monotonic()
     with pytest.raises(DownloadError) as e:
-        fetch_source(src, **QUICK | (dict(timeout=0.5) if "stall" in says else {}))
+        fetch_source(src, **QUICK | dict(timeout=timeout))
     assert time.monotonic() - start < 60
     assert f"can't download {src.url}: {says}" in str(e.value) and e.value.__cause__ is not None
     assert_helpful(e, src)
