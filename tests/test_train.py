@@ -116,11 +116,8 @@ def test_it_says_where_the_result_and_the_picture_are(whole):
     assert done.returncode == 0, done.stderr
     assert str(out / "try-seed0.json") in done.stdout and str(out / "try-seed0.png") in done.stdout
     assert "accuracy" in done.stdout and (out / "try-seed0.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(o.name for o in out.iterdir()) == [
-        "try-seed0-model",
-        "try-seed0.json",
-        "try-seed0.png",
-    ]
+    left = ["try-seed0-model", "try-seed0.json", "try-seed0.png"]
+    assert sorted(o.name for o in out.iterdir()) == left
 
 
 def test_output_that_is_no_terminal_has_a_table_with_a_header(whole):

@@ -514,10 +514,8 @@ def test_files_and_test_loaders(photos):
         assert y is None
         assert (p - by_hand(learn.model, files)).abs().max() < (0.1 if make is cached else 1e-5)
         assert torch.allclose(learn.five_crop_tta(dl=learn.dls.test_dl(files))[0], p, atol=1e-6)
-        assert torch.equal(
-            learn.five_crop_tta(dl=learn.dls.test_dl(files, with_labels=True))[1],
-            learn.get_preds(dl=learn.dls.test_dl(files, with_labels=True))[1],
-        )
+        labelled = learn.dls.test_dl(files, with_labels=True)
+        assert torch.equal(learn.five_crop_tta(dl=labelled)[1], learn.get_preds(dl=labelled)[1])
 
 
 def test_multi_label(photos):
