@@ -1,4 +1,5 @@
-"Checking pictures: every kind of bad file by its name, any bytes at all, folders that mean harm, and the speed."
+"""Checking images: every kind of bad file by its name, any bytes at all, folders that mean harm,
+and the speed."""
 
 import contextlib
 import io
@@ -22,25 +23,20 @@ from PIL import Image, ImageFile
 
 from sota_course.images import check as checking
 from sota_course.errors import BadImages, DataError
-from sota_course.images.check import (
-    FATAL,
-    HARMLESS,
-    check_images,
-    quarantine,
-)
+from sota_course.images.check import FATAL, HARMLESS, check_images, quarantine
 
 root = Path(__file__).resolve().parent.parent
 
 
 def photo(size=(64, 48), seed=0):
     w, h = size
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (h // 8 + 1, w // 8 + 1, 3), np.uint8)
-    ).resize(size, Image.Resampling.BICUBIC)
+    a = np.random.default_rng(seed).integers(0, 256, (h // 8 + 1, w // 8 + 1, 3), np.uint8)
+    return Image.fromarray(a).resize(size, Image.Resampling.BICUBIC)
 
 
 def data(im, fmt, **kwargs):
-    im.save(buf := io.BytesIO(), fmt, **kwargs)
+    buf = io.BytesIO()
+    im.save(buf, fmt, **kwargs)
     return buf.getvalue()
 
 
@@ -64,6 +60,9 @@ def turned(n):
 
 
 JPEG, PNG = data(photo(), "JPEG"), data(photo(), "PNG")
+GREY16 = Image.fromarray(np.arange(3072, dtype=np.uint16).reshape(48, 64))
+NOTES = data(photo(), "JPEG", dpi=(72, 72), exif=turned(6)).replace(b"MM\0*", b"MM\xff*")
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 
 
 def problems(path, **kwargs):
@@ -87,14 +86,11 @@ SOUND = {
 }
 PROBLEMS = {
     "empty.jpg": (b"", {"empty"}),
-    "text.jpg": (b"hello, no picture", {"unreadable"}),
+    "text.jpg": (b"hello, no image", {"unreadable"}),
     "page.png": (b"<!DOCTYPE html><html>", {"unreadable"}),
     "zeros.jpg": (bytes(5000), {"unreadable"}),
     "zip.jpg": (b"PK\x03\x04" + bytes(99), {"unreadable"}),
-    "script.jpg": (
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-        {"unreadable"},
-    ),
+    "script.jpg": (POSTSCRIPT, {"unreadable"}),
     "cut.jpg": (JPEG[:-60], {"truncated"}),
     "cut in the header.jpg": (JPEG[:100], {"truncated"}),
     "start.jpg": (JPEG[:4], {"truncated"}),
@@ -108,10 +104,7 @@ PROBLEMS = {
     "crc.png": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], {"unreadable"}),
     "chunk.png": (PNG[:45] + b"\xc3" + PNG[46:], {"unreadable"}),
     "number.jpg": (b"P6\n64x48\n255\n" + bytes(9216), {"unreadable"}),
-    "notes.jpg": (
-        data(photo(), "JPEG", dpi=(72, 72), exif=turned(6)).replace(b"MM\0*", b"MM\xff*"),
-        {"damaged EXIF"},
-    ),
+    "notes.jpg": (NOTES, {"damaged EXIF"}),
     "grey.jpg": (data(photo().convert("L"), "JPEG"), {"grey"}),
     "bilevel.png": (data(photo().convert("1"), "PNG"), {"grey"}),
     "cmyk.jpg": (data(photo().convert("CMYK"), "JPEG"), {"CMYK"}),
@@ -121,14 +114,8 @@ PROBLEMS = {
     "la.png": (data(photo().convert("LA"), "PNG"), {"alpha", "grey"}),
     "clear palette.png": (data(photo().convert("P"), "PNG", transparency=3), {"palette", "alpha"}),
     "clear colour.png": (data(photo(), "PNG", transparency=(0, 0, 0)), {"alpha"}),
-    "grey16.png": (
-        data(Image.fromarray(np.arange(3072, dtype=np.uint16).reshape(48, 64)), "PNG"),
-        {"grey", "16-bit"},
-    ),
-    "grey16.tiff": (
-        data(Image.fromarray(np.arange(3072, dtype=np.uint16).reshape(48, 64)), "TIFF"),
-        {"grey", "16-bit"},
-    ),
+    "grey16.png": (data(GREY16, "PNG"), {"grey", "16-bit"}),
+    "grey16.tiff": (data(GREY16, "TIFF"), {"grey", "16-bit"}),
     "rgb16.png": (png(9, 5, bytes((1 + 9 * 6) * 5), bits=16), {"16-bit"}),
     "rgba16.png": (png(9, 5, bytes((1 + 9 * 8) * 5), 16, 6), {"16-bit", "alpha"}),
     "lab.tiff": (data(Image.new("LAB", (9, 9)), "TIFF"), {"colour space"}),
@@ -169,21 +156,27 @@ def test_no_program_is_started(tmp_path, monkeypatch):
 
     (tmp_path / "a.jpg").write_bytes(data(photo(), "EPS"))
     started = []
-    monkeypatch.setattr(
-        EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args) or photo().im
-    )
-    assert (
-        problems(tmp_path)[0][0] == "unreadable"
-        and "PostScript" in problems(tmp_path)[0][1]
-        and not started
-    )
+
+    def ghostscript(*args, **kwargs):
+        started.append(args)
+        return photo().im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
+    assert problems(tmp_path)[0][0] == "unreadable"
+    assert "PostScript" in problems(tmp_path)[0][1]
+    assert not started
 
 
 def test_giants_are_not_decoded(tmp_path, monkeypatch):
-    "A picture is judged by its header; with a limit of its own size it is decoded."
+    "An image is judged by its header; with a limit of its own size it is decoded."
     (tmp_path / "a.png").write_bytes(PNG)
     loads = []
-    monkeypatch.setattr(checking, "decode_problems", lambda im: loads.append(im) or [])
+
+    def noting(im):
+        loads.append(im)
+        return []
+
+    monkeypatch.setattr(checking, "decode_problems", noting)
     assert names(tmp_path, max_pixels=64 * 48 - 1) == {"too large"} and not loads
     assert names(tmp_path, max_pixels=64 * 48) == set() and len(loads) == 1
 
@@ -245,9 +238,8 @@ def test_no_permission(tmp_path):
         (tmp_path / o).write_bytes(JPEG)
     (tmp_path / "secret.jpg").chmod(0)
     (tmp_path / "locked").mkdir(mode=0)
-    check_images(
-        tmp_path, progress=False
-    )  # what Pillow loads when first needed may be out of nobody's reach
+    # What Pillow loads when first needed may be out of nobody's reach.
+    check_images(tmp_path, progress=False)
     with nobody():
         report = check_images(tmp_path, progress=False)
     (tmp_path / "locked").chmod(0o755)
@@ -263,12 +255,15 @@ def test_pipes_and_links(tmp_path):
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
     result = []
-    t = threading.Thread(
-        target=lambda: result.append(check_images(tmp_path, progress=False)), daemon=True
-    )
+
+    def look():
+        result.append(check_images(tmp_path, progress=False))
+
+    t = threading.Thread(target=look, daemon=True)
     t.start()
     t.join(20)
-    assert result and [(o.file, o.problem) for o in result[0].records] == [
+    assert result
+    assert [(o.file, o.problem) for o in result[0].records] == [
         (o, "unreadable") for o in ("dangling.jpg", "pipe.jpg", "self.jpg")
     ]
 
@@ -283,22 +278,19 @@ def test_folder_loops(tmp_path):
             (tmp_path / f"{i:02}" / f"to{j:02}").symlink_to(tmp_path / f"{j:02}")
     (tmp_path / "up").symlink_to(tmp_path)
     report = check_images(tmp_path, progress=False)
-    assert (
-        report.n_files == 12
-        and "up" in {o.file for o in report.fatal}
-        and {o.problem for o in report.records} == {"folder loop", "linked twice"}
-    )
+    assert report.n_files == 12
+    assert "up" in {o.file for o in report.fatal}
+    assert {o.problem for o in report.records} == {"folder loop", "linked twice"}
 
 
 def test_a_class_that_is_a_link(tmp_path):
-    "One folder in both splits: it has pictures in both, and it is worth knowing."
+    "One folder in both splits: it has images in both, and it is worth knowing."
     for o in ("train/a", "val"):
         (tmp_path / o).mkdir(parents=True)
     (tmp_path / "train/a/1.jpg").write_bytes(JPEG)
     (tmp_path / "val" / "a").symlink_to(tmp_path / "train" / "a")
-    assert problems(tmp_path) == [("linked twice", f"is {os.path.join('train', 'a')}")] or problems(
-        tmp_path
-    ) == [("linked twice", f"is {os.path.join('val', 'a')}")]
+    either = [[("linked twice", f"is {os.path.join(o, 'a')}")] for o in ("train", "val")]
+    assert problems(tmp_path) in either
 
 
 def test_deep_folders(tmp_path):
@@ -324,7 +316,7 @@ def test_classes(tmp_path):
     for o in ("train/both", "val/both", "train/only", "val/lonely"):
         (tmp_path / o / "1.JPEG").write_bytes(JPEG)
     (tmp_path / "val/both/notes.txt").write_text("a note")
-    (tmp_path / "labels.csv").write_text("not among the pictures")
+    (tmp_path / "labels.csv").write_text("not among the images")
     (tmp_path / ".whole").touch()
     (tmp_path / "train/both/.DS_Store").touch()
     report = check_images(str(tmp_path), progress=False)
@@ -344,9 +336,8 @@ def test_a_missing_split(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    assert [
-        (o.file, o.problem, o.fatal) for o in check_images(tmp_path, progress=False).records
-    ] == [(".", "no images", True)]
+    (found,) = check_images(tmp_path, progress=False).records
+    assert (found.file, found.problem, found.fatal) == (".", "no images", True)
     with pytest.raises(DataError, match="takes a folder, or a list of files"):
         check_images(tmp_path / "gone")
 
@@ -355,14 +346,10 @@ def test_files(tmp_path):
     (tmp_path / "a").mkdir()
     for o in ("a/1.jpg", "2.jpg"):
         (tmp_path / o).write_bytes(JPEG[:50])
-    report = check_images(
-        [tmp_path / "a/1.jpg", str(tmp_path / "2.jpg"), tmp_path / "gone.jpg"], progress=False
-    )
-    assert [o.file for o in report.fatal] == [
-        "2.jpg",
-        "a/1.jpg",
-        "gone.jpg",
-    ] and report.root == tmp_path
+    files = [tmp_path / "a/1.jpg", str(tmp_path / "2.jpg"), tmp_path / "gone.jpg"]
+    report = check_images(files, progress=False)
+    assert [o.file for o in report.fatal] == ["2.jpg", "a/1.jpg", "gone.jpg"]
+    assert report.root == tmp_path
     assert check_images(tmp_path / "2.jpg", progress=False).fatal[0].file == "2.jpg"
     assert check_images([], progress=False).n_files == 0
 
@@ -385,12 +372,10 @@ def test_report_is_short(tmp_path):
     assert "… and 27 more" in report._repr_markdown_()
     with pytest.raises(BadImages) as e:
         report.raise_if_fatal()
-    assert (
-        "09.jpg: empty" in str(e.value)
-        and "… and 20 more" in str(e.value)
-        and "quarantine(" in str(e.value)
-        and str(tmp_path) in str(e.value)
-    )
+    assert "09.jpg: empty" in str(e.value)
+    assert "… and 20 more" in str(e.value)
+    assert "quarantine(" in str(e.value)
+    assert str(tmp_path) in str(e.value)
 
 
 NASTY = ["a\nb.jpg", "a|b`<b>.jpg", os.fsdecode(b"\xff\xfe.jpg"), "=1+1.jpg", '"quoted",.jpg']
@@ -404,20 +389,17 @@ def test_names_that_nobody_expects(tmp_path, capsys):
     print(report)
     assert len(str(report).splitlines()) == 6
     for o in NASTY:
-        row = (
-            check_images([tmp_path / o], progress=False)._repr_markdown_().encode().splitlines()[-1]
-        )  # no lone surrogates
+        table = check_images([tmp_path / o], progress=False)._repr_markdown_()
+        row = table.encode().splitlines()[-1]  # no lone surrogates
         assert row.count(b"|") == 6 and b"<b>" not in row and b"`" not in row
     report.to_csv(tmp_path / "report.csv")
     import csv
 
     with open(tmp_path / "report.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.reader(f))
-    assert (
-        rows[0] == ["file", "problem", "detail", "fatal"]
-        and len(rows) == 6
-        and rows[1][1:] == ["empty", "0 bytes", "True"]
-    )
+    assert rows[0] == ["file", "problem", "detail", "fatal"]
+    assert len(rows) == 6
+    assert rows[1][1:] == ["empty", "0 bytes", "True"]
     assert {o[0] for o in rows[1:]} >= set(NASTY) - {NASTY[2]}
 
 
@@ -431,20 +413,16 @@ def tree(path):
 @pytest.fixture
 def bad(tmp_path):
     folder = tmp_path / "data"
-    for o in (
-        "train/a/good.jpg",
-        "train/a/bad.jpg",
-        "val/a/good.jpg",
-        "val/lonely/good.jpg",
-        "val/lonely/bad.jpg",
-    ):
+    good = ["train/a/good.jpg", "val/a/good.jpg", "val/lonely/good.jpg"]
+    for o in [*good, "train/a/bad.jpg", "val/lonely/bad.jpg"]:
         (folder / o).parent.mkdir(parents=True, exist_ok=True)
         (folder / o).write_bytes(JPEG if "good" in o else JPEG[:99])
     return folder
 
 
 def test_quarantine(bad, tmp_path):
-    "A class that is fatal goes as a whole; what was taken out leaves a sound data set, and can go back."
+    """A class that is fatal goes as a whole; what was taken out leaves a sound data set, and can go
+    back."""
     aside = tmp_path / "aside"
     assert quarantine(check_images(bad, progress=False), aside) == [
         aside / "train/a/bad.jpg",
@@ -489,9 +467,8 @@ def test_quarantine_says_how_far_it_came(bad, tmp_path, monkeypatch):
 # ---- any bytes at all ----
 
 SEEDS = list({**SOUND, **{k: v for k, (v, _) in PROBLEMS.items()}}.values())
-SEEDS += [data(photo(), o) for o in ("PPM", "ICO", "JPEG2000", "TIFF", "GIF")] + [
-    data(photo(), "TIFF", compression="tiff_lzw")
-]
+SEEDS += [data(photo(), o) for o in ("PPM", "ICO", "JPEG2000", "TIFF", "GIF")]
+SEEDS += [data(photo(), "TIFF", compression="tiff_lzw")]
 HEADS = [
     b"",
     b"\xff\xd8\xff\xe0",
@@ -516,7 +493,8 @@ def mutated(draw):
     b = bytearray(draw(st.sampled_from([o for o in SEEDS if o])))
     for _ in range(draw(st.integers(0, 6))):
         b[draw(st.integers(0, len(b) - 1))] = draw(st.integers(0, 255))
-    b = b[: draw(st.integers(1, len(b)))] if draw(st.booleans()) else b
+    if draw(st.booleans()):
+        b = b[: draw(st.integers(1, len(b)))]
     at = draw(st.integers(0, len(b)))
     return bytes(b[:at] + draw(st.binary(max_size=12)) + b[at:])
 
@@ -552,10 +530,8 @@ def test_any_bytes(tmp_path, content, name):
             warnings.simplefilter("always")
             report = check_images(folder, n_workers=1, progress=False)
         assert seen == []
-        assert isinstance(str(report), str) and {o.problem for o in report.records} <= {
-            *FATAL,
-            *HARMLESS,
-        }
+        assert isinstance(str(report), str)
+        assert {o.problem for o in report.records} <= {*FATAL, *HARMLESS}
         if not report.fatal:  # what isn't fatal can be decoded by whoever trains
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -569,7 +545,7 @@ def test_any_bytes(tmp_path, content, name):
 
 
 def test_interrupt_is_quick(tmp_path, monkeypatch):
-    "Ctrl-C doesn't wait for all the pictures that nobody looks at any more."
+    "Ctrl-C doesn't wait for all the images that nobody looks at any more."
     for i in range(200):
         (tmp_path / f"{i}.jpg").write_bytes(JPEG)
     started = []
@@ -599,17 +575,17 @@ def test_progress_bar(tmp_path, capsys):
 
 
 def test_import_is_light():
-    code = "import sys, sota_course.images.check; sys.exit(bool({'torch', 'fastai', 'fastprogress', 'matplotlib'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}
-        ).returncode
-        == 0
-    )
+    code = """
+import sys, sota_course.images.check
+sys.exit(bool({"torch", "fastai", "fastprogress", "matplotlib"} & set(sys.modules)))
+"""
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
 
 
 def test_speed(tmp_path):
-    "At most the processor time of decoding alone over 0.9, in as many threads; on a busy machine the clock says little."
+    """At most the processor time of decoding alone over 0.9, in as many threads; on a busy machine
+    the clock says little."""
     for i in range(60):
         (tmp_path / f"{i}.jpg").write_bytes(data(photo((640, 480), i), "JPEG"))
     files = sorted(tmp_path.iterdir())
@@ -624,15 +600,18 @@ def test_speed(tmp_path):
         return time.process_time() - start
 
     with ThreadPoolExecutor(2) as pool:
-        rounds = [
-            seconds(lambda: list(pool.map(decode, files)))
-            / seconds(lambda: check_images(files, n_workers=2, progress=False))
-            for _ in range(7)
-        ]
+
+        def decoded():
+            return list(pool.map(decode, files))
+
+        def checked():
+            return check_images(files, n_workers=2, progress=False)
+
+        rounds = [seconds(decoded) / seconds(checked) for _ in range(7)]
     assert statistics.median(rounds) > 0.9, rounds
 
 
-# ---- arguments of the wrong kind -------------------------------------------------------------------------------------
+# ---- arguments of the wrong kind -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -645,8 +624,8 @@ def test_what_is_no_path_is_refused(what):
 
 @pytest.mark.parametrize("name", ["max_pixels", "n_workers"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, float("nan"), "2", True, [1]])
-def test_numbers_are_checked_before_pictures(tmp_path, name, value):
-    "Or each picture would be reported as unreadable, or as too large."
+def test_numbers_are_checked_before_images(tmp_path, name, value):
+    "Or each image would be reported as unreadable, or as too large."
     with pytest.raises(ValueError, match=f"{name} must be (a whole number, at least 1|1 or more)"):
         check_images(tmp_path, progress=False, **{name: value})
 

@@ -1,4 +1,5 @@
-"Data sets, their layout and their batches: what fastai does with them, what is refused, and what is left on disk."
+"""Data sets, their layout and their batches: what fastai does with them, what is refused, and what
+is left on disk."""
 
 import warnings
 from pathlib import Path
@@ -30,7 +31,7 @@ def path():
 
 
 def folder(root, **counts):
-    "A data set below `root`: train_cat=3 makes three pictures in train/cat."
+    "A data set below `root`: train_cat=3 makes three images in train/cat."
     for i, (name, n) in enumerate(counts.items()):
         where = Path(root) / name.replace("_", "/", 1)
         where.mkdir(parents=True)
@@ -39,17 +40,17 @@ def folder(root, **counts):
     return Path(root)
 
 
-# ---- fastai on top ---------------------------------------------------------------------------------------------------
+# ---- fastai on top -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_all_of_fastai_on_top(path, tmp_path, pipeline):
-    "show_batch, results, interpretation, labelled and unlabelled test sets, prediction, export: as the book uses them."
+    """show_batch, results, interpretation, labelled and unlabelled test sets, prediction, export:
+    as the book uses them."""
     dls = get_dls(16, 32, path, presize=40, pipeline=pipeline, num_workers=0, progress=False)
     net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 10))
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path)
     files = image_files(path / "val")
-    names = [class_name(o) for o in files]
     dls.show_batch()
     dls.valid.show_batch(max_n=2)
     dls.train_ds.show(dls.train_ds[0])
@@ -58,46 +59,58 @@ def test_all_of_fastai_on_top(path, tmp_path, pipeline):
         learn.fit(1)
         learn.show_results()
         learn.show_results(ds_idx=0, max_n=2)
-        preds, targs = learn.get_preds()
-        interp = ClassificationInterpretation.from_learner(learn)
-        interp.plot_top_losses(4)
-        interp.plot_confusion_matrix()
-        interp.print_classification_report()
-        assert interp.confusion_matrix().sum() == 30 and all(
-            len(o) == 3 for o in interp.most_confused()
-        )
-        labelled, bare = dls.test_dl(files, with_labels=True), dls.test_dl(files)
-        labelled.show_batch(max_n=4)
-        bare.show_batch(max_n=4)
-        assert [dls.vocab[o] for _, y in labelled for o in y] == names and len(
-            bare.one_batch()
-        ) == 1
-        p, t = learn.get_preds(dl=labelled)
-        assert [dls.vocab[o] for o in t] == names and torch.allclose(p, preds, atol=1e-5)
-        assert torch.allclose(learn.get_preds(dl=bare)[0], preds, atol=1e-5)
-        assert (
-            ClassificationInterpretation.from_learner(learn, dl=labelled).confusion_matrix().sum()
-            == 30
-        )
-        # Each name belongs to its picture, however often it goes there and back.
-        x = dls.valid.one_batch()
-        assert [o[1] for o in dls.valid.decode_batch(x)] == names[:9]
-        name, i, probs = learn.predict(files[0])
-        assert name == dls.vocab[i] and torch.allclose(probs, preds[0], atol=1e-5)
-        learn.export("model.pkl")
-        again = load_learner(tmp_path / "model.pkl")
-        with again.no_bar():
-            assert torch.allclose(again.predict(files[0])[2], probs, atol=1e-5)
-            q, u = again.get_preds(dl=again.dls.test_dl(files, with_labels=True))
-        assert [again.dls.vocab[o] for o in u] == names and torch.allclose(q, preds, atol=1e-5)
+        is_interpreted(learn)
+        preds, _ = learn.get_preds()
+        takes_test_sets(learn, files, preds)
+        predicts_and_exports(learn, files, preds)
+
+
+def is_interpreted(learn):
+    interp = ClassificationInterpretation.from_learner(learn)
+    interp.plot_top_losses(4)
+    interp.plot_confusion_matrix()
+    interp.print_classification_report()
+    assert interp.confusion_matrix().sum() == 30
+    assert all(len(o) == 3 for o in interp.most_confused())
+
+
+def takes_test_sets(learn, files, preds):
+    "With labels and without, in the order of the files."
+    dls, names = learn.dls, [class_name(o) for o in files]
+    labelled, bare = dls.test_dl(files, with_labels=True), dls.test_dl(files)
+    labelled.show_batch(max_n=4)
+    bare.show_batch(max_n=4)
+    assert [dls.vocab[o] for _, y in labelled for o in y] == names
+    assert len(bare.one_batch()) == 1
+    p, t = learn.get_preds(dl=labelled)
+    assert [dls.vocab[o] for o in t] == names and torch.allclose(p, preds, atol=1e-5)
+    assert torch.allclose(learn.get_preds(dl=bare)[0], preds, atol=1e-5)
+    interp = ClassificationInterpretation.from_learner(learn, dl=labelled)
+    assert interp.confusion_matrix().sum() == 30
+
+
+def predicts_and_exports(learn, files, preds):
+    "Each name belongs to its image, however often it goes there and back."
+    dls, names = learn.dls, [class_name(o) for o in files]
+    x = dls.valid.one_batch()
+    assert [o[1] for o in dls.valid.decode_batch(x)] == names[:9]
+    name, i, probs = learn.predict(files[0])
+    assert name == dls.vocab[i] and torch.allclose(probs, preds[0], atol=1e-5)
+    learn.export("model.pkl")
+    again = load_learner(learn.path / "model.pkl")
+    with again.no_bar():
+        assert torch.allclose(again.predict(files[0])[2], probs, atol=1e-5)
+        p, t = again.get_preds(dl=again.dls.test_dl(files, with_labels=True))
+    assert [again.dls.vocab[o] for o in t] == names and torch.allclose(p, preds, atol=1e-5)
 
 
 def test_label_functions_have_no_annotations():
-    "fastai takes the first one, also that of the result, for the type of what comes in, and then finds no place for a path."
+    """fastai takes the first one, also that of the result, for the type of what comes in, and then
+    finds no place for a path."""
     assert not class_name.__annotations__
 
 
-# ---- names and folders -----------------------------------------------------------------------------------------------
+# ---- names and folders ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -111,9 +124,8 @@ def test_what_is_not_there_is_a_sentence(name, tmp_path, monkeypatch):
 
 
 def test_a_near_match_is_a_hint():
-    with pytest.raises(
-        DataError, match="no folder 'imagenete-160': did you mean 'imagenette-160'\\? Choose"
-    ):
+    words = "no folder 'imagenete-160': did you mean 'imagenette-160'\\? Choose"
+    with pytest.raises(DataError, match=words):
         get_data("imagenete-160")
     with pytest.raises(DataError, match="no folder 'qqqqq'\\. Choose"):
         get_data("qqqqq")
@@ -126,44 +138,32 @@ def test_what_names_nothing_is_refused(name):
             f(name)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        dict(n_train=-1),
-        dict(n_train=1.5),
-        dict(n_val="30"),
-        dict(seed=None),
-        dict(seed=True),
-        dict(noise=1),
-        dict(noise="0"),
-        dict(noise=float("nan")),
-        dict(noise=None),
-        dict(n_workers=-1),
-        dict(n_workers=1.5),
-        dict(colour="red"),
-    ],
+NAN = float("nan")
+DRAWINGS = dict(
+    n_train=[-1, 1.5],
+    n_val=["30"],
+    seed=[None, True],
+    noise=[1, "0", NAN, None],
+    n_workers=[-1, 1.5],
+    colour=["red"],
 )
-def test_bad_arguments_of_a_drawing_are_named(given):
-    with pytest.raises((ValueError, TypeError), match=next(iter(given))):
-        get_data("drawn", progress=False, **given)
+
+
+@pytest.mark.parametrize("name, value", [(k, o) for k, v in DRAWINGS.items() for o in v])
+def test_bad_arguments_of_a_drawing_are_named(name, value):
+    with pytest.raises((ValueError, TypeError), match=name):
+        get_data("drawn", progress=False, **{name: value})
 
 
 def test_each_drawing_has_a_folder_of_its_own():
-    made = [
-        get_data("drawn", n_train=1, n_val=1, progress=False, **o)
-        for o in (
-            dict(seed=10000001),
-            dict(seed=10000002),
-            dict(noise=0.1234567),
-            dict(noise=0.1234568),
-            dict(noise=0.1),
-        )
-    ]
+    kinds = [dict(seed=o) for o in (10000001, 10000002)]
+    kinds += [dict(noise=o) for o in (0.1234567, 0.1234568, 0.1)]
+    made = [get_data("drawn", n_train=1, n_val=1, progress=False, **o) for o in kinds]
     assert len(set(made)) == 5 and made[-1].name.endswith("-1-1-42-0.1")
     assert get_data("drawn", n_train=1, n_val=1, seed=10000001, progress=False) == made[0]
 
 
-# ---- sets that can't be learned from ---------------------------------------------------------------------------------
+# ---- sets that can't be learned from -------------------------------------------------------------
 
 CASES = {
     "single class 'cat'.*two": dict(train_cat=8, val_cat=4),
@@ -202,54 +202,33 @@ def test_an_incomplete_batch_can_be_kept(tmp_path):
     assert len(get_dls(9, 8, root, drop_last=False, progress=False).one_batch()[1]) == 8
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+STATS = [5, "photos", [], [1], ([0.5] * 3, [0.0] * 3), ([NAN] * 3, [0.2] * 3), True]
+# The argument, its values, and what is said of each.
+NONSENSE = [
+    *((o, [0, -3, 2.5, True, "8", NAN, [8]], f"{o} must be") for o in ("bs", "size", "presize")),
+    ("min_scale", [0, 1.1, -0.5, NAN, "0.5", True, None], "min_scale is a share"),
+    ("valid_pct", [0, 1, 1.5, -0.2, NAN, "0.2", True], "valid_pct is a share"),
+    ("presize", [15], "presize=15 is less than size=16"),
+    ("seed", [1.5, -1], "seed must be"),
+    ("stats", STATS, "stats|mean|std|standard"),
+    ("method", ["stretch", []], "method must be one of"),
+    ("pipeline", [None], "pipeline must be one of"),
+]
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize(
-    "change,error",
-    [
-        *(
-            (dict([(name, value)]), f"{name} must be")
-            for name in ("bs", "size", "presize")
-            for value in (0, -3, 2.5, True, "8", float("nan"), [8])
-        ),
-        *(
-            (dict(min_scale=o), "min_scale is a share")
-            for o in (0, 1.1, -0.5, float("nan"), "0.5", True, None)
-        ),
-        *(
-            (dict(valid_pct=o), "valid_pct is a share")
-            for o in (0, 1, 1.5, -0.2, float("nan"), "0.2", True)
-        ),
-        (dict(presize=15), "presize=15 is less than size=16"),
-        (dict(valid_pct=0.5, seed=1.5), "seed must be"),
-        (dict(valid_pct=0.5, seed=-1), "seed must be"),
-        *(
-            (dict(stats=o), "stats|mean|std|standard")
-            for o in (
-                5,
-                "photos",
-                [],
-                [1],
-                ([0.5] * 3, [0.0] * 3),
-                ([float("nan")] * 3, [0.2] * 3),
-                True,
-            )
-        ),
-        (dict(method="stretch"), "method must be one of"),
-        (dict(method=[]), "method must be one of"),
-        (dict(pipeline=None), "pipeline must be one of"),
-    ],
+    "name, value, error", [(name, o, error) for name, values, error in NONSENSE for o in values]
 )
-def test_nonsense_is_named(path, pipeline, change, error):
+def test_nonsense_is_named(path, pipeline, name, value, error):
+    args = dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False)
+    if name == "seed":  # of the share that is drawn
+        args["valid_pct"] = 0.5
     with pytest.raises((ValueError, TypeError), match=error):
-        get_dls(
-            **{
-                **dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False),
-                **change,
-            }
-        )
+        get_dls(**args | {name: value})
 
 
 NUMBERS = st.one_of(
@@ -267,37 +246,21 @@ ANYTHING = st.one_of(
 )
 
 
-@given(
-    st.sampled_from(
-        [
-            "bs",
-            "size",
-            "presize",
-            "method",
-            "stats",
-            "min_scale",
-            "pipeline",
-            "valid_pct",
-            "seed",
-            "path",
-        ]
-    ),
-    ANYTHING,
-    st.sampled_from(sorted(PIPELINES)),
-)
+ARGUMENTS = "bs size presize method stats min_scale pipeline valid_pct seed path".split()
+
+
+@given(st.sampled_from(ARGUMENTS), ANYTHING, st.sampled_from(sorted(PIPELINES)))
 @pytest.mark.filterwarnings("ignore")
 def test_property_any_argument_works_or_is_refused(path, name, value, pipeline):
     if name == "path" and value is None:
         return  # the whole drawn set, which takes long
-    args = dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False) | {
-        name: value
-    }
+    args = dict(bs=4, size=16, path=path, pipeline=pipeline, num_workers=0, progress=False)
+    args[name] = value
     try:
         dls = get_dls(**args)
     except (ValueError, TypeError, DataError):
         return
     x, y = dls.one_batch()
-    assert (
-        x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"])) and x.isfinite().all()
-    )
+    assert x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"]))
+    assert x.isfinite().all()
     assert len(dls.valid_ds) and len(set(dls.vocab)) == 10

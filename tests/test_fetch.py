@@ -1,4 +1,5 @@
-"Fetching through a server on loopback that fails on command: what each failure says, and what it leaves on the disk."
+"""Fetching through a server on loopback that fails on command: what each failure says, and what it
+leaves on the disk."""
 
 import errno
 import gzip
@@ -22,19 +23,10 @@ from PIL import Image
 
 from sota_course.images import fetch as fetching
 from sota_course.errors import DataError, DownloadError
-from sota_course.images.fetch import (
-    SETS,
-    fetch,
-    fetch_source,
-    is_whole,
-    named_source,
-    url_source,
-)
+from sota_course.images.fetch import SETS, fetch, fetch_source, is_whole, named_source, url_source
 
 root = Path(__file__).resolve().parent.parent
-QUICK = dict(
-    progress=False, tries=2, timeout=10, pause=0.01
-)  # seconds that a busy machine may need
+QUICK = dict(progress=False, tries=2, timeout=10, pause=0.01)  # a busy machine may need 10 s
 
 
 def jpeg(shade, size=(24, 16)):
@@ -60,7 +52,8 @@ def add(tar, name, data=b"", **kwargs):
 
 
 def tgz(files=FILES, extra=(), level=9, finish=lambda tar: tar):
-    "A `.tgz` of `files` and of `extra` members (dicts for `add`); `finish` gets the bytes of the tar file."
+    """A `.tgz` of `files` and of `extra` members (dicts for `add`); `finish` gets the bytes of the
+    tar file."""
     buf = io.BytesIO()
     with tarfile.open(fileobj=buf, mode="w") as tar:
         for k, v in files.items():
@@ -71,7 +64,8 @@ def tgz(files=FILES, extra=(), level=9, finish=lambda tar: tar):
 
 
 class Site:
-    "A server of one file, whose next answers are the functions in `plan` (None: as it should be); the last one stays."
+    """A server of one file, whose next answers are the functions in `plan` (None: as it should be);
+    the last one stays."""
 
     def __init__(self, data):
         self.data, self.plan, self.asked, self.ranges = data, [None], [], True
@@ -166,7 +160,8 @@ def tree(path):
 def assert_absent(src):
     "Neither the data set nor anything half unpacked is there, nor an archive that looks finished."
     assert not src.folder.exists() and not src.archive.exists()
-    assert tree(src.folder.parent) == [] if src.folder.parent.exists() else True
+    if src.folder.parent.exists():
+        assert tree(src.folder.parent) == []
 
 
 def assert_helpful(e, src):
@@ -194,10 +189,8 @@ def test_fetch_by_name(site, official, home, monkeypatch):
     for name, data in FILES.items():
         assert (folder.parent / name).read_bytes() == data
     assert (home / "archive" / "imagenette2-160.tgz").read_bytes() == site.data
-    assert (
-        tree(home / "data")[0] == "imagenette2-160"
-        and not (home / "archive" / "imagenette2-160.tgz.part").exists()
-    )
+    assert tree(home / "data")[0] == "imagenette2-160"
+    assert not (home / "archive" / "imagenette2-160.tgz.part").exists()
     site.close()  # from here on, without a network
     assert fetch("imagenette-160", progress=False) == folder
     assert os.listdir(home / "data") == ["imagenette2-160"], "it was unpacked a second time"
@@ -230,29 +223,28 @@ def test_unknown_name(name, close, home):
     with pytest.raises(DataError) as e:
         fetch(name)
     assert (f"did you mean {close!r}" in str(e.value)) == bool(close)
-    assert all(
-        o in str(e.value) for o in (*SETS, repr(name), "get_data('drawn')", "train/<class>/")
-    )
+    for o in (*SETS, repr(name), "get_data('drawn')", "train/<class>/"):
+        assert o in str(e.value)
 
 
 def test_progress_bar(src, site, capsys, monkeypatch):
     fastprogress = pytest.importorskip("fastprogress.fastprogress")
     monkeypatch.setattr(fastprogress, "progress_bar", fastprogress.ConsoleProgressBar)
     fetch_source(src, progress=True)
-    assert "100.00%" in (shown := capsys.readouterr().out) and "imagenette2-160" in shown
+    shown = capsys.readouterr().out
+    assert "100.00%" in shown and "imagenette2-160" in shown
     shutil.rmtree(src.folder)
     fetch_source(src, progress=False)
     assert capsys.readouterr().out == ""
 
 
 def test_import_is_light():
-    code = "import sys, sota_course.images.fetch; sys.exit(bool({'torch', 'fastai', 'fastprogress', 'PIL'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}
-        ).returncode
-        == 0
-    )
+    code = """
+import sys, sota_course.images.fetch
+sys.exit(bool({"torch", "fastai", "fastprogress", "PIL"} & set(sys.modules)))
+"""
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
 
 
 # ---- no network ----
@@ -281,17 +273,14 @@ def test_no_download(what, says, src, site, monkeypatch):
         site.close()
     if what == "dns":
         monkeypatch.setattr(socket, "getaddrinfo", no_host)
-    site.plan = [
-        {
-            "stall": site.stall,
-            "trickle": site.trickle,
-            "silent": lambda h: time.sleep(120),
-            "cut": site.half,
-        }.get(what, Site.status(int(what)) if what.isdigit() else None)
-    ]
+    answers = dict(
+        stall=site.stall, trickle=site.trickle, silent=lambda h: time.sleep(120), cut=site.half
+    )
+    site.plan = [Site.status(int(what)) if what.isdigit() else answers.get(what)]
+    timeout = 0.5 if "stall" in says else QUICK["timeout"]
     start = time.monotonic()
     with pytest.raises(DownloadError) as e:
-        fetch_source(src, **({**QUICK, "timeout": 0.5} if "stall" in says else QUICK))
+        fetch_source(src, **QUICK | dict(timeout=timeout))
     assert time.monotonic() - start < 60
     assert f"can't download {src.url}: {says}" in str(e.value) and e.value.__cause__ is not None
     assert_helpful(e, src)
@@ -322,7 +311,8 @@ def test_pauses_double_and_end(src, site, monkeypatch):
 
 
 def test_progress_renews_the_tries(home):
-    "Each connection brings over 1 MiB: a bad line gets through with two tries, although it breaks off four times."
+    """Each connection brings over 1 MiB: a bad line gets through with two tries, although it
+    breaks off four times."""
     big = Site(tgz(FILES | {"imagenette2-160/noise.bin": os.urandom(6_000_000)}))
 
     def some(h):
@@ -354,11 +344,9 @@ def test_the_rest_of_another_file_is_not_joined(src, site):
     src.part.parent.mkdir(parents=True)
     src.part.write_bytes(b"x" * 1000)  # of a version that the server no longer has
     fetch_source(src, **QUICK)
-    assert (
-        site.asked == ["bytes=1000-", None]
-        and is_whole(src)
-        and src.archive.read_bytes() == site.data
-    )
+    assert site.asked == ["bytes=1000-", None]
+    assert is_whole(src)
+    assert src.archive.read_bytes() == site.data
 
 
 def test_nothing_left_to_ask_for(src, site):
@@ -384,9 +372,8 @@ def test_a_server_that_sends_other_parts(src, site):
 
 def test_wrong_size_is_seen_before_the_download(site, home):
     src = url_source(site.url, size=99003388)
-    with pytest.raises(
-        DownloadError, match="and 99,003,388 are right: another file, or the log-in page"
-    ) as e:
+    words = "and 99,003,388 are right: another file, or the log-in page"
+    with pytest.raises(DownloadError, match=words) as e:
         fetch_source(src, **QUICK)
     assert_helpful(e, src)
     assert_absent(src)
@@ -425,10 +412,10 @@ def test_wrong_hash_of_the_official_archive(site, official, home):
 
 
 def flipped():
-    "One byte of a picture is wrong, far behind the first MiB, in data that zlib passes through as it is."
-    data = bytearray(
-        tgz(FILES | {"imagenette2-160/train/n03028079/big.JPEG": os.urandom(2_000_000)}, level=0)
-    )
+    """One byte of an image is wrong, far behind the first MiB, in data that zlib passes through as
+    it is."""
+    big = {"imagenette2-160/train/n03028079/big.JPEG": os.urandom(2_000_000)}
+    data = bytearray(tgz(FILES | big, level=0))
     data[-500_000] ^= 1
     return bytes(data)
 
@@ -463,9 +450,8 @@ DAMAGED = {
 @pytest.mark.parametrize("what", DAMAGED)
 def test_damaged_archive(what, src, site):
     site.data = DAMAGED[what]()
-    with pytest.raises(
-        DownloadError, match=r"imagenette2-160.tgz.part \([\d,]+ bytes\) is truncated or damaged: "
-    ) as e:
+    words = r"imagenette2-160.tgz.part \([\d,]+ bytes\) is truncated or damaged: "
+    with pytest.raises(DownloadError, match=words) as e:
         fetch_source(src, **QUICK)
     assert e.value.__cause__ is not None and not src.part.exists()
     assert_helpful(e, src)
@@ -475,7 +461,7 @@ def test_damaged_archive(what, src, site):
 @pytest.mark.parametrize(
     "files",
     [
-        {"a/pictures/1.JPEG": b""},
+        {"a/images/1.JPEG": b""},
         {"a/train/c/1.JPEG": b"", "a/test/c/1.JPEG": b""},
         {},
         {"train/1.JPEG": b"", "val/1.JPEG": b""},
@@ -525,15 +511,13 @@ def test_hostile_archive(what, old_python, src, site, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "secret").write_text("secret")
-    site.data = tgz(
-        extra=[
-            {k: v.format(out=out) if isinstance(v, str) else v for k, v in o.items()}
-            for o in HOSTILE[what]
-        ]
-    )
-    with pytest.raises(
-        DownloadError, match="isn't safe to unpack: its member .*Nothing was unpacked"
-    ) as e:
+
+    def filled(member):
+        return {k: v.format(out=out) if isinstance(v, str) else v for k, v in member.items()}
+
+    site.data = tgz(extra=[filled(o) for o in HOSTILE[what]])
+    words = "isn't safe to unpack: its member .*Nothing was unpacked"
+    with pytest.raises(DownloadError, match=words) as e:
         fetch_source(src, **QUICK)
     assert "link" not in what or "is a link to" in str(e.value)
     assert_helpful(e, src)
@@ -545,9 +529,8 @@ def test_negative_size_does_not_loop(src, site):
     "Old versions of `tarfile` read such a header for ever."
 
     def backwards(tar):
-        at = next(
-            i for i in range(0, len(tar), 512) if tar[i : i + 15] == b"imagenette2-160" and i > 5000
-        )
+        at = tar.index(b"imagenette2-160", 5000)  # a header, since the images don't hold the name
+        assert at % 512 == 0
         head = bytearray(tar[at : at + 512])
         head[124:136] = b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2, "big")
         head[148:156] = b" " * 8
@@ -623,9 +606,8 @@ def test_disk_runs_full(ending, room, src, site, monkeypatch):
         return Full(f, room) if str(path).endswith(ending) and mode in ("ab", "wb") else f
 
     monkeypatch.setattr(fetching, "open", full, raising=False)
-    with pytest.raises(
-        DownloadError, match=f"the disk is full while writing .*{ending}.*FASTAI_HOME"
-    ) as e:
+    words = f"the disk is full while writing .*{ending}.*FASTAI_HOME"
+    with pytest.raises(DownloadError, match=words) as e:
         fetch_source(src, **QUICK)
     assert e.value.__cause__.errno == errno.ENOSPC and len(site.asked) == 1
     assert_helpful(e, src)
@@ -651,9 +633,12 @@ from pathlib import Path
 from sota_course.images import fetch as f
 src = f.Source(sys.argv[1], Path("archive/a.tgz"), Path("data/a"))
 Path("archive").mkdir()
-shutil.disk_usage = lambda path: namedtuple("Usage", "total used free")(0, 0, 10**12) # another process takes the room meanwhile
-try: f.fetch_source(src, progress=False, tries=2, pause=.01)
-except f.DownloadError as e: print(e)
+# Another process takes the room meanwhile.
+shutil.disk_usage = lambda path: namedtuple("Usage", "total used free")(0, 0, 10**12)
+try:
+    f.fetch_source(src, progress=False, tries=2, pause=.01)
+except f.DownloadError as e:
+    print(e)
 """
 
 
@@ -664,17 +649,13 @@ def test_a_disk_that_is_really_full(site, tmp_path):
     disk.mkdir()
     shell = ["unshare", "-rm", "sh", "-c"]
     mount = f"mount -t tmpfs -o size=256k none {disk}"
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*shell, mount], capture_output=True).returncode
-    ):
+    able = shutil.which("unshare")
+    if not able or subprocess.run([*shell, mount], capture_output=True).returncode:
         pytest.skip("can't mount a small file system here")
-    run = subprocess.run(
-        [*shell, f'{mount} && cd {disk} && "$0" -c "$1" {site.url}', sys.executable, REALLY_FULL],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "no_proxy": "*"},
-    )
+    command = f'{mount} && cd {disk} && "$0" -c "$1" {site.url}'
+    env = {**os.environ, "PYTHONPATH": str(root), "no_proxy": "*"}
+    args = [*shell, command, sys.executable, REALLY_FULL]
+    run = subprocess.run(args, capture_output=True, text=True, env=env)
     assert "the disk is full while writing" in run.stdout, run.stderr
     assert run.stderr.strip() == ""
 
@@ -683,33 +664,33 @@ def test_a_disk_that_is_really_full(site, tmp_path):
 
 
 def python(code, src):
-    "Starts `code` in another process, with `f`, the module, and `src`; fastai isn't needed for that, which saves seconds."
+    """Starts `code` in another process, with `f`, the module, and `src`; fastai isn't needed for
+    that, which saves seconds."""
     env = {**os.environ, "PYTHONPATH": str(root), "no_proxy": "*"}
-    code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom sota_course.images import fetch as f\n"
-        "src = f.Source(sys.argv[1], *map(Path, sys.argv[2:]))\n" + code
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, src.url, src.archive, src.folder],
-        env=env,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    head = """
+import os, signal, sys
+from pathlib import Path
+from sota_course.images import fetch as f
+src = f.Source(sys.argv[1], *map(Path, sys.argv[2:]))
+"""
+    args = [sys.executable, "-c", head + code, src.url, src.archive, src.folder]
+    return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, text=True)
 
 
 def test_killed_while_unpacking(src, site):
-    code = """if True:
-        real, n = f.write_file, []
-        def write_file(*args):
-            n.append(1)
-            if len(n) == 8: os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args)
-        f.write_file = write_file
-        f.fetch_source(src, progress=False)"""
+    code = """
+real, n = f.write_file, []
+def write_file(*args):
+    n.append(1)
+    if len(n) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args)
+f.write_file = write_file
+f.fetch_source(src, progress=False)
+"""
     assert python(code, src).wait() == -signal.SIGKILL
-    assert not src.folder.exists() and len(tree(src.folder.parent)) > 8, (
-        "it was to be killed in the middle"
-    )
+    assert not src.folder.exists()
+    assert len(tree(src.folder.parent)) > 8, "it was to be killed in the middle"
     fetch_source(src, **QUICK)
     assert sorted(o.name for o in src.folder.parent.iterdir()) == [src.folder.name], "leftovers"
     assert len(list(src.folder.glob("*/*/*.JPEG"))) == 20
@@ -749,11 +730,9 @@ def test_two_processes_at_once(src, site):
     both = [python("print(f.fetch_source(src, progress=False))", src) for _ in range(2)]
     outs = [p.communicate(timeout=120)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0] and all(str(src.folder) in o for o in outs)
-    assert (
-        len(site.asked) == 1
-        and is_whole(src)
-        and os.listdir(src.folder.parent) == [src.folder.name]
-    )
+    assert len(site.asked) == 1
+    assert is_whole(src)
+    assert os.listdir(src.folder.parent) == [src.folder.name]
 
 
 def test_two_threads_at_once(src, site):
@@ -763,11 +742,9 @@ def test_two_threads_at_once(src, site):
         t.start()
     for t in threads:
         t.join(60)
-    assert (
-        len(site.asked) == 1
-        and is_whole(src)
-        and os.listdir(src.folder.parent) == [src.folder.name]
-    )
+    assert len(site.asked) == 1
+    assert is_whole(src)
+    assert os.listdir(src.folder.parent) == [src.folder.name]
 
 
 def test_another_process_keeps_the_lock(src, site, capsys):
@@ -816,9 +793,8 @@ def test_a_half_filled_folder_is_not_taken(src, site):
     with pytest.warns(UserWarning, match="lacked images.*imagenette2-160.incomplete"):
         fetch_source(images(src, 10), **QUICK)
     assert len(list(src.folder.glob("*/*/*.JPEG"))) == 20
-    assert (
-        src.folder.with_name("imagenette2-160.incomplete") / "train" / "n03028079" / "old.JPEG"
-    ).read_bytes() == b"old"
+    aside = src.folder.with_name("imagenette2-160.incomplete")
+    assert (aside / "train" / "n03028079" / "old.JPEG").read_bytes() == b"old"
 
 
 def test_a_half_filled_folder_stays_when_the_download_fails(src, site):
@@ -836,7 +812,7 @@ def test_what_fastai_unpacked_is_taken(src, site):
     site.close()
     whole = images(src, 10)
     assert fetch_source(whole, **QUICK) == src.folder
-    next(src.folder.glob("train/*/*.JPEG")).unlink()  # its owner takes a bad picture out
+    next(src.folder.glob("train/*/*.JPEG")).unlink()  # its owner takes a bad image out
     assert fetch_source(whole, **QUICK) == src.folder
     assert os.listdir(src.folder.parent) == [src.folder.name]
 
@@ -869,7 +845,7 @@ def test_a_folder_that_cannot_be_written(where, site, tmp_path, monkeypatch):
     fastai_cfg.cache_clear()
 
 
-# ---- what killed calls leave -----------------------------------------------------------------------------------------
+# ---- what killed calls leave ---------------------------------------------------------------------
 
 
 def rest(src, name, lock=True):
@@ -894,10 +870,12 @@ def test_the_rest_of_another_set_goes_at_the_next_call(src, site):
 def test_the_rest_of_a_living_process_stays(src, site):
     tmp = rest(src, "imagewoof2")
     with fetching.FileLock(src.archive.with_name("imagewoof2.tgz.lock")):
-        code = f"from sota_course.images.fetch import url_source, delete_leftovers; delete_leftovers(url_source({src.url!r}))"
-        assert (
-            subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0 and tmp.exists()
-        )
+        code = f"""
+from sota_course.images.fetch import delete_leftovers, url_source
+delete_leftovers(url_source({src.url!r}))
+"""
+        assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+        assert tmp.exists()
     fetching.delete_leftovers(src)
     assert not tmp.exists()
 
@@ -916,20 +894,14 @@ def test_the_bytes_of_a_set_that_is_not_there_stay(src, site):
 
 
 def test_a_sweep_on_a_read_only_disk_is_silent(src, site, monkeypatch):
-    tmp = rest(src, "imagewoof2")
-
     def refuse(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     fetch_source(src, **QUICK)
     tmp = rest(src, "imagewoof2")
     with monkeypatch.context() as m:
-        for where, name in (
-            (os, "rmdir"),
-            (os, "unlink"),
-            (Path, "unlink"),
-            (fetching, "FileLock"),
-        ):
+        places = (os, "rmdir"), (os, "unlink"), (Path, "unlink"), (fetching, "FileLock")
+        for where, name in places:
             m.setattr(where, name, refuse)
         assert fetch_source(src, **QUICK) == src.folder
     assert tmp.exists()

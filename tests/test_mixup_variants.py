@@ -1,5 +1,7 @@
 "ResizeMix and RegMixup from the outside: types, layouts, any loss, and callbacks in a learner."
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,9 +23,8 @@ def small():
 @given(side=st.floats(0, 1), h=st.integers(1, 30), w=st.integers(1, 30), n=st.integers(0, 5))
 def test_patches_lie_inside(side, h, w, n):
     top, bottom, left, right = patch_boxes(torch.full((n,), side), h, w).unbind(1)
-    assert (
-        (0 <= top) & (top <= bottom) & (bottom <= h) & (0 <= left) & (left <= right) & (right <= w)
-    ).all()
+    assert ((0 <= top) & (top <= bottom) & (bottom <= h)).all()
+    assert ((0 <= left) & (left <= right) & (right <= w)).all()
     assert ((bottom - top) == round(side * h)).all() or abs(side * h % 1 - 0.5) < 1e-3
 
 
@@ -32,15 +33,14 @@ def test_resizemix_is_a_resize_and_a_paste(dtype):
     x, *_, perm = batch(dtype=dtype)
     boxes = patch_boxes(torch.full((6,), 0.5), 8, 8)
     got = resizemix(x, perm, boxes)
-    t, b, l, r = boxes[0]
-    want = F.interpolate(x[perm[:1]].float(), (b - t, r - l), mode="bilinear", antialias=True)[0]
-    assert got.dtype == dtype and torch.allclose(got[0, :, t:b, l:r].float(), want, atol=1e-2)
+    top, bottom, left, right = boxes[0]
+    size, rows, cols = (bottom - top, right - left), slice(top, bottom), slice(left, right)
+    want = F.interpolate(x[perm[:1]].float(), size, mode="bilinear", antialias=True)[0]
+    assert got.dtype == dtype and torch.allclose(got[0, :, rows, cols].float(), want, atol=1e-2)
     outside = torch.ones(8, 8, dtype=torch.bool)
-    outside[t:b, l:r] = False
-    assert (
-        torch.equal(got[0][:, outside], x[0][:, outside])
-        and outside.float().mean() == box_weights(boxes, 8, 8)[0]
-    )
+    outside[rows, cols] = False
+    assert torch.equal(got[0][:, outside], x[0][:, outside])
+    assert outside.float().mean() == box_weights(boxes, 8, 8)[0]
 
 
 @pytest.mark.parametrize("kind", layouts(batch()[0]))
@@ -48,11 +48,9 @@ def test_resizemix_layouts(kind):
     x, *_, perm = batch()
     x, boxes = layouts(x)[kind], patch_boxes(torch.full((6,), 0.5), 8, 8)
     before = x.clone()
-    assert torch.allclose(
-        torch.Tensor(resizemix(x, perm, boxes)),
-        resizemix(torch.Tensor(x).contiguous(), perm, boxes),
-        atol=1e-6,
-    ) and torch.equal(x, before)
+    want = resizemix(torch.Tensor(x).contiguous(), perm, boxes)
+    assert torch.allclose(torch.Tensor(resizemix(x, perm, boxes)), want, atol=1e-6)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +65,8 @@ def test_resizemix_layouts(kind):
 @pytest.mark.parametrize("loss", ["torch", "fastai", "function", "both", "part", "focal", "bare"])
 def test_any_loss(make, loss):
     learn = fit(learner(make(off_last=1), loss_func=LOSSES[loss], model=small()), 2)
-    assert (
-        torch.stack(learn.recorder.losses).isfinite().all() and len(learn.recorder.values[0]) == 3
-    )
+    assert torch.stack(learn.recorder.losses).isfinite().all()
+    assert len(learn.recorder.values[0]) == 3
     assert len(learn.validate()) == 1
 
 
@@ -97,7 +94,12 @@ def test_regmixup_adds_the_two_losses():
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     fixed = learn.cbs.filter(lambda o: isinstance(o, Fixed))[0]
     old = fixed.mix
-    fixed.mix = lambda x, lam, perm: (perms.append(perm), old(x, lam, perm))[1]
+
+    def noting(x, lam, perm):
+        perms.append(perm)
+        return old(x, lam, perm)
+
+    fixed.mix = noting
     fit(learn)
     model = small()
     model.load_state_dict(before)
@@ -123,11 +125,8 @@ def test_other_callbacks_see_the_clean_half():
 @pytest.mark.parametrize("loss", [IndexOnly(), FocalLoss(weight=W)])
 def test_one_weight_for_the_batch_is_one(make, loss):
     'With per="batch" any loss of class numbers will do, as the error says where it isn\'t set.'
-    assert (
-        torch.stack(fit(learner(make(per="batch"), loss_func=loss, model=small())).recorder.losses)
-        .isfinite()
-        .all()
-    )
+    learn = fit(learner(make(per="batch"), loss_func=loss, model=small()))
+    assert torch.stack(learn.recorder.losses).isfinite().all()
     with pytest.raises(ValueError, match='use per="batch" and draw="batch"'):
         fit(learner(make(), loss_func=loss, model=small()))
     cb, (x, *_, perm) = make(per="batch"), batch()
@@ -138,9 +137,8 @@ def test_one_weight_for_the_batch_is_one(make, loss):
 def test_what_means_nothing_to_resizemix_is_refused(kwargs):
     with pytest.raises(TypeError, match=f"no use for {next(iter(kwargs))}"):
         ResizeMix(**kwargs)
-    assert not {"alpha", "fold"} & ResizeMix().settings.keys() and ResizeMix().__name__.startswith(
-        "ResizeMix(per=elem"
-    )
+    assert not {"alpha", "fold"} & ResizeMix().settings.keys()
+    assert ResizeMix().__name__.startswith("ResizeMix(per=elem")
 
 
 def test_wrong_use_is_named():
@@ -154,70 +152,42 @@ def test_wrong_use_is_named():
         resizemix((batch()[0] * 255).byte(), torch.arange(6), torch.zeros(6, 4, dtype=torch.long))
 
 
-@pytest.mark.parametrize(
-    "error, words, f",
-    [
-        (
-            ValueError,
-            "weights must lie between 0 and 1",
-            lambda x, perm, boxes: patch_boxes(torch.tensor([1.5]), 8, 8),
-        ),
-        (
-            ValueError,
-            "weights must lie between 0 and 1",
-            lambda x, perm, boxes: patch_boxes(torch.tensor([torch.nan]), 8, 8),
-        ),
-        (TypeError, "sides must be a tensor", lambda x, perm, boxes: patch_boxes([0.5], 8, 8)),
-        (
-            ValueError,
-            "a side of the images must be 1 or more",
-            lambda x, perm, boxes: patch_boxes(torch.tensor([0.5]), 8, 0),
-        ),
-        (ValueError, "positions from 0 to 5", lambda x, perm, boxes: resizemix(x, perm - 1, boxes)),
-        (
-            TypeError,
-            "perm needs one position",
-            lambda x, perm, boxes: resizemix(x, perm.float(), boxes),
-        ),
-        (
-            ValueError,
-            "perm needs one position",
-            lambda x, perm, boxes: resizemix(x, perm[:2], boxes),
-        ),
-        (
-            ValueError,
-            "boxes needs a rectangle for each of 6",
-            lambda x, perm, boxes: resizemix(x, perm, boxes[:2]),
-        ),
-        (
-            TypeError,
-            "boxes needs a rectangle for each of 6",
-            lambda x, perm, boxes: resizemix(x, perm, boxes.float()),
-        ),
-        (
-            ValueError,
-            "must lie inside the image",
-            lambda x, perm, boxes: resizemix(x, perm, boxes - 9),
-        ),
-        (
-            ValueError,
-            "must lie inside the image",
-            lambda x, perm, boxes: resizemix(x, perm, boxes.flip(1)),
-        ),
-        (
-            ValueError,
-            "eta must be a number from 0 up",
-            lambda x, perm, boxes: RegMixup(eta=float("nan")),
-        ),
-        (ValueError, "eta must be a number from 0 up", lambda x, perm, boxes: RegMixup(eta=-1.0)),
-    ],
-)
-def test_what_does_not_fit_is_named(error, words, f):
-    x, *_, perm = batch()
-    before = x.clone()
+X, *_, PERM = batch()
+BOXES = patch_boxes(torch.full((6,), 0.5), 8, 8)
+# The error, words of its message, the function, and what it is called with.
+BAD = [
+    (ValueError, "weights must lie between 0 and 1", patch_boxes, (torch.tensor([1.5]), 8, 8)),
+    (
+        ValueError,
+        "weights must lie between 0 and 1",
+        patch_boxes,
+        (torch.tensor([torch.nan]), 8, 8),
+    ),
+    (TypeError, "sides must be a tensor", patch_boxes, ([0.5], 8, 8)),
+    (
+        ValueError,
+        "a side of the images must be 1 or more",
+        patch_boxes,
+        (torch.tensor([0.5]), 8, 0),
+    ),
+    (ValueError, "positions from 0 to 5", resizemix, (X, PERM - 1, BOXES)),
+    (TypeError, "perm needs one position", resizemix, (X, PERM.float(), BOXES)),
+    (ValueError, "perm needs one position", resizemix, (X, PERM[:2], BOXES)),
+    (ValueError, "boxes needs a rectangle for each of 6", resizemix, (X, PERM, BOXES[:2])),
+    (TypeError, "boxes needs a rectangle for each of 6", resizemix, (X, PERM, BOXES.float())),
+    (ValueError, "must lie inside the image", resizemix, (X, PERM, BOXES - 9)),
+    (ValueError, "must lie inside the image", resizemix, (X, PERM, BOXES.flip(1))),
+    (ValueError, "eta must be a number from 0 up", partial(RegMixup, eta=float("nan")), ()),
+    (ValueError, "eta must be a number from 0 up", partial(RegMixup, eta=-1.0), ()),
+]
+
+
+@pytest.mark.parametrize("error, words, f, args", BAD)
+def test_what_does_not_fit_is_named(error, words, f, args):
+    before = X.clone()
     with pytest.raises(error, match=words):
-        f(x, perm, patch_boxes(torch.full((6,), 0.5), 8, 8))
-    assert torch.equal(x, before)
+        f(*args)
+    assert torch.equal(X, before)
 
 
 def test_a_preview_of_regmixup_begins_with_mixed_images():

@@ -1,4 +1,5 @@
-"Statistics in any pieces, processes and types; normalizing against fastai and torchvision; saved models, whole, damaged and hostile."
+"""Statistics in any pieces, processes and types; normalizing against fastai and torchvision; saved
+models, whole, damaged and hostile."""
 
 import json
 import os
@@ -54,32 +55,27 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    "A folder of 16 training and 8 validation photos of two classes, of several shapes, and a home for caches."
+    """A folder of 16 training and 8 validation photos of two classes, of several shapes, and a home
+    for caches."""
     monkeypatch.setenv("SOTA_COURSE_HOME", str(tmp_path / "home"))
     for i in range(24):
-        f = (
-            tmp_path
-            / "photos"
-            / ("val" if i % 3 == 2 else "train")
-            / ("cat", "dog")[i // 3 % 2]
-            / f"{i:02}.jpg"
-        )
+        split = "val" if i % 3 == 2 else "train"
+        f = tmp_path / "photos" / split / ("cat", "dog")[i // 3 % 2] / f"{i:02}.jpg"
         f.parent.mkdir(parents=True, exist_ok=True)
         a = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        PIL.Image.fromarray(a).resize(
-            ((60, 48), (48, 60), (130, 90))[i % 3], PIL.Image.Resampling.BICUBIC
-        ).save(f, quality=95)
+        size = ((60, 48), (48, 60), (130, 90))[i % 3]
+        img = PIL.Image.fromarray(a).resize(size, PIL.Image.Resampling.BICUBIC)
+        img.save(f, quality=95)
     return tmp_path / "photos"
 
 
 def images(seed, n=5, c=3, h=6, w=7, dtype=torch.uint8):
-    x = torch.randint(
-        0, 256, (n, c, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=g)
     return x if dtype == torch.uint8 else (x / 255).to(dtype)
 
 
-# ---- statistics ------------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 @quick
@@ -93,16 +89,8 @@ def images(seed, n=5, c=3, h=6, w=7, dtype=torch.uint8):
 )
 def test_pieces_of_any_size_and_type(seed, shapes, dtype, c):
     parts = [images(seed + i, n, c, h, w, dtype) for i, (n, h, w) in enumerate(shapes)]
-    flat = np.concatenate(
-        [
-            (o.double() / (255 if dtype == torch.uint8 else 1))
-            .transpose(0, 1)
-            .reshape(c, -1)
-            .numpy()
-            for o in parts
-        ],
-        1,
-    )
+    scale = 255 if dtype == torch.uint8 else 1
+    flat = torch.cat([o.double().transpose(0, 1).reshape(c, -1) / scale for o in parts], 1).numpy()
     one, other = ChannelStats(c), ChannelStats(c)
     for i, o in enumerate(parts):
         (one if i % 2 else other).update(o)
@@ -118,9 +106,8 @@ def test_bytes_are_exact():
     stats.hist[0, [0, 1, 255]] = 10**12, 3, 10**12 + 7
     n, s, s2 = 2 * 10**12 + 10, 3 + 255 * (10**12 + 7), 3 + 255**2 * (10**12 + 7)
     var = Fraction(n * s2 - s**2, n**2 * 255**2)
-    assert stats.mean.item() == pytest.approx(
-        float(Fraction(s, n * 255)), abs=1e-15
-    ) and stats.std.item() == pytest.approx(float(var) ** 0.5, abs=1e-15)
+    assert stats.mean.item() == pytest.approx(float(Fraction(s, n * 255)), abs=1e-15)
+    assert stats.std.item() == pytest.approx(float(var) ** 0.5, abs=1e-15)
 
 
 def test_order_and_grouping_dont_matter_for_bytes():
@@ -148,10 +135,8 @@ def test_layout_and_input_stay(x):
 
 def test_pil_images_and_tensors_agree():
     a = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    assert (
-        ChannelStats().update(PIL.Image.fromarray(a)).pair
-        == ChannelStats().update(torch.from_numpy(a).permute(2, 0, 1)).pair
-    )
+    tensor = torch.from_numpy(a).permute(2, 0, 1)
+    assert ChannelStats().update(PIL.Image.fromarray(a)).pair == ChannelStats().update(tensor).pair
     assert ChannelStats(1).update(PIL.Image.fromarray(a[..., 0])).pixels == 35
     with pytest.raises(ValueError, match="must be L or RGB, not RGBA"):
         ChannelStats().update(PIL.Image.new("RGBA", (2, 2)))
@@ -161,18 +146,19 @@ def test_pil_images_and_tensors_agree():
 
 def test_processes():
     "What another process collected comes back whole."
-    code = (
-        "import pickle, sys, torch; from sota_course.normalize import ChannelStats; x = pickle.load(sys.stdin.buffer)\n"
-        "sys.stdout.buffer.write(pickle.dumps(ChannelStats().update(x).update(x/255)))"
-    )
+    code = """
+import pickle, sys, torch
+from sota_course.normalize import ChannelStats
+x = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(pickle.dumps(ChannelStats().update(x).update(x / 255)))
+"""
     x, y = images(0), images(1)
     there = subprocess.run(
         [sys.executable, "-c", code], input=pickle.dumps(x), capture_output=True, check=True
     ).stdout
     here = ChannelStats().update(y).update(x).update(x / 255)
-    np.testing.assert_allclose(
-        ChannelStats().update(y).merge(pickle.loads(there)).pair, here.pair, atol=1e-12
-    )
+    merged = ChannelStats().update(y).merge(pickle.loads(there))
+    np.testing.assert_allclose(merged.pair, here.pair, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -200,9 +186,8 @@ def test_bad_merges():
     with pytest.raises(ValueError, match="ChannelStats\\(channels=1\\)"):
         ChannelStats().update(images(0, c=1))
     assert ChannelStats().merge(ChannelStats()).pixels == 0
-    assert "no pixels" in repr(ChannelStats()) and "210 pixels" in repr(
-        ChannelStats().update(images(0))
-    )
+    assert "no pixels" in repr(ChannelStats())
+    assert "210 pixels" in repr(ChannelStats().update(images(0)))
 
 
 def test_a_failed_update_leaves_no_trace():
@@ -264,27 +249,24 @@ def test_checked_statistics_are_copies(make):
     assert (transform.mean == 0.5).all() and (transform.std == 0.5).all()
 
 
-# ---- of a data set ---------------------------------------------------------------------------------------------------
+# ---- of a data set -------------------------------------------------------------------------------
 
 
-def test_training_pictures_only(photos):
+def test_training_images_only(photos):
     files = sorted((photos / "train").rglob("*.jpg"))
     want = ChannelStats()
     for f in files:
         want.update(torch.from_numpy(np.asarray(PIL.Image.open(f)).copy()).permute(2, 0, 1))
-    assert (
-        dataset_stats(photos, progress=False).pair
-        == dataset_stats(files, n_workers=1, progress=False).pair
-        == want.pair
-    )
+    assert dataset_stats(photos, progress=False).pair == want.pair
+    assert dataset_stats(files, n_workers=1, progress=False).pair == want.pair
     assert dataset_stats(photos / "val", progress=False).pair != want.pair
     assert get_dls(4, 16, photos, stats=want.pair, progress=False).args["stats"] == want.pair
 
 
-def test_all_bad_pictures_are_named(photos):
+def test_all_bad_images_are_named(photos):
     bad = sorted((photos / "train").rglob("*.jpg"))[:3]
     for f in bad:
-        f.write_bytes(b"no picture")
+        f.write_bytes(b"no image")
     with pytest.raises(BadImages) as e:
         dataset_stats(photos, progress=False)
     assert len(e.value.errors) == 3 and all(f.name in str(e.value) for f in bad)
@@ -293,9 +275,8 @@ def test_all_bad_pictures_are_named(photos):
 def test_grey_and_transparent_files(tmp_path):
     PIL.Image.new("L", (4, 4), 51).save(tmp_path / "grey.png")
     PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    np.testing.assert_allclose(
-        dataset_stats(tmp_path, progress=False).mean, [0.6] * 3, atol=1e-12
-    )  # transparent is white
+    found = dataset_stats(tmp_path, progress=False)
+    np.testing.assert_allclose(found.mean, [0.6] * 3, atol=1e-12)  # transparent is white
 
 
 def test_no_files(tmp_path):
@@ -305,7 +286,7 @@ def test_no_files(tmp_path):
         dataset_stats(tmp_path / "nowhere", progress=False)
 
 
-# ---- normalize -------------------------------------------------------------------------------------------------------
+# ---- normalize -----------------------------------------------------------------------------------
 
 
 @quick
@@ -316,17 +297,11 @@ def test_as_torchvision_and_back(seed, dtype, n, side, last):
     x = images(seed, n, 3, side, side + 1, dtype)
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    y, eps = (
-        normalize(x, *imagenet_stats),
-        dict(atol=4 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps),
-    )
+    y = normalize(x, *imagenet_stats)
+    eps = dict(atol=4 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps)
     assert y.dtype == dtype and y.shape == x.shape
-    want = (
-        x.double()
-        .sub(torch.tensor(imagenet_stats[0], dtype=torch.float64)[:, None, None])
-        .div(torch.tensor(imagenet_stats[1], dtype=torch.float64)[:, None, None])
-    )
-    torch.testing.assert_close(y, want.to(dtype), **eps)
+    mean, std = (torch.tensor(o, dtype=torch.float64)[:, None, None] for o in imagenet_stats)
+    torch.testing.assert_close(y, ((x.double() - mean) / std).to(dtype), **eps)
     if dtype == torch.float32 and n:
         torch.testing.assert_close(y, TF.normalize(x, *map(list, imagenet_stats)), atol=0, rtol=0)
     torch.testing.assert_close(denormalize(y, *imagenet_stats), x, **eps)
@@ -335,11 +310,8 @@ def test_as_torchvision_and_back(seed, dtype, n, side, last):
 def test_undefined_pixels_stay_where_they_are():
     x = images(0, dtype=torch.float32)
     x[1, 2, 3, 4] = torch.nan
-    assert (
-        Normalize(*imagenet_stats)(TensorImage(x)).isnan().sum()
-        == normalize(x, *imagenet_stats).isnan().sum()
-        == 1
-    )
+    assert Normalize(*imagenet_stats)(TensorImage(x)).isnan().sum() == 1
+    assert normalize(x, *imagenet_stats).isnan().sum() == 1
 
 
 def test_the_input_stays_and_gradients_flow():
@@ -375,21 +347,17 @@ def test_bad_statistics(mean, std, error):
             f(mean, std)
 
 
-# ---- the transform ---------------------------------------------------------------------------------------------------
+# ---- the transform -------------------------------------------------------------------------------
 
 
 def test_as_fastais():
     x = TensorImage(images(0, dtype=torch.float32))
-    ours, theirs = (
-        Normalize(*imagenet_stats),
-        FastaiNormalize.from_stats(*imagenet_stats, cuda=False),
-    )
+    ours = Normalize(*imagenet_stats)
+    theirs = FastaiNormalize.from_stats(*imagenet_stats, cuda=False)
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.decode(ours(x)), theirs.decode(theirs(x)))
-    assert (
-        type(ours(x)) is TensorImage
-        and type(Normalize([0.5], [0.2])(TensorImageBW(x[:, :1]))) is TensorImageBW
-    )
+    assert type(ours(x)) is TensorImage
+    assert type(Normalize([0.5], [0.2])(TensorImageBW(x[:, :1]))) is TensorImageBW
     y = TensorCategory(torch.tensor([1, 2]))
     assert ours((x, y))[1] is y
     assert Normalize.from_stats(*imagenet_stats).mean.equal(ours.mean)
@@ -418,22 +386,17 @@ def test_fastais_normalize_without_statistics_takes_one_batch(photos):
     means = []
     for seed in (0, 1):
         set_seed(seed)
-        dls = data_block(photos, Resize(16), [FastaiNormalize()]).dataloaders(
-            photos, bs=4, num_workers=0
-        )
-        means.append(
-            next(o for o in dls.train.after_batch.fs if isinstance(o, FastaiNormalize))
-            .mean.flatten()
-            .cpu()
-        )
+        block = data_block(photos, Resize(16), [FastaiNormalize()])
+        fs = block.dataloaders(photos, bs=4, num_workers=0).train.after_batch.fs
+        transform = next(o for o in fs if isinstance(o, FastaiNormalize))
+        means.append(transform.mean.flatten().cpu())
     assert (means[0] - means[1]).abs().max() > 1e-3
 
 
 def test_imagenets_std_is_a_mean_of_per_image_stds():
     "Trap: over all pixels the standard deviation is larger by a fifth and more."
-    found = json.loads(
-        (Path(__file__).parents[1] / "results" / "normalize" / "statistics.json").read_text()
-    )["sets"]["all training images"]
+    file = Path(__file__).parents[1] / "results" / "normalize" / "statistics.json"
+    found = json.loads(file.read_text())["sets"]["all training images"]
     ratio = {
         k: np.array(found[k]) / np.array(imagenet_stats[1]) for k in ("mean_image_std", "pixel_std")
     }
@@ -470,10 +433,8 @@ def test_bad_statistics_for_cached_loaders(photos, stats, error):
 
 def test_a_black_batch_has_no_scale():
     black = TensorImage(torch.zeros(2, 3, 4, 4))
-    assert (
-        Normalize([124.0] * 3, [58.0] * 3)(black).max() < -2
-        and Normalize(*imagenet_stats)(black).max() < -1
-    )
+    assert Normalize([124.0] * 3, [58.0] * 3)(black).max() < -2
+    assert Normalize(*imagenet_stats)(black).max() < -1
     white = TensorImage(torch.full((2, 3, 4, 4), 255.0))
     with pytest.raises(ValueError, match="divide the pixels by 255"):
         Normalize(*imagenet_stats)(white)
@@ -514,7 +475,7 @@ def test_on_a_gpu():
     assert ChannelStats().update(images(0).cuda()).pair == ChannelStats().update(images(0)).pair
 
 
-# ---- saved models ----------------------------------------------------------------------------------------------------
+# ---- saved models --------------------------------------------------------------------------------
 
 
 def tiny(n_out, width=4):
@@ -555,9 +516,8 @@ def test_predicts_what_the_learner_predicts(photos, tmp_path, method, stats):
         model.probabilities(files, bs=3), model.probabilities(files), atol=1e-5, rtol=0
     )
     one = model.predict(files[0])
-    assert list(one.values()) == sorted(one.values(), reverse=True) and set(one) == set(
-        learn.dls.vocab
-    ) == {"cat", "dog"}
+    assert list(one.values()) == sorted(one.values(), reverse=True)
+    assert set(one) == set(learn.dls.vocab) == {"cat", "dog"}
     assert one["cat"] == pytest.approx(probs[0, 0].item(), abs=1e-5)
 
 
@@ -575,9 +535,8 @@ def test_other_sizes_and_our_own_transform(photos, tmp_path):
     with learn.no_bar():
         logits, _ = learn.get_preds()
     model = load_model(save_model(learn, tmp_path / "saved", arch="tiny"), tiny)
-    assert model.card["input"] == dict(size=24, presize=30, method="crop") and model.card[
-        "statistics"
-    ]["mean"] == pytest.approx([0.4] * 3)
+    assert model.card["input"] == dict(size=24, presize=30, method="crop")
+    assert model.card["statistics"]["mean"] == pytest.approx([0.4] * 3)
     torch.testing.assert_close(
         model.probabilities(dls.valid_ds.items),
         logits.as_subclass(torch.Tensor).softmax(1),
@@ -590,25 +549,19 @@ def test_fastais_pipeline_is_close(photos, tmp_path):
     learn = learner(photos, pipeline="fastai", presize=20, num_workers=0)
     with learn.no_bar():
         probs, _ = learn.get_preds()
-    assert (
-        load_model(save_model(learn, tmp_path / "saved")).probabilities(learn.dls.valid_ds.items)
-        - probs
-    ).abs().max() < 0.1
+    model = load_model(save_model(learn, tmp_path / "saved"))
+    assert (model.probabilities(learn.dls.valid_ds.items) - probs).abs().max() < 0.1
 
 
-def test_forms_of_a_picture(saved, photos):
+def test_forms_of_an_image(saved, photos):
     model, f = load_model(saved), next((photos / "val").rglob("*.jpg"))
     img = PIL.Image.open(f)
     a = np.asarray(img.convert("RGB"))
     assert model.predict(f) == model.predict(str(f)) == model.predict(f.read_bytes())
-    assert (
-        model.predict(a)
-        == model.predict(img)
-        == model.predict(torch.from_numpy(a.copy()).permute(2, 0, 1))
-    )
-    assert model.probabilities([]).shape == (0, 2) and model.probabilities(
-        [a, np.zeros((1, 100, 3), dtype=np.uint8)]
-    ).shape == (2, 2)
+    tensor = torch.from_numpy(a.copy()).permute(2, 0, 1)
+    assert model.predict(a) == model.predict(img) == model.predict(tensor)
+    assert model.probabilities([]).shape == (0, 2)
+    assert model.probabilities([a, np.zeros((1, 100, 3), dtype=np.uint8)]).shape == (2, 2)
     assert model.predict(np.zeros((5, 5), dtype=np.uint8))  # grey
     with pytest.raises(TypeError, match="one picture"):
         model.probabilities(a)
@@ -641,9 +594,8 @@ def test_saving_again_replaces(photos, saved):
 
 def test_weights_keep_their_type_and_learn_on(photos, saved):
     model = load_model(saved).model
-    assert not model.training and all(
-        o.dtype == torch.float32 and o.requires_grad for o in model.parameters()
-    )
+    assert not model.training
+    assert all(o.dtype == torch.float32 and o.requires_grad for o in model.parameters())
     learn = Learner(get_dls(4, 16, photos, progress=False), model, loss_func=nn.CrossEntropyLoss())
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -716,11 +668,9 @@ def test_item_transforms_that_the_card_cant_describe(photos, tmp_path):
     learn = learner(photos, pipeline="fastai", num_workers=0)
 
     def mirrored(x):
-        return (
-            x.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-            if isinstance(x, PIL.Image.Image)
-            else x
-        )
+        if not isinstance(x, PIL.Image.Image):
+            return x
+        return x.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
 
     learn.dls.add_tfms([Transform(mirrored)], "after_item")
     with pytest.raises(ValueError, match="mirrored .after_item."):
@@ -734,10 +684,12 @@ def test_a_vision_learner_needs_a_name(photos, tmp_path):
         ValueError, match="made with resnet18, which is not the whole of it: name it with arch="
     ):
         save_model(learn, tmp_path / "saved")
-    build = lambda n_out: create_vision_model(resnet18, n_out, pretrained=False)
-    model = load_model(
-        save_model(learn, tmp_path / "saved", arch="resnet18 with fastai's head"), build
-    )
+
+    def build(n_out):
+        return create_vision_model(resnet18, n_out, pretrained=False)
+
+    folder = save_model(learn, tmp_path / "saved", arch="resnet18 with fastai's head")
+    model = load_model(folder, build)
     with learn.no_bar():
         probs, _ = learn.get_preds()
     torch.testing.assert_close(
@@ -852,21 +804,13 @@ def test_bad_entries_are_named(saved, name, value):
         load_model(saved)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "format",
-        "arch",
-        "arch.name",
-        "classes",
-        "input",
-        "input.method",
-        "statistics",
-        "statistics.std",
-        "weights",
-        "weights.sha256",
-    ],
+ENTRIES = (
+    "format arch arch.name classes input input.method statistics statistics.std weights "
+    "weights.sha256"
 )
+
+
+@pytest.mark.parametrize("name", ENTRIES.split())
 def test_missing_entries_are_named(saved, name):
     *outer, last = name.split(".")
 
@@ -913,32 +857,15 @@ def test_a_card_that_isnt_text(saved):
         load_model(saved)
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda o: (
-            st.lists(o, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(
-                    [
-                        "format",
-                        "arch",
-                        "name",
-                        "args",
-                        "classes",
-                        "input",
-                        "statistics",
-                        "weights",
-                        "x",
-                    ]
-                ),
-                o,
-                max_size=4,
-            )
-        ),
-    )
+KEYS = st.sampled_from("format arch name args classes input statistics weights x".split())
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda o: st.lists(o, max_size=3) | st.dictionaries(KEYS, o, max_size=4),
 )
+
+
+@settings(deadline=None, max_examples=50)
+@given(JSON)
 def test_no_json_gets_through(card):
     with pytest.raises(ValueError, match="the card"):
         models.check_card(card)
@@ -966,11 +893,8 @@ def test_damaged_weights(saved, damage):
 def forge(saved, data):
     "Other weights, with a card that agrees with them."
     (saved / "model.safetensors").write_bytes(data)
-    put(
-        saved,
-        "weights",
-        dict(file="model.safetensors", bytes=len(data), sha256=sha256(data).hexdigest()),
-    )
+    weights = dict(file="model.safetensors", bytes=len(data), sha256=sha256(data).hexdigest())
+    put(saved, "weights", weights)
 
 
 def tensors(saved):
@@ -1012,16 +936,10 @@ def test_weights_of_another_network(saved):
 
 
 def test_half_precision_weights_load(saved):
-    want, img = (
-        load_model(saved),
-        np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8),
-    )
-    forge(
-        saved,
-        save_tensors(
-            {k: v.half() if v.is_floating_point() else v for k, v in tensors(saved).items()}
-        ),
-    )
+    want = load_model(saved)
+    img = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in tensors(saved).items()}
+    forge(saved, save_tensors(halved))
     half = load_model(saved)
     assert all(o.dtype == torch.float32 for o in half.model.parameters())
     torch.testing.assert_close(
@@ -1050,7 +968,8 @@ def test_a_network_of_ones_own_that_would_fill_the_memory(photos, tmp_path):
     folder, real = save_model(learner(photos, tiny), tmp_path / "saved"), []
 
     def wide(n_out, width=4):
-        return real.append(torch.empty(0).device.type) or tiny(n_out, width)
+        real.append(torch.empty(0).device.type)
+        return tiny(n_out, width)
 
     assert load_model(folder, wide) and real == ["meta", "cpu"]
     put(folder, "arch.args", dict(width=10**7))
@@ -1070,10 +989,8 @@ def test_a_network_that_cant_be_built_without_content(photos, tmp_path):
         m[0].register_buffer("of_its_own", torch.ones(1), persistent=False)
         return m
 
-    learn = learner(photos, stubborn)
-    assert (
-        load_model(save_model(learn, tmp_path / "saved"), stubborn).model[0].of_its_own.item() == 1
-    )
+    folder = save_model(learner(photos, stubborn), tmp_path / "saved")
+    assert load_model(folder, stubborn).model[0].of_its_own.item() == 1
 
 
 def test_a_file_far_too_large_is_not_read(saved):
@@ -1111,27 +1028,73 @@ def resnet18_(n_out):
     return resnet18(num_classes=n_out)
 
 
-# ---- exercises -------------------------------------------------------------------------------------------------------
+# ---- exercises -----------------------------------------------------------------------------------
+
+
+def wide(o):
+    return o[:, None, None]
 
 
 def no_pad(w, m, s, b):
-    return w / s[:, None, None], b - (w / s[:, None, None] * m[:, None, None]).sum((1, 2, 3))
+    return w / wide(s), b - (w / wide(s) * wide(m)).sum((1, 2, 3))
 
 
+def times(w, b, m, s):
+    return w * wide(s), b - (w * wide(s) * wide(m)).sum((1, 2, 3))
+
+
+def undivided(w, b, m, s):
+    return w / wide(s), b - (w * wide(m)).sum((1, 2, 3))
+
+
+def std_of_both(n1, m1, s1, n2, m2, s2):
+    mean = (n1 * m1 + n2 * m2) / (n1 + n2)
+    squares = (n1 * (s1**2 + m1**2) + n2 * (s2**2 + m2**2)) / (n1 + n2)
+    return (squares - mean**2) ** 0.5
+
+
+def without_means(n1, m1, s1, n2, m2, s2):
+    return ((n1 * s1**2 + n2 * s2**2) / (n1 + n2)) ** 0.5
+
+
+def without_sizes(n1, m1, s1, n2, m2, s2):
+    return ((s1**2 + s2**2) / 2 + (m1 - m2) ** 2 / 4) ** 0.5
+
+
+def mean_of_stds(x):
+    return x.mean((0, 2, 3)), x.std((2, 3), correction=0).mean(0)
+
+
+def with_variance(x):
+    return x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+
+
+SCALES = dict(a="divided by 255 twice", b="right", c="not divided by 255", d="normalized twice")
 RIGHT = {
     "normalize.1": lambda x: (x.mean((0, 2, 3)), x.std((0, 2, 3), correction=0)),
-    "normalize.2": lambda n1, m1, s1, n2, m2, s2: (
-        (
-            (n1 * (s1**2 + m1**2) + n2 * (s2**2 + m2**2)) / (n1 + n2)
-            - ((n1 * m1 + n2 * m2) / (n1 + n2)) ** 2
-        )
-        ** 0.5
-    ),
+    "normalize.2": std_of_both,
     "normalize.3": lambda w, b, m, s: no_pad(w, m, s, b),
-    "normalize.4": dict(
-        a="divided by 255 twice", b="right", c="not divided by 255", d="normalized twice"
-    ),
+    "normalize.4": SCALES,
 }
+# The exercise, a wrong answer, and what is said of it.
+WRONG = [
+    (1, lambda x: (x.mean((0, 2, 3)), x.std((0, 2, 3))), "of a sample"),
+    (1, mean_of_stds, "mean of the images' standard deviations"),
+    (1, lambda x: (x.mean((2, 3)), x.std((2, 3))), "means of every single image"),
+    (1, with_variance, "the variance"),
+    (1, lambda x: x.mean((0, 2, 3)), "two things"),
+    (2, lambda n1, m1, s1, n2, m2, s2: (s1 + s2) / 2, "average of the two"),
+    (2, without_means, "difference between the two means is missing"),
+    (2, without_sizes, "both groups count the same"),
+    (3, lambda w, b, m, s: (w / wide(s), b), "bias has to change too"),
+    (3, times, "multiplied"),
+    (3, undivided, "before the division"),
+    (3, lambda w, b, m, s: (w / s[:, None, None, None], b), "axis of the outputs"),
+    (4, SCALES | dict(b="normalized twice"), "b was taken for 'normalized twice'"),
+    (4, SCALES | dict(a="not divided by 255"), "a was taken for 'not divided by 255'"),
+    (4, SCALES | dict(d="divided by 255 twice"), "d was taken for"),
+    (4, dict(a="right"), "letters a, b, c and d"),
+]
 
 
 def test_every_exercise_is_tried():
@@ -1144,62 +1107,7 @@ def test_solutions(name):
     assert "no answer yet" in check(name, ...).mistake
 
 
-@pytest.mark.parametrize(
-    "name, answer, mistake",
-    [
-        ("normalize.1", lambda x: (x.mean((0, 2, 3)), x.std((0, 2, 3))), "of a sample"),
-        (
-            "normalize.1",
-            lambda x: (x.mean((0, 2, 3)), x.std((2, 3), correction=0).mean(0)),
-            "mean of the images' standard deviations",
-        ),
-        ("normalize.1", lambda x: (x.mean((2, 3)), x.std((2, 3))), "means of every single image"),
-        (
-            "normalize.1",
-            lambda x: (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)),
-            "the variance",
-        ),
-        ("normalize.1", lambda x: x.mean((0, 2, 3)), "two things"),
-        ("normalize.2", lambda n1, m1, s1, n2, m2, s2: (s1 + s2) / 2, "average of the two"),
-        (
-            "normalize.2",
-            lambda n1, m1, s1, n2, m2, s2: ((n1 * s1**2 + n2 * s2**2) / (n1 + n2)) ** 0.5,
-            "difference between the two means is missing",
-        ),
-        (
-            "normalize.2",
-            lambda n1, m1, s1, n2, m2, s2: ((s1**2 + s2**2) / 2 + (m1 - m2) ** 2 / 4) ** 0.5,
-            "both groups count the same",
-        ),
-        ("normalize.3", lambda w, b, m, s: (w / s[:, None, None], b), "bias has to change too"),
-        (
-            "normalize.3",
-            lambda w, b, m, s: (
-                w * s[:, None, None],
-                b - (w * s[:, None, None] * m[:, None, None]).sum((1, 2, 3)),
-            ),
-            "multiplied",
-        ),
-        (
-            "normalize.3",
-            lambda w, b, m, s: (w / s[:, None, None], b - (w * m[:, None, None]).sum((1, 2, 3))),
-            "before the division",
-        ),
-        ("normalize.3", lambda w, b, m, s: (w / s[:, None, None, None], b), "axis of the outputs"),
-        (
-            "normalize.4",
-            RIGHT["normalize.4"] | dict(b="normalized twice"),
-            "b was taken for 'normalized twice'",
-        ),
-        (
-            "normalize.4",
-            RIGHT["normalize.4"] | dict(a="not divided by 255"),
-            "a was taken for 'not divided by 255'",
-        ),
-        ("normalize.4", RIGHT["normalize.4"] | dict(d="divided by 255 twice"), "d was taken for"),
-        ("normalize.4", dict(a="right"), "letters a, b, c and d"),
-    ],
-)
-def test_mistakes_are_named(name, answer, mistake):
-    verdict = check(name, answer)
+@pytest.mark.parametrize("n, answer, mistake", WRONG)
+def test_mistakes_are_named(n, answer, mistake):
+    verdict = check(f"normalize.{n}", answer)
     assert not verdict and mistake in verdict.mistake and verdict.hint

@@ -1,4 +1,5 @@
-"Resizing against torch, torchvision and Pillow; crops; progressive training against fastai's own loops, interrupted and resumed; the exercises."
+"""Resizing against torch, torchvision and Pillow; crops; progressive training against fastai's own
+loops, interrupted and resumed; the exercises."""
 
 import random
 from functools import partial
@@ -60,7 +61,7 @@ def close(a, b, eps=2e-5):
     assert (a.double() - b.double()).abs().max() <= eps if a.numel() else True
 
 
-# ---- weights and resizing -----------------------------------------------------------------------------------------------
+# ---- weights and resizing ------------------------------------------------------------------------
 
 
 @few()
@@ -77,7 +78,8 @@ def test_weights_keep_a_flat_image_flat_and_mirror(n, m, method, antialias):
 @given(h=sides, w=sides, oh=sides, ow=sides)
 def test_equal_to_torch(h, w, oh, ow):
     x = noise(2, 3, h, w)
-    # Trap: torch 2.13 is wrong where the result is one pixel wide and higher than the image; see the next test.
+    # Trap: torch 2.13 is wrong where the result is one pixel wide and higher than the image; see
+    # the next test.
     if ow > 1 or oh <= h:
         close(resize(x, (oh, ow)), F.interpolate(x, (oh, ow), mode="bilinear", antialias=True))
     close(resize(x, (oh, ow), antialias=False), F.interpolate(x, (oh, ow), mode="bilinear"))
@@ -185,22 +187,18 @@ def test_what_is_no_image_is_named(x, size, error, word):
 
 def test_the_defaults_of_others_alias():
     "Trap: `F.interpolate` doesn't antialias unless told, and its \"nearest\" is not Pillow's."
-    fine = torch.tensor([0.0, 1.0]).repeat(
-        1, 1, 32, 32
-    )  # columns 0 and 1 in turn: at a third of the size nothing can be left of them
+    # Columns 0 and 1 in turn: at a third of the size nothing can be left of them.
+    fine = torch.tensor([0.0, 1.0]).repeat(1, 1, 32, 32)
 
     def left(y):
         return y[..., 3:-3].std().item()
 
     assert left(resize(fine, (32, 21))) < 0.15 < 0.45 < left(F.interpolate(fine, (32, 21)))
     x = torch.arange(8.0)[None, None, None]
-    assert (
-        F.interpolate(x, (1, 3)).flatten().tolist()
-        != resize(x, (1, 3), "nearest").flatten().tolist()
-    )
+    assert not torch.equal(F.interpolate(x, (1, 3)), resize(x, (1, 3), "nearest"))
 
 
-# ---- crops and squares --------------------------------------------------------------------------------------------------
+# ---- crops and squares ---------------------------------------------------------------------------
 
 
 @few()
@@ -218,7 +216,8 @@ def test_center_crop(h, w, size):
 @given(h=sides, w=sides, size=st.integers(1, 24))
 def test_crop_to_a_square_is_torchvisions_two_steps(h, w, size):
     x = noise(3, h, w)
-    # A tall image lies on its side for torchvision: torch 2.13 is wrong where a result is one pixel wide, and right where it is one high.
+    # A tall image lies on its side for torchvision: torch 2.13 is wrong where a result is one pixel
+    # wide, and right where it is one high.
     lying = x.mT.contiguous() if h > w else x
     theirs = TF.center_crop(TF.resize(lying, [size], antialias=True), [size, size])
     close(to_square(x, size), theirs.mT if h > w else theirs)
@@ -280,25 +279,18 @@ def test_random_resized_crop_of_a_batch():
     ours = random_resized_crop(x, 16)
     torch.manual_seed(3)
     for o, got in zip(x, ours):
-        close(
-            got,
-            TF.resized_crop(
-                o,
-                *RandomResizedCrop.get_params(o, [0.08, 1.0], [3 / 4, 4 / 3]),
-                [16, 16],
-                antialias=True,
-            ),
-        )
+        box = RandomResizedCrop.get_params(o, [0.08, 1.0], [3 / 4, 4 / 3])
+        close(got, TF.resized_crop(o, *box, [16, 16], antialias=True))
     assert random_resized_crop(x[:0], 16).shape == (0, 3, 16, 16)
     with pytest.raises(ValueError, match="there is no crop"):
         crop_box(10, 10, (0.0, 1.0))
 
 
-# ---- progressive training -------------------------------------------------------------------------------------------------
+# ---- progressive training ------------------------------------------------------------------------
 
 
-class Pictures:
-    "Forty noisy pictures of two classes, told apart by colour."
+class Images:
+    "Noisy images of two classes, told apart by colour."
 
     def __init__(self, n, size, seed):
         self.y = torch.arange(n) % 2
@@ -314,8 +306,8 @@ class Pictures:
 
 def loaders(bs, size, shuffle=True, vocab=("a", "b")):
     dls = DataLoaders(
-        DataLoader(Pictures(40, size, 0), bs=bs, shuffle=shuffle, drop_last=True),
-        DataLoader(Pictures(16, size, 1), bs=bs),
+        DataLoader(Images(40, size, 0), bs=bs, shuffle=shuffle, drop_last=True),
+        DataLoader(Images(16, size, 1), bs=bs),
     )
     dls.vocab, dls.c = vocab, len(vocab)
     return dls
@@ -409,12 +401,11 @@ def test_one_stage_is_one_cycle(lr):
 
 
 def test_fine_tune_is_fastais():
-    "The book's way: fit, swap the loaders, `fine_tune`; frozen body, two learning rates and cleared optimizer state included."
-    a, b, ordered = (
-        learner(splitter=two_groups, shuffle=False),
-        learner(splitter=two_groups, shuffle=False),
-        partial(loaders, shuffle=False),
-    )
+    """The book's way: fit, swap the loaders, `fine_tune`; frozen body, two learning rates and
+    cleared optimizer state included."""
+    a = learner(splitter=two_groups, shuffle=False)
+    b = learner(splitter=two_groups, shuffle=False)
+    ordered = partial(loaders, shuffle=False)
     seen = Seen()
 
     def book(learn):
@@ -423,16 +414,8 @@ def test_fine_tune_is_fastais():
         learn.fine_tune(2, 1e-2, wd=0)
 
     quiet(a, book)
-    quiet(
-        b,
-        fit_progressive,
-        [Stage(8, 10, 2), Stage(12, 10, 2)],
-        1e-2,
-        "fine_tune",
-        ordered,
-        wd=0,
-        cbs=seen,
-    )
+    stages = [Stage(8, 10, 2), Stage(12, 10, 2)]
+    quiet(b, fit_progressive, stages, 1e-2, "fine_tune", ordered, wd=0, cbs=seen)
     close(flat(a), flat(b), 1e-6)
     assert seen.free[:8] == [6] * 8 and max(seen.free[8:12]) < 6 and seen.free[12:] == [6] * 8
     assert np.allclose(a.recorder.hps["lr"], b.recorder.hps["lr"][12:], rtol=1e-6)
@@ -445,17 +428,9 @@ def test_frozen_is_frozen():
         def after_epoch(self):
             self.at = [*getattr(self, "at", []), self.model[0][0].weight.detach().clone()]
 
-    body = Body()
-    quiet(
-        learner(splitter=two_groups),
-        fit_progressive,
-        [Stage(8, 10), Stage(12, 10)],
-        1e-2,
-        "fine_tune",
-        loaders,
-        wd=0.1,
-        cbs=body,
-    )
+    body, learn = Body(), learner(splitter=two_groups)
+    stages = [Stage(8, 10), Stage(12, 10)]
+    quiet(learn, fit_progressive, stages, 1e-2, "fine_tune", loaders, wd=0.1, cbs=body)
     assert torch.equal(body.at[0], body.at[1]) and not torch.equal(body.at[1], body.at[2])
     theirs = Body()
 
@@ -476,28 +451,15 @@ def test_state_is_kept_unless_asked():
         order = -50  # after the switch, before the epoch's first batch
 
         def before_epoch(self):
-            steps = [o.get("step", 0) for o in self.opt.state.values()]
-            self.at = {
-                **getattr(self, "at", {}),
-                self.epoch: (
-                    max(steps, default=0),
-                    self.model[0][1].running_mean.abs().sum().item(),
-                ),
-            }
+            steps = max([o.get("step", 0) for o in self.opt.state.values()], default=0)
+            mean = self.model[0][1].running_mean.abs().sum().item()
+            self.at = {**getattr(self, "at", {}), self.epoch: (steps, mean)}
 
+    stages = [Stage(6, 10), Stage(8, 10)]
     for bn in (False, True):
         for opt in (False, True):
-            state = State()
-            quiet(
-                learner(),
-                fit_progressive,
-                [Stage(6, 10), Stage(8, 10)],
-                1e-2,
-                get_dls=loaders,
-                reset_bn=bn,
-                reset_opt=opt,
-                cbs=state,
-            )
+            state, kwargs = State(), dict(get_dls=loaders, reset_bn=bn, reset_opt=opt)
+            quiet(learner(), fit_progressive, stages, 1e-2, cbs=state, **kwargs)
             steps, mean = state.at[1]
             assert (steps == 0) == opt and (mean == 0) == bn
 
@@ -533,9 +495,8 @@ def test_other_classes_are_refused():
 
 def test_cost():
     assert relative_cost([Stage(64, epochs=7)]) == 1
-    assert relative_cost(
-        [Stage(32, epochs=2), Stage(48, epochs=2), Stage(64, epochs=2)]
-    ) == pytest.approx((0.25 + 0.5625 + 1) / 3)
+    stages = [Stage(o, epochs=2) for o in (32, 48, 64)]
+    assert relative_cost(stages) == pytest.approx((0.25 + 0.5625 + 1) / 3)
 
 
 class PowerCut(Callback):
@@ -553,18 +514,15 @@ class PowerCut(Callback):
 def test_a_run_resumes_within_and_between_stages_as_if_undisturbed(tmp_path, schedule, cuts):
     fit = Progressive(STAGES, schedule, loaders, reset_bn=True, reset_opt=True, freeze_epochs=2)
 
+    def make():
+        return learner(splitter=two_groups)
+
     def run(name, folder=None, cbs=()):
-        return Run(
-            name,
-            lambda: learner(splitter=two_groups),
-            fit.epochs,
-            1e-2,
-            [0],
-            folder,
-            progress=False,
-            cbs=cbs,
-            fit_func=fit,
-        )
+        kwargs = dict(progress=False, cbs=cbs, fit_func=fit)
+        return Run(name, make, fit.epochs, 1e-2, [0], folder, **kwargs)
+
+    def losses(run):
+        return [o["train_loss"] for o in run.results[0].history]
 
     whole = run("whole").train()
     assert len(whole.results[0].history) == fit.epochs == (5 if schedule == "one_cycle" else 9)
@@ -573,29 +531,17 @@ def test_a_run_resumes_within_and_between_stages_as_if_undisturbed(tmp_path, sch
             run("cut", tmp_path / str(epoch), [PowerCut(epoch)]).train()
         again = run("cut", tmp_path / str(epoch)).train()
         close(flat(again.learn), flat(whole.learn), 0)
-        assert [o["train_loss"] for o in again.results[0].history] == [
-            o["train_loss"] for o in whole.results[0].history
-        ]
+        assert losses(again) == losses(whole)
 
 
 def test_a_run_knows_its_stages(tmp_path):
-    def run(stages, epochs=3):
-        return Run(
-            "p",
-            learner,
-            epochs,
-            1e-2,
-            [0],
-            tmp_path,
-            progress=False,
-            fit_func=Progressive(stages, get_dls=loaders),
-        )
+    def run(stages):
+        fit = Progressive(stages, get_dls=loaders)
+        return Run("p", learner, 3, 1e-2, [0], tmp_path, progress=False, fit_func=fit)
 
     (result,) = run([Stage(6, 20, 2), Stage(8, 20)]).train().results
-    assert (
-        result.config["stages"] == ["2 x 6 px, batches of 20", "1 x 8 px, batches of 20"]
-        and result.config["schedule"] == "one cycle"
-    )
+    assert result.config["stages"] == ["2 x 6 px, batches of 20", "1 x 8 px, batches of 20"]
+    assert result.config["schedule"] == "one cycle"
     with pytest.raises(ValueError, match="stages was"):
         run([Stage(6, 20), Stage(8, 20, 2)]).train()
     with pytest.raises(ValueError, match="the stages have 2 epochs, and 3"):
@@ -645,11 +591,9 @@ def test_activation_stats_leave_frozen_layers_as_they_are():
 @pytest.mark.parametrize("size", [np.int64(4), (np.int32(4), 4), [4, 4], torch.Size([4, 4])])
 def test_sizes_of_many_types(size):
     x = noise(3, 9, 7)
-    assert (
-        torch.equal(resize(x, size), resize(x, 4))
-        and torch.equal(center_crop(x, size), center_crop(x, 4))
-        and torch.equal(to_square(x, size), to_square(x, 4))
-    )
+    assert torch.equal(resize(x, size), resize(x, 4))
+    assert torch.equal(center_crop(x, size), center_crop(x, 4))
+    assert torch.equal(to_square(x, size), to_square(x, 4))
 
 
 @pytest.mark.parametrize("size", [True, False, 2.5, (4, True), (4, 5, 6), "4", None, -1, (0, 3)])
@@ -671,11 +615,8 @@ def test_plans_that_cant_be():
         phases(fine, 1e-2, "fine_tune")
     with pytest.raises(ValueError, match="needs a number"):
         phases([Stage(8), Stage(12)], slice(1e-4, 1e-2), "fine_tune")
-    assert (
-        len(phases(fine, 1e-2))
-        == len(phases([Stage(8, lr=slice(1e-4, 1e-2)), Stage(12)], 1e-2, "fine_tune")) - 1
-        == 2
-    )
+    assert len(phases(fine, 1e-2)) == 2
+    assert len(phases([Stage(8, lr=slice(1e-4, 1e-2)), Stage(12)], 1e-2, "fine_tune")) == 3
     for n in (-1, 0.5, True, None):
         with pytest.raises(ValueError, match="freeze_epochs must be"):
             phases([Stage(8), Stage(12)], 1e-2, "fine_tune", n)
@@ -685,35 +626,25 @@ def test_plans_that_cant_be():
 @given(sides, sides, st.integers(2, 20), st.floats(-180, 180))
 def test_presizing(h, w, size, angle):
     x = noise(3, h, w)
-    assert torch.allclose(
-        presize(x, size, larger=1, scale=(1, 1), angle=0), to_square(x, size), atol=1e-5
+    plain = presize(x, size, larger=1, scale=(1, 1), angle=0)
+    assert torch.allclose(plain, to_square(x, size), atol=1e-5)
+    y, again = (
+        presize(x, size, angle=abs(angle), generator=torch.Generator().manual_seed(1))
+        for _ in range(2)
     )
-    y = presize(x, size, angle=abs(angle), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(
-        y, presize(x, size, angle=abs(angle), generator=torch.Generator().manual_seed(1))
-    )
+    assert torch.equal(y, again)
     assert y.shape == (3, size, size) and x.min() - 1e-5 <= y.min() and y.max() <= x.max() + 1e-5
 
 
 def test_a_rotated_crop_against_torchvision():
     x = F.interpolate(noise(1, 3, 9, 9), (61, 61), mode="bicubic")[0]  # smooth
-    ours, theirs = (
-        rotated_crop(x, (0, 0, 61, 61), 10, 61),
-        TF.rotate(x, 10, InterpolationMode.BILINEAR),
-    )
+    ours = rotated_crop(x, (0, 0, 61, 61), 10, 61)
     inside = slice(15, 46)
-    assert (
-        min(
-            (ours - o).abs()[:, inside, inside].max()
-            for o in (theirs, TF.rotate(x, -10, InterpolationMode.BILINEAR))
-        )
-        < 1e-3
-    )
-    assert torch.allclose(
-        rotated_crop(x, (8, 12, 40, 40), 0, 30),
-        F.interpolate(x[None, :, 8:48, 12:52], (30, 30), mode="bilinear")[0],
-        atol=1e-5,
-    )
+    either = [TF.rotate(x, angle, InterpolationMode.BILINEAR) for angle in (10, -10)]
+    assert min((ours - o).abs()[:, inside, inside].max() for o in either) < 1e-3
+    upright = rotated_crop(x, (8, 12, 40, 40), 0, 30)
+    want = F.interpolate(x[None, :, 8:48, 12:52], (30, 30), mode="bilinear")[0]
+    assert torch.allclose(upright, want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -757,7 +688,7 @@ def by_pixels(x):
 
 
 def chapter(size, seed):
-    "Each function of the chapter that makes pictures of pictures (channels, height, width)."
+    "Each function of the chapter that makes images of images (channels, height, width)."
 
     def gen():
         return torch.Generator().manual_seed(seed)
@@ -802,8 +733,10 @@ def test_property_any_type_and_layout(name, dtype, h, w, size, channels, layout,
     assert (y.double() - right).abs().max() <= FLOATS[dtype] * max(1, right.abs().max())
     small = channels == 1 or h * w == 1 or y.shape[-1] * y.shape[-2] == 1
     pixels = "pixels" in layout and name != "center"
-    if not small:
-        assert by_pixels(y) if pixels else y.is_contiguous() or name == "center"
+    if pixels and not small:
+        assert by_pixels(y)
+    elif not small and name != "center":
+        assert y.is_contiguous()
     if name == "center":
         assert y.stride() == x.stride() and y.data_ptr() >= x.data_ptr()
 
@@ -818,7 +751,8 @@ def test_property_any_type_and_layout(name, dtype, h, w, size, channels, layout,
 )
 def test_property_bytes_in_any_layout(name, h, w, size, layout, n):
     f = chapter(size, 0)[name]
-    x = laid_out((noise(*[n] * bool(n), 3, h, w) * 255).byte(), layout)
+    shape = (n, 3, h, w) if n else (3, h, w)
+    x = laid_out((noise(*shape) * 255).byte(), layout)
     y, right = f(x), f(x.double()).round().clamp(0, 255)
     assert y.dtype == torch.uint8 and (y.double() - right).abs().max() <= 1
     if "pixels" in layout and name != "center" and h * w > 1 and size[0] > 1:
@@ -827,7 +761,7 @@ def test_property_bytes_in_any_layout(name, h, w, size, layout, n):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_half_precise_pictures_of_one_pixel(dtype, size):
+def test_half_precise_images_of_one_pixel(dtype, size):
     x = noise(3, 9, 7).to(dtype)
 
     def one(x):
@@ -851,7 +785,7 @@ def test_a_rotation_is_the_same_under_autocast():
     "x", [np.zeros((3, 9, 9)), Image.new("RGB", (9, 9)), [[1.0]], torch.zeros(9)]
 )
 @pytest.mark.parametrize("f", [center_crop, random_resized_crop, to_square, presize, resize])
-def test_what_is_no_tensor_of_pictures_is_named(x, f):
+def test_what_is_no_tensor_of_images_is_named(x, f):
     with pytest.raises((TypeError, ValueError), match="height"):
         f(x, 4)
 
@@ -891,7 +825,7 @@ def test_presizing_with_nonsense(kwargs, words):
     ],
 )
 def test_turned_crops_that_cant_be(box, angle):
-    "Each of them gave a picture of NaN, of one colour, or of another place."
+    "Each of them gave an image of NaN, of one colour, or of another place."
     with pytest.raises(ValueError, match="a turned crop needs a box"):
         rotated_crop(noise(3, 9, 9), box, angle, 4)
 
@@ -908,7 +842,7 @@ def test_activations_in_half_precision_are_measured_in_single():
 
 
 def normed():
-    "After the pooling each picture has a single number for each channel."
+    "After the pooling each image has a single number for each channel."
     return nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.AdaptiveAvgPool2d(1),
@@ -921,8 +855,8 @@ def normed():
 
 def loaders_of(n, drop_last):
     def make(bs, size):
-        train = DataLoader(Pictures(n, size, 0), bs=bs, shuffle=True, drop_last=drop_last)
-        dls = DataLoaders(train, DataLoader(Pictures(8, size, 1), bs=bs))
+        train = DataLoader(Images(n, size, 0), bs=bs, shuffle=True, drop_last=drop_last)
+        dls = DataLoaders(train, DataLoader(Images(8, size, 1), bs=bs))
         dls.vocab, dls.c = ("a", "b"), 2
         return dls
 
@@ -1006,19 +940,11 @@ def test_loaders_of_a_later_stage_are_looked_at_again():
         quiet(learn, fit_progressive, stages, 1e-2, get_dls=make)
 
 
-@pytest.mark.parametrize(
-    "lr",
-    [
-        float("nan"),
-        float("inf"),
-        -1,
-        -1e-3,
-        "1e-3",
-        [1e-3, -1.0],
-        slice(1e-3, float("nan")),
-        slice(-1, 1e-3),
-    ],
-)
+NAN = float("nan")
+NO_RATES = [NAN, float("inf"), -1, -1e-3, "1e-3", [1e-3, -1.0], slice(1e-3, NAN), slice(-1, 1e-3)]
+
+
+@pytest.mark.parametrize("lr", NO_RATES)
 def test_learning_rates_that_are_none(lr):
     with pytest.raises(ValueError, match="a learning rate must be a number"):
         Stage(8, lr=lr)
@@ -1057,13 +983,15 @@ def test_a_batch_is_previewed_without_a_fit():
     assert learn.dls.train.bs == 10 and learn.dls.train.one_batch()[0].shape[-1] == 8
 
 
-# ---- exercises ----------------------------------------------------------------------------------------------------------
+# ---- exercises -----------------------------------------------------------------------------------
 
 
 def weights(antialias=True, half=0.5, normalize=True, narrow=False):
     def f(n_in, n_out):
         step = n_in / n_out
-        widen = (step if narrow else max(step, 1)) if antialias else 1
+        widen = 1
+        if antialias:
+            widen = step if narrow else max(step, 1)
         d = ((torch.arange(n_out) + half)[:, None] * step - (torch.arange(n_in) + half)) / widen
         w = (1 - d.abs()).clamp(min=0)
         return w / w.sum(1, keepdim=True) if normalize else w

@@ -1,4 +1,5 @@
-"`sota-train` as its users meet it: its files, its exit code and what it says, by a process where signals matter, else within this one."
+"""`sota-train` as its users meet it: its files, its exit code and what it says, by a process where
+signals matter, else within this one."""
 
 import json
 import math
@@ -39,7 +40,8 @@ def sota_train(*args):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    "The command within this process, since a new one spends its time on importing: exit code, output, what it says of errors."
+    """The command within this process, since a new one spends its time on importing: exit code,
+    output, what it says of errors."""
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["sota-train", *map(str, args)])
@@ -49,10 +51,8 @@ def command(monkeypatch, capsys):
         assert "Traceback" not in said.err
         return stopped.value.code, said.out, said.err
 
-    before, hook = (
-        {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)},
-        sys.unraisablehook,
-    )
+    before = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
     yield call
     sys.unraisablehook = hook
     for o, handler in before.items():
@@ -71,34 +71,20 @@ def refused(command):
     return call
 
 
+def flags(**kwargs):
+    "The command's arguments: data=folder gives --data folder."
+    return [o for k, v in kwargs.items() for o in (f"--{k}", v)]
+
+
 def options(data, out, epochs=2):
-    return [
-        "--data",
-        data,
-        "--size",
-        32,
-        "--arch",
-        "xresnet10",
-        "--epochs",
-        epochs,
-        "--bs",
-        20,
-        "--out",
-        out,
-        "--name",
-        "try",
-    ]
+    return flags(data=data, size=32, arch="xresnet10", epochs=epochs, bs=20, out=out, name="try")
 
 
 def stop_when(cmd, word, signum):
-    "Run `cmd`, send it `signum` once a line that starts with `word` was printed, and wait for its end."
-    process = subprocess.Popen(
-        [*SOTA_TRAIN, *map(str, cmd)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    )
+    """Run `cmd`, send it `signum` once a line that starts with `word` was printed, and wait for its
+    end."""
+    args, pipe = [*SOTA_TRAIN, *map(str, cmd)], subprocess.PIPE
+    process = subprocess.Popen(args, stdout=pipe, stderr=pipe, text=True, bufsize=1)
     guard = threading.Timer(240, process.kill)
     guard.start()
     try:
@@ -121,9 +107,8 @@ def whole(small, tmp_path_factory):
 
 def scores(folder):
     res = json.loads((folder / "try-seed0.json").read_text())
-    return [res[o] for o in ("accuracy", "nll", "ece")], [
-        (o["train_loss"], o["valid_loss"]) for o in res["history"]
-    ]
+    losses = [(o["train_loss"], o["valid_loss"]) for o in res["history"]]
+    return [res[o] for o in ("accuracy", "nll", "ece")], losses
 
 
 def test_it_says_where_the_result_and_the_picture_are(whole):
@@ -131,40 +116,34 @@ def test_it_says_where_the_result_and_the_picture_are(whole):
     assert done.returncode == 0, done.stderr
     assert str(out / "try-seed0.json") in done.stdout and str(out / "try-seed0.png") in done.stdout
     assert "accuracy" in done.stdout and (out / "try-seed0.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(o.name for o in out.iterdir()) == [
-        "try-seed0-model",
-        "try-seed0.json",
-        "try-seed0.png",
-    ]
+    left = ["try-seed0-model", "try-seed0.json", "try-seed0.png"]
+    assert sorted(o.name for o in out.iterdir()) == left
 
 
 def test_output_that_is_no_terminal_has_a_table_with_a_header(whole):
-    lines = [o.split() for o in whole[0].stdout.splitlines()]
-    assert lines[0] == ["epoch", "train_loss", "valid_loss", "accuracy", "time"], (
-        "before anything else"
-    )
+    done, out = whole
+    lines = [o.split() for o in done.stdout.splitlines()]
+    header = "epoch train_loss valid_loss accuracy time"
+    assert lines[0] == header.split(), "before anything else"
     assert [o[0] for o in lines[1:4]] == ["0", "1", "2"] and {len(o) for o in lines[:4]} == {5}
-    assert float(lines[3][3]) == pytest.approx(
-        json.loads((whole[1] / "try-seed0.json").read_text())["accuracy"], abs=1e-5
-    )
+    stored = json.loads((out / "try-seed0.json").read_text())
+    assert float(lines[3][3]) == pytest.approx(stored["accuracy"], abs=1e-5)
 
 
 def test_it_says_how_to_use_the_model_and_that_works(whole, small):
     done, out = whole
     said = [o.strip() for o in done.stdout.splitlines()[-2:]]
-    picture = next((small / "val").rglob("*.JPEG"))
+    image = next((small / "val").rglob("*.JPEG"))
     names = {}
     exec(said[0], names)
-    predicted = eval(said[1].replace("'image.jpg'", repr(str(picture))), names)
+    predicted = eval(said[1].replace("'image.jpg'", repr(str(image))), names)
     assert len(predicted) == 10 and sum(predicted.values()) == pytest.approx(1)
-    assert (
-        accuracy(out / "try-seed0-model", small)
-        == json.loads((out / "try-seed0.json").read_text())["accuracy"]
-    )
+    stored = json.loads((out / "try-seed0.json").read_text())
+    assert accuracy(out / "try-seed0-model", small) == stored["accuracy"]
 
 
 def accuracy(folder, data):
-    "The share of the validation pictures that a saved model names rightly."
+    "The share of the validation images that a saved model names rightly."
     from sota_course.data import class_name
     from sota_course.training.models import load_model
 
@@ -174,13 +153,12 @@ def accuracy(folder, data):
 
 
 def test_the_fastai_pipeline_leaves_a_model_too(small, tmp_path, command):
-    code, out, _ = command(
-        *options(small, tmp_path, 1), "--pipeline", "fastai", "--presize", 64, "--workers", 0
-    )
+    more = flags(pipeline="fastai", presize=64, workers=0)
+    code, out, _ = command(*options(small, tmp_path, 1), *more)
     assert code == 0 and "load_model" in out
-    assert accuracy(tmp_path / "try-seed0-model", small) == pytest.approx(
-        json.loads((tmp_path / "try-seed0.json").read_text())["accuracy"], abs=0.021
-    )
+    stored = json.loads((tmp_path / "try-seed0.json").read_text())
+    found = accuracy(tmp_path / "try-seed0-model", small)
+    assert found == pytest.approx(stored["accuracy"], abs=0.021)
 
 
 def test_a_model_that_cannot_be_described_is_a_sentence(small, tmp_path, command, monkeypatch):
@@ -189,20 +167,18 @@ def test_a_model_that_cannot_be_described_is_a_sentence(small, tmp_path, command
 
     monkeypatch.setattr("sota_course.training.session.save_model", refuse)
     code, out, _ = command(*options(small, tmp_path, 1))
-    assert (
-        code == 0
-        and "No model was saved: a card can't describe it." in out
-        and "load_model" not in out
-    )
+    assert code == 0
+    assert "No model was saved: a card can't describe it." in out
+    assert "load_model" not in out
 
 
 def test_the_result_names_its_circumstances_and_no_folder_of_this_machine(whole, small):
     text = (whole[1] / "try-seed0.json").read_text()
     res = json.loads(text)
-    assert (
-        res["command"]
-        == f"sota-train --data {small.name} --size 32 --arch xresnet10 --epochs 3 --seed 0 --bs 20"
+    command = (
+        f"sota-train --data {small.name} --size 32 --arch xresnet10 --epochs 3 --seed 0 --bs 20"
     )
+    assert res["command"] == command
     assert str(small.parent) not in text and str(whole[1]) not in text
     assert {"cpu", "cores", "torch", "fastai", "sota_course", "python"} <= set(res["environment"])
     assert (res["config"]["n_train"], res["config"]["n_valid"], len(res["history"])) == (200, 50, 3)
@@ -214,9 +190,8 @@ def test_interrupted_and_resumed_ends_as_if_undisturbed(
 ):
     status, err = stop_when(options(small, tmp_path, epochs=3), "0", signum)
     assert status == code and "Traceback" not in err, err
-    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], (
-        "the checkpoint, and nothing half-written"
-    )
+    # The checkpoint, and nothing half-written.
+    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"]
     again = err.strip().splitlines()[-1].strip()
     assert again.startswith("sota-train") and again.endswith("--resume")
     assert command(*shlex.split(again)[1:])[0] == 0
@@ -341,12 +316,11 @@ def seen_by(calls):
     def train(**kwargs):
         calls.append(kwargs)
 
-    train.__signature__, train.__doc__, train.__module__ = (
-        inspect.signature(sota_course.training.command.train),
-        "",
-        "sota_course.training.command",
-    )
-    train.__annotations__ = sota_course.training.command.train.__annotations__
+    real = sota_course.training.command.train
+    train.__signature__ = inspect.signature(real)
+    train.__doc__ = ""
+    train.__module__ = "sota_course.training.command"
+    train.__annotations__ = real.__annotations__
     return train
 
 
@@ -381,44 +355,20 @@ def drawn(folder, *classes):
 def test_a_single_class_is_refused(tmp_path, refused):
     data = drawn(tmp_path / "data", "n03028079")
     for pipeline in ("cached", "fastai"):
-        said = refused(
-            "--data",
-            data,
-            "--size",
-            32,
-            "--bs",
-            4,
-            "--out",
-            tmp_path / "out",
-            "--pipeline",
-            pipeline,
-        )
+        args = flags(data=data, size=32, bs=4, out=tmp_path / "out", pipeline=pipeline)
+        said = refused(*args)
         assert "the single class 'n03028079'" in said and not (tmp_path / "out").exists()
 
 
 def test_data_named_by_a_dot_gives_its_name(tmp_path, monkeypatch, command):
     data = drawn(tmp_path / "two", "n03028079", "n03888257")
     monkeypatch.chdir(data)
-    code, _, said = command(
-        "--data",
-        ".",
-        "--size",
-        32,
-        "--arch",
-        "xresnet10",
-        "--bs",
-        8,
-        "--epochs",
-        1,
-        "--out",
-        tmp_path / "out",
-    )
+    args = flags(data=".", size=32, arch="xresnet10", bs=8, epochs=1, out=tmp_path / "out")
+    code, _, said = command(*args)
     assert code == 0, said
     text = (tmp_path / "out" / "two-xresnet10-32px-seed0.json").read_text()
-    assert (
-        json.loads(text)["command"].startswith("sota-train --data two ")
-        and str(tmp_path) not in text
-    )
+    assert json.loads(text)["command"].startswith("sota-train --data two ")
+    assert str(tmp_path) not in text
 
 
 def bad_outs(folder):
@@ -449,40 +399,25 @@ def test_an_out_without_permission_is_named(tmp_path, refused):
 def test_a_bad_image_stops_it_before_the_first_epoch_by_name(tmp_path, command):
     from sota_course.data import get_data
 
-    data = shutil.copytree(
-        get_data("drawn", n_train=40, n_val=20, progress=False), tmp_path / "data"
-    )
+    whole = get_data("drawn", n_train=40, n_val=20, progress=False)
+    data = shutil.copytree(whole, tmp_path / "data")
     victim = next((data / "train").rglob("*.JPEG"))
     victim.write_bytes(victim.read_bytes()[:200])
     for pipeline in ("cached", "fastai"):
-        code, _, said = command(
-            "--data",
-            data,
-            "--size",
-            32,
-            "--arch",
-            "xresnet10",
-            "--bs",
-            20,
-            "--out",
-            tmp_path / "out",
-            "--pipeline",
-            pipeline,
-        )
-        assert code == 2 and victim.name in said and not (tmp_path / "out").exists()
+        out = tmp_path / "out"
+        args = flags(data=data, size=32, arch="xresnet10", bs=20, out=out, pipeline=pipeline)
+        code, _, said = command(*args)
+        assert code == 2 and victim.name in said and not out.exists()
 
 
 def test_a_training_that_diverges_is_no_result(small, tmp_path, command):
     code, out, said = command(*options(small, tmp_path), "--lr", "1e6")
-    assert (
-        code == 1
-        and "diverged" in said
-        and "lower --lr" in said
-        and len(said.strip().splitlines()) == 1
-    )
-    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"], (
-        "no result, no picture, no model"
-    )
+    assert code == 1
+    assert "diverged" in said
+    assert "lower --lr" in said
+    assert len(said.strip().splitlines()) == 1
+    # No result, no picture, no model.
+    assert [o.name for o in tmp_path.iterdir()] == ["try-seed0.pt"]
     code, _, said = command(*options(small, tmp_path, 1), "--overwrite")
     assert code == 0, said
 
@@ -590,12 +525,8 @@ def test_killed_between_two_steps_of_its_end_it_is_completed(
     killed_at(monkeypatch, step, when, args)
     code, said, err = command(*args)
     assert code == 0, err
-    assert sorted(contents(out)) == [
-        "try-seed0-model/card.json",
-        "try-seed0-model/model.safetensors",
-        "try-seed0.json",
-        "try-seed0.png",
-    ]
+    left = "-model/card.json", "-model/model.safetensors", ".json", ".png"
+    assert sorted(contents(out)) == [f"try-seed0{o}" for o in left]
     assert "load_model" in said and "learn.tta()" in said and "try-seed0.png" in said
     assert numbers(out) == undisturbed
 
@@ -603,14 +534,8 @@ def test_killed_between_two_steps_of_its_end_it_is_completed(
 def test_what_a_kill_left_half_written_goes(small, trained, tmp_path, command):
     out = shutil.copytree(trained, tmp_path / "out")
     (out / "try-seed0-model").mkdir()
-    for o in (
-        "try-seed0.png",
-        "try-seed0.json",
-        "try-seed0.pt",
-        "try-seed0-model/card.json",
-        "try-seed0-model/model.safetensors",
-    ):
-        (out / f"{o}.999999999.part").touch()  # no process has this number
+    for o in (".png", ".json", ".pt", "-model/card.json", "-model/model.safetensors"):
+        (out / f"try-seed0{o}.999999999.part").touch()  # no process has this number
     code, _, err = command(*options(small, out, 1), "--resume")
     assert code == 0, err
     assert not list(out.rglob("*.part"))
@@ -627,10 +552,8 @@ def test_tta_is_added_to_a_finished_run(small, finished, command):
     code, out, err = command(*options(small, finished, 3), "--resume", "--tta")
     assert code == 0 and "finished before" in out and "learn.tta()" in out, err
     after = json.loads((finished / "try-seed0.json").read_text())
-    assert (
-        0 < after["extra"].pop("tta_accuracy") < 1
-        and after["command"] == before["command"] + " --tta"
-    )
+    assert 0 < after["extra"].pop("tta_accuracy") < 1
+    assert after["command"] == before["command"] + " --tta"
     assert after | dict(command="") == before | dict(command=""), "nothing else has changed"
 
 
@@ -664,9 +587,8 @@ def test_another_run_s_model_is_not_taken_for_this_one_s(
     assert command(*options(small, other, 1), "--resume")[0] == 0
     shutil.rmtree(finished / "try-seed0-model")
     shutil.copytree(other / "try-seed0-model", finished / "try-seed0-model")
-    assert "isn't the model of this result" in refused(
-        *options(small, finished, 3), "--resume", "--tta"
-    )
+    said = refused(*options(small, finished, 3), "--resume", "--tta")
+    assert "isn't the model of this result" in said
     assert "tta_accuracy" not in (finished / "try-seed0.json").read_text()
 
 
@@ -698,27 +620,26 @@ def test_a_signal_at_any_moment_ends_it_with_a_sentence(
     with monkeypatch.context() as patch:
         patch.setattr(f"sota_course.training.session.{where}", stop)
         found, _, said = command(*options(small, out, 1), "--tta", "--resume")
-    assert (
-        found == code
-        and said.strip().startswith("Stopped.")
-        and "--resume" in said
-        and len(said.strip().splitlines()) == 2
-    )
+    assert found == code
+    assert said.strip().startswith("Stopped.")
+    assert "--resume" in said
+    assert len(said.strip().splitlines()) == 2
     again = shlex.split(said.strip().splitlines()[-1])
     assert command(*again[1:])[0] == 0, "what it says works"
 
 
 def test_a_signal_before_there_is_anything_says_that_too(small, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(
-        "sota_course.training.session.get_data",
-        lambda *args, **kwargs: signal.raise_signal(signal.SIGINT),
-    )
+    def stop(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("sota_course.training.session.get_data", stop)
     code, _, said = command(*options(small, tmp_path))
     assert code == 130 and "nothing was lost" in said and len(said.strip().splitlines()) == 1
 
 
 def with_training(body):
-    "A process of the command with another module in place of what trains, so that no torch is imported: exit code and what it says."
+    """A process of the command with another module in place of what trains, so that no torch is
+    imported: exit code and what it says."""
     finder = f"""
 import signal, sys
 class Finder:
@@ -726,8 +647,10 @@ class Finder:
         if name == "sota_course.training.session":
             import importlib.util
             return importlib.util.spec_from_loader(name, Finder)
-    def create_module(spec): return None
-    def exec_module(module): exec({body!r}, module.__dict__)
+    def create_module(spec):
+        return None
+    def exec_module(module):
+        exec({body!r}, module.__dict__)
 sys.meta_path.insert(0, Finder)
 from sota_course.training.command import main
 main()
@@ -739,24 +662,25 @@ main()
     return done.returncode, done.stderr
 
 
-RAISE = "import signal, os, sys, time, weakref\ndef send(*signals):\n for o in signals: signal.raise_signal(o)\n"
+RAISE = """
+import signal, sys
+def send(*signals):
+    for o in signals:
+        signal.raise_signal(o)
+"""
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("swallow", [False, True])
 def test_a_signal_while_modules_are_imported(signum, code, swallow):
     "Also in one that tries something and takes whatever happens for a failure."
-    body = (
-        f"try: send({int(signum)})\nexcept BaseException: pass"
-        if swallow
-        else f"send({int(signum)})"
-    )
+    body = f"send({int(signum)})"
+    if swallow:
+        body = f"try: {body}\nexcept BaseException: pass"
     found, said = with_training(f"{RAISE}{body}\ndef run_training(args): pass\n")
-    assert (
-        found == code
-        and said.strip().startswith("Stopped.")
-        and len(said.strip().splitlines()) == 1
-    )
+    assert found == code
+    assert said.strip().startswith("Stopped.")
+    assert len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
@@ -765,36 +689,25 @@ def test_a_signal_while_modules_are_imported(signum, code, swallow):
 def test_a_second_signal_needs_no_patience(first, second, code, while_):
     "It comes where the first is being answered, or where nothing can catch it."
 
-    def lines(*body):
-        return "\n".join(" " + o for o in body)
-
+    one, two = f"send({int(first)})", f"send({int(second)})"
+    slow = "class Slow:", f"  def write(self, text): {two}", "  def flush(self): pass"
     bodies = {
-        "except": lines(
-            f"try: send({int(first)})", f"except BaseException: send({int(second)}); raise"
-        ),
-        "finally": lines(f"try: send({int(first)})", f"finally: send({int(second)})"),
-        "report": lines(
-            "class Slow:",
-            f"  def write(self, text): send({int(second)})",
-            "  def flush(self): pass",
-            "sys.stderr = Slow()",
-            f"send({int(first)})",
-        ),
-        "exit": lines(
-            "import atexit", f"atexit.register(lambda: send({int(second)}))", f"send({int(first)})"
-        ),
-        "destructor": lines("class Gone:", f"  def __del__(self): send({int(second)})", "Gone()"),
+        "except": [f"try: {one}", f"except BaseException: {two}; raise"],
+        "finally": [f"try: {one}", f"finally: {two}"],
+        "report": [*slow, "sys.stderr = Slow()", one],
+        "exit": ["import atexit", f"atexit.register(lambda: {two})", one],
+        "destructor": ["class Gone:", f"  def __del__(self): {two}", "Gone()"],
     }
-    found, said = with_training(f"{RAISE}def run_training(args):\n{bodies[while_]}\n")
+    body = "\n".join(" " + o for o in bodies[while_])
+    found, said = with_training(f"{RAISE}def run_training(args):\n{body}\n")
     # Once the first was answered, a second one changes nothing any more.
     assert found == (128 + first if while_ == "exit" else code)
     assert said.strip().startswith("Stopped.") and said.count("Stopped.") == 1
 
 
 def test_a_signal_after_the_end_leaves_the_exit_code():
-    found, said = with_training(
-        f"{RAISE}import atexit\natexit.register(lambda: send(2, 15))\ndef run_training(args): pass\n"
-    )
+    body = "import atexit\natexit.register(lambda: send(2, 15))\ndef run_training(args): pass\n"
+    found, said = with_training(RAISE + body)
     assert (found, said) == (0, "")
 
 
@@ -803,7 +716,8 @@ def test_a_signal_after_the_end_leaves_the_exit_code():
 
 @pytest.fixture
 def no_room():
-    "Within `with no_room(n)`, no file of this process can have more than `n` bytes, as on a disk that is full."
+    """Within `with no_room(n)`, no file of this process can have more than `n` bytes, as on a disk
+    that is full."""
 
     class Limit:
         def __init__(self, n):
@@ -843,12 +757,10 @@ def test_no_room_for_a_checkpoint_is_a_sentence_and_keeps_the_last_one(
     before = half(small, tmp_path, command, monkeypatch)
     with no_room(200_000):
         code, _, said = command(*options(small, tmp_path, 2), "--resume")
-    assert code == 2 and f"--out {tmp_path} can't be written to" in said and "--resume" in said, (
-        said
-    )
-    assert contents(tmp_path) == {"try-seed0.pt": before}, (
-        "the checkpoint as it was, and nothing half-written"
-    )
+    assert code == 2 and f"--out {tmp_path} can't be written to" in said, said
+    assert "--resume" in said
+    # The checkpoint as it was, and nothing half-written.
+    assert contents(tmp_path) == {"try-seed0.pt": before}
     assert command(*options(small, tmp_path, 2), "--resume")[0] == 0
 
 
@@ -860,25 +772,20 @@ def test_no_room_for_what_comes_at_the_end_keeps_the_checkpoint(
         with no_room(n):
             code, _, said = command(*options(small, out, 1), "--resume", "--tta")
         assert code == 2 and f"--out {out} can't be written to" in said
-        assert (
-            (out / "try-seed0.pt").exists()
-            and not (out / "try-seed0.json").exists()
-            and not list(out.rglob("*.part"))
-        )
+        assert (out / "try-seed0.pt").exists()
+        assert not (out / "try-seed0.json").exists()
+        assert not list(out.rglob("*.part"))
         assert command(*options(small, out, 1), "--resume", "--tta")[0] == 0
 
 
 @pytest.fixture
 def tiny_disk(tmp_path):
     "A folder with room for a megabyte."
-    (folder := tmp_path / "disk").mkdir()
-    if (
-        os.name != "posix"
-        or os.geteuid()
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
-        ).returncode
-    ):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    root = os.name == "posix" and os.geteuid() == 0
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if not root or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root can mount a small disk, and not everywhere")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -906,28 +813,36 @@ HEAVY = ("torch", "fastai", "matplotlib", "numpy", "pandas", "torchvision")
     ],
 )
 def test_what_needs_no_training_imports_nothing_heavy(args, code):
-    script = f"import sys; sys.argv[1:] = {args}; from sota_course.training.command import main\ntry: main()\nfinally: print('loaded:', *set({HEAVY}) & set(sys.modules))"
+    script = f"""
+import sys
+from sota_course.training.command import main
+sys.argv[1:] = {args}
+try:
+    main()
+finally:
+    print("loaded:", *set({HEAVY}) & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == code and done.stdout.splitlines()[-1].strip() == "loaded:", (
-        done.stdout + done.stderr
-    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "loaded:", done.stdout
 
 
 def test_help_speaks_of_the_model(command):
     code, out, _ = command("--help")
-    assert (
-        code == 0 and "load_model" in out and all(f"--{o.replace('_', '-')}" in out for o in RULES)
-    )
+    assert code == 0
+    assert "load_model" in out
+    assert all(f"--{o.replace('_', '-')}" in out for o in RULES)
 
 
 def test_torch_s_complaint_about_fastai_is_not_passed_on():
-    "torch 2.14 warns of `torch.jit.script`, in the name of its own module, when fastai is imported. No other warning is kept back."
+    """torch 2.14 warns of `torch.jit.script`, in the name of its own module, when fastai is
+    imported. No other warning is kept back."""
     warn = "warnings.warn_explicit({!r}, FutureWarning, 'x.py', 1, module={!r})"
+    deprecated = (
+        "`torch.jit.script` is deprecated. Please switch to `torch.compile` or `torch.export`."
+    )
     kept_back = [
-        (
-            "`torch.jit.script` is deprecated. Please switch to `torch.compile` or `torch.export`.",
-            "torch.jit._script",
-        ),
+        (deprecated, "torch.jit._script"),
         ("`torch.jit.script` is not supported in Python 3.14+ and may break.", "torch.jit._script"),
     ]
     shown = [
@@ -935,30 +850,18 @@ def test_torch_s_complaint_about_fastai_is_not_passed_on():
         ("`torch.jit.script` is deprecated.", "mine"),
         ("weights_only", "torch.serialization"),
     ]
-    script = "\n".join(
-        ["import sota_course, warnings", *(warn.format(*o) for o in kept_back + shown)]
-    )
+    warnings = [warn.format(*o) for o in kept_back + shown]
+    script = "\n".join(["import sota_course, warnings", *warnings])
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert [o.partition("FutureWarning: ")[2] for o in done.stderr.splitlines()] == [
-        o for o, _ in shown
-    ]
+    said = [o.partition("FutureWarning: ")[2] for o in done.stderr.splitlines()]
+    assert said == [o for o, _ in shown]
 
 
 @pytest.mark.real
 def test_real_photos_train(photos, tmp_path):
-    done = sota_train(
-        "--data",
-        photos / "imagenette2-160sq",
-        "--size",
-        32,
-        "--arch",
-        "xresnet10",
-        "--epochs",
-        1,
-        "--out",
-        tmp_path,
-    )
+    data = photos / "imagenette2-160sq"
+    done = sota_train(*flags(data=data, size=32, arch="xresnet10", epochs=1, out=tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["accuracy"] > 0.3

@@ -1,6 +1,8 @@
-"""Crops equal to torchvision's, predictions equal to what is done by hand, and the traps of fastai's tta, ttach and FiveCrop."""
+"""Crops equal to torchvision's, predictions equal to what is done by hand, and the traps of
+fastai's tta, ttach and FiveCrop."""
 
 import random
+import re
 from functools import partial
 
 import numpy as np
@@ -124,18 +126,16 @@ def block(
     **kwargs,
 ):
     "fastai's own loaders, as the book makes them"
-    tfms = (
-        aug_transforms(size=24, min_scale=0.75) + [Normalize.from_stats(*imagenet_stats)]
-        if batch_tfms is None
-        else batch_tfms
-    )
+    if batch_tfms is None:
+        batch_tfms = aug_transforms(size=24, min_scale=0.75)
+        batch_tfms.append(Normalize.from_stats(*imagenet_stats))
     return DataBlock(
         blocks,
         get_items=image_files,
         get_y=get_y,
         splitter=GrandparentSplitter(valid_name="val"),
         item_tfms=item_tfms,
-        batch_tfms=tfms,
+        batch_tfms=batch_tfms,
     ).dataloaders(photos, bs=4, num_workers=0, **kwargs)
 
 
@@ -154,7 +154,7 @@ def by_hand(
     ratio=RATIO,
     method="crop",
 ):
-    "One picture after the other, without any loader"
+    "One image after the other, without any loader"
     rows = []
     for f in files:
         x = torch.tensor(load_presized(f, round(size * ratio), method)).permute(2, 0, 1)
@@ -163,7 +163,7 @@ def by_hand(
     return torch.stack(rows)
 
 
-# ---- crops -----------------------------------------------------------------------------------------------------------
+# ---- crops ---------------------------------------------------------------------------------------
 
 
 @fast(max_examples=60)
@@ -186,7 +186,7 @@ def test_crops_are_torchvisions(h, w, data):
 @pytest.mark.parametrize(
     "h, w, size", [(224, 256, 224), (375, 500, 224), (81, 108, 64), (5, 8, 4), (7, 7, 4)]
 )
-def test_crops_of_pil_pictures_are_the_same(h, w, size):
+def test_crops_of_pil_images_are_the_same(h, w, size):
     img = photo(0, w, h)
     x = torch.from_numpy(np.asarray(img).copy()).permute(2, 0, 1)
     for a, b in zip(ten_crop(x, size), TF.ten_crop(img, size), strict=True):
@@ -223,10 +223,9 @@ def test_padding(h, w, size, pad):
     if pad == "zeros" and size >= max(h, w):
         assert torch.equal(y[4], TF.center_crop(x, size))
     if pad == "reflection" and (size - min(h, w) + 1) // 2 < min(h, w) and size >= max(h, w):
-        t, l = (size - h) // 2, (size - w) // 2
-        assert torch.equal(
-            y[0], F.pad(x[None], (l, size - w - l, t, size - h - t), mode="reflect")[0]
-        )
+        top, left = (size - h) // 2, (size - w) // 2
+        sides = (left, size - w - left, top, size - h - top)
+        assert torch.equal(y[0], F.pad(x[None], sides, mode="reflect")[0])
     if pad != "zeros":
         assert set(y.unique().tolist()) <= set(x.unique().tolist())
 
@@ -250,11 +249,12 @@ def test_padding(h, w, size, pad):
 def test_bad_crops(args, error, words):
     with pytest.raises(error, match=words):
         five_crop(*args)
+    kwargs = dict(pad=args[2]) if len(args) == 3 else {}
     with pytest.raises(error, match=words):
-        ten_crop(*args) if len(args) < 3 else ten_crop(*args[:2], pad=args[2])
+        ten_crop(*args[:2], **kwargs)
 
 
-# ---- merging ---------------------------------------------------------------------------------------------------------
+# ---- merging -------------------------------------------------------------------------------------
 
 
 @fast(max_examples=40)
@@ -268,9 +268,8 @@ def test_rows_sum_to_one(v, n, c, reduce):
 
 def test_maximum_forgets_how_many():
     p = torch.tensor([[[0.6, 0.4]], [[0.6, 0.4]], [[0.4, 0.6]]])
-    assert merge_views(p)[0, 0] > 0.5 and torch.allclose(
-        merge_views(p, "max"), torch.tensor([[0.5, 0.5]])
-    )
+    assert merge_views(p)[0, 0] > 0.5
+    assert torch.allclose(merge_views(p, "max"), torch.tensor([[0.5, 0.5]]))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +302,7 @@ def test_an_unknown_loss_is_an_error():
         activation_of(my_loss)
 
 
-# ---- on loaders ------------------------------------------------------------------------------------------------------
+# ---- on loaders ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -322,10 +321,8 @@ def test_the_learner_does_what_is_done_by_hand(photos, make, views, cut):
     p, y = learn.five_crop_tta(views=views)
     q, targets = learn.get_preds()
     assert torch.equal(y, targets) and p.shape == q.shape and (p.sum(1) - 1).abs().max() < 1e-5
-    # A cached picture was resized twice.
-    assert (p - by_hand(learn.model, learn.dls.valid.items, cut)).abs().max() < (
-        0.1 if make is cached else 1e-5
-    )
+    slack = 0.1 if make is cached else 1e-5  # a cached image was resized twice
+    assert (p - by_hand(learn.model, learn.dls.valid.items, cut)).abs().max() < slack
 
 
 def test_the_cache_is_used_as_it_is(photos):
@@ -340,16 +337,14 @@ def test_what_beta_means(photos):
     learn = learner(block(photos))
     p, q = learn.five_crop_tta()[0], learn.get_preds()[0]
     mixed, y = learn.five_crop_tta(beta=0.25)
-    assert torch.allclose(mixed, torch.lerp(p, q, 0.25), atol=1e-5) and torch.equal(
-        y, learn.get_preds()[1]
-    )
+    assert torch.allclose(mixed, torch.lerp(p, q, 0.25), atol=1e-5)
+    assert torch.equal(y, learn.get_preds()[1])
     assert torch.allclose(learn.five_crop_tta(beta=1.0)[0], q, atol=1e-5)
     (views, plain), _ = learn.five_crop_tta(beta=None)
     assert torch.allclose(views, p, atol=1e-6) and torch.allclose(plain, q, atol=1e-5)
     m = learn.five_crop_tta(reduce="max", beta=0.25)[0]
-    assert torch.allclose(m.sum(1), torch.ones(len(m))) and not torch.allclose(
-        m, learn.five_crop_tta(reduce="max")[0]
-    )
+    assert torch.allclose(m.sum(1), torch.ones(len(m)))
+    assert not torch.allclose(m, learn.five_crop_tta(reduce="max")[0])
 
 
 def test_fastais_maximum_ignores_beta_and_leaves_sums_above_one(photos):
@@ -363,20 +358,23 @@ def test_fastais_maximum_ignores_beta_and_leaves_sums_above_one(photos):
 
 def test_each_file_is_opened_once(photos, monkeypatch):
     learn, opened, pil_open = learner(block(photos)), [], PIL.Image.open
+
+    def noting(*args, **kwargs):
+        opened.append(1)
+        return pil_open(*args, **kwargs)
+
     learn.five_crop_tta()
-    monkeypatch.setattr(
-        PIL.Image, "open", lambda *args, **kwargs: opened.append(1) or pil_open(*args, **kwargs)
-    )
+    monkeypatch.setattr(PIL.Image, "open", noting)
     learn.five_crop_tta(views="ten")
     ours, n = len(opened), len(learn.dls.valid.items)
     learn.tta()
-    assert (
-        n <= ours <= n + 4 and len(opened) - ours >= 5 * n
-    )  # ours: a few more to see what the loader feeds
+    assert n <= ours <= n + 4, "a few more to see what the loader feeds"
+    assert len(opened) - ours >= 5 * n
 
 
 def test_a_crop_in_place_of_the_item_transforms(photos):
-    "fastai: what is given is all that is left of the pipeline, the conversions to tensors and to floats included."
+    """fastai: what is given is all that is left of the pipeline, the conversions to tensors and to
+    floats included."""
     learn = learner(block(photos))
 
     class Five(Transform):
@@ -398,27 +396,20 @@ def test_without_resize_a_crop_has_the_files_own_pixels(tmp_path):
             photo(i, 480, 360).save(tmp_path / "large" / split / name / "0.png")
 
     def fed(*tfms):
-        return (
-            DataBlock(
-                (ImageBlock, CategoryBlock),
-                get_items=image_files,
-                get_y=parent_label,
-                splitter=GrandparentSplitter(valid_name="val"),
-                item_tfms=tfms,
-                batch_tfms=[],
-            )
-            .dataloaders(tmp_path / "large", bs=2, num_workers=0)
-            .valid.one_batch()[0]
-            .as_subclass(torch.Tensor)
+        blocks = DataBlock(
+            (ImageBlock, CategoryBlock),
+            get_items=image_files,
+            get_y=parent_label,
+            splitter=GrandparentSplitter(valid_name="val"),
+            item_tfms=tfms,
+            batch_tfms=[],
         )
+        dls = blocks.dataloaders(tmp_path / "large", bs=2, num_workers=0)
+        return dls.valid.one_batch()[0].as_subclass(torch.Tensor)
 
     def of_file(cut):
-        return torch.stack(
-            [
-                cut(TF.to_tensor(PIL.Image.open(f)))
-                for f in sorted((tmp_path / "large" / "val").rglob("*.png"))
-            ]
-        )
+        files = sorted((tmp_path / "large" / "val").rglob("*.png"))
+        return torch.stack([cut(TF.to_tensor(PIL.Image.open(f))) for f in files])
 
     native = of_file(lambda x: TF.center_crop(x, 24))
     assert (fed(RandomCrop(24)) - native).abs().max() < 1e-5
@@ -437,59 +428,46 @@ def test_five_crop_in_fastais_pipeline_meets_the_label():
 def test_ttach_orders_crops_otherwise_and_averages_logits():
     ttach = pytest.importorskip("ttach")
     x = torch.randn(2, 3, 9, 12)
-    ours, theirs = (
-        five_crop(x, 4),
-        [o.augment_image(x) for o in ttach.aliases.five_crop_transform(4, 4)],
-    )
-    assert all(torch.equal(ours[i], theirs[j]) for i, j in ((0, 0), (1, 3), (2, 1), (3, 2)))
-    assert not torch.equal(ours[1], theirs[1]) and torch.equal(
-        five_crop(x[..., :9, :9], 5)[4],
-        [*ttach.aliases.five_crop_transform(5, 5)][4].augment_image(x[..., :9, :9]),
-    )
-    odd = x[..., :7, :7]
-    assert not torch.equal(
-        five_crop(odd, 4)[4], [*ttach.aliases.five_crop_transform(4, 4)][4].augment_image(odd)
-    )
+
+    def theirs(x, size):
+        return [o.augment_image(x) for o in ttach.aliases.five_crop_transform(size, size)]
+
+    ours, crops = five_crop(x, 4), theirs(x, 4)
+    assert all(torch.equal(ours[i], crops[j]) for i, j in ((0, 0), (1, 3), (2, 1), (3, 2)))
+    assert not torch.equal(ours[1], crops[1])
+    square, odd = x[..., :9, :9], x[..., :7, :7]
+    assert torch.equal(five_crop(square, 5)[4], theirs(square, 5)[4])
+    assert not torch.equal(five_crop(odd, 4)[4], theirs(odd, 4)[4])
     model = net().eval()
     big = torch.randn(4, 3, 30, 30) * 5
+    wrapper = ttach.ClassificationTTAWrapper(model, ttach.aliases.five_crop_transform(24, 24))
     with torch.no_grad():
-        merged = ttach.ClassificationTTAWrapper(model, ttach.aliases.five_crop_transform(24, 24))(
-            big
-        )
-    with torch.no_grad():
-        assert torch.allclose(
-            merged, model(five_crop(big, 24).flatten(0, 1)).view(5, 4, 2).mean(0), atol=1e-5
-        )
+        merged = wrapper(big)
+        logits = model(five_crop(big, 24).flatten(0, 1)).view(5, 4, 2)
+    assert torch.allclose(merged, logits.mean(0), atol=1e-5)
     assert not torch.allclose(merged.softmax(-1), predict(model, big, size=24)[0], atol=1e-4)
 
 
 def test_squishing_stays_squishing(photos):
     learn = learner(block(photos, item_tfms=Resize(48, method="squish")))
-    assert (
-        learn.five_crop_tta()[0] - by_hand(learn.model, learn.dls.valid.items, method="squish")
-    ).abs().max() < 1e-5
+    right = by_hand(learn.model, learn.dls.valid.items, method="squish")
+    assert (learn.five_crop_tta()[0] - right).abs().max() < 1e-5
 
 
 def test_the_learner_is_left_as_it_was(photos):
     learn = learner(block(photos))
     learn.model.train()
     learn.model[1].eval()
-    state, rng = (
-        learn.dls.valid.rng.getstate(),
-        (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()),
-    )
+    state = learn.dls.valid.rng.getstate()
+    rng = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     learn.five_crop_tta()
-    assert (
-        learn.model.training
-        and not learn.model[1].training
-        and learn.dls.valid.rng.getstate() == state
-    )
-    assert (
-        torch.equal(rng[0], torch.get_rng_state())
-        and rng[1] == random.getstate()
-        and (rng[2] == np.random.get_state()[1]).all()
-    )
+    assert learn.model.training
+    assert not learn.model[1].training
+    assert learn.dls.valid.rng.getstate() == state
+    assert torch.equal(rng[0], torch.get_rng_state())
+    assert rng[1] == random.getstate()
+    assert (rng[2] == np.random.get_state()[1]).all()
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
@@ -497,9 +475,8 @@ def test_the_training_set_in_order(photos):
     for make in (cached, block):
         learn = learner(make(photos))
         p, y = learn.five_crop_tta(ds_idx=0)
-        assert len(p) == 16 and [learn.dls.vocab[o] for o in y] == [
-            f.parent.name for f in learn.dls.train.items
-        ]
+        assert len(p) == 16
+        assert [learn.dls.vocab[o] for o in y] == [f.parent.name for f in learn.dls.train.items]
 
 
 def test_the_training_sets_plain_prediction_is_not_augmented(photos):
@@ -518,19 +495,15 @@ def test_the_training_sets_plain_prediction_is_not_augmented(photos):
         before = states()
         p, _ = learn.five_crop_tta(ds_idx=0, beta=1.0)
         after = states()
-        assert (
-            torch.equal(before[0], after[0])
-            and before[1:] == after[1:]
-            and learn.dls.train_ds.split_idx == 0
-        )
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+        assert learn.dls.train_ds.split_idx == 0
         with learn.dls.train_ds.set_split_idx(1):
             q, _ = learn.get_preds(dl=learn.dls.train.new(shuffle=False, drop_last=False))
-        assert torch.allclose(p, q, atol=1e-5) and torch.allclose(
-            learn.five_crop_tta(ds_idx=0, beta=1.0)[0], p, atol=1e-6
-        )
-        assert not torch.allclose(
-            learn.get_preds(ds_idx=0)[0], learn.get_preds(ds_idx=0)[0], atol=1e-3
-        )  # fastai's own are augmented
+        assert torch.allclose(p, q, atol=1e-5)
+        assert torch.allclose(learn.five_crop_tta(ds_idx=0, beta=1.0)[0], p, atol=1e-6)
+        first, second = (learn.get_preds(ds_idx=0)[0] for _ in range(2))
+        assert not torch.allclose(first, second, atol=1e-3), "fastai's own are augmented"
 
 
 def test_files_and_test_loaders(photos):
@@ -538,14 +511,11 @@ def test_files_and_test_loaders(photos):
         learn = learner(make(photos))
         files = image_files(photos / "val")[::-1]
         p, y = learn.five_crop_tta(dl=files)
-        assert y is None and (p - by_hand(learn.model, files)).abs().max() < (
-            0.1 if make is cached else 1e-5
-        )
+        assert y is None
+        assert (p - by_hand(learn.model, files)).abs().max() < (0.1 if make is cached else 1e-5)
         assert torch.allclose(learn.five_crop_tta(dl=learn.dls.test_dl(files))[0], p, atol=1e-6)
-        assert torch.equal(
-            learn.five_crop_tta(dl=learn.dls.test_dl(files, with_labels=True))[1],
-            learn.get_preds(dl=learn.dls.test_dl(files, with_labels=True))[1],
-        )
+        labelled = learn.dls.test_dl(files, with_labels=True)
+        assert torch.equal(learn.five_crop_tta(dl=labelled)[1], learn.get_preds(dl=labelled)[1])
 
 
 def test_multi_label(photos):
@@ -558,10 +528,8 @@ def test_multi_label(photos):
     for loss in (BCEWithLogitsLossFlat(), nn.BCEWithLogitsLoss()):
         learn.loss_func = loss
         p, y = learn.five_crop_tta()
-        assert (
-            torch.equal(y, learn.get_preds()[1])
-            and (p - by_hand(learn.model, dls.valid.items, act=torch.sigmoid)).abs().max() < 1e-5
-        )
+        assert torch.equal(y, learn.get_preds()[1])
+        assert (p - by_hand(learn.model, dls.valid.items, act=torch.sigmoid)).abs().max() < 1e-5
         highest, _ = learn.five_crop_tta(reduce="max")
         assert (highest >= p - 1e-6).all() and highest.max() <= 1  # not divided by its sum
 
@@ -603,7 +571,7 @@ def test_other_transforms_stay(photos):
     assert torch.allclose(p, p[:1].expand_as(p), atol=1e-6)
 
 
-def test_grey_pictures_go_by_batches(photos):
+def test_grey_images_go_by_batches(photos):
     dls = block(photos, blocks=(ImageBlock(PILImageBW), CategoryBlock), batch_tfms=[])
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
@@ -641,28 +609,25 @@ def test_views_of_ones_own():
     model, xs, sizes = net(), [torch.randn(3, *o) for o in SIZES], []
 
     def some(x, size):
-        return sizes.append(size) or five_crop(x, size)[:3]
+        sizes.append(size)
+        return five_crop(x, size)[:3]
 
-    assert torch.allclose(
-        predict(model, xs, some, size=24)[0],
-        torch.cat([predict(model, o[None], some, size=24)[0] for o in xs]),
-        atol=1e-5,
-    )
+    def fewer_of_tall_ones(x, size):
+        return five_crop(x, size)[: 5 if x.shape[-2] < 50 else 2]
+
+    one_by_one = torch.cat([predict(model, o[None], some, size=24)[0] for o in xs])
+    assert torch.allclose(predict(model, xs, some, size=24)[0], one_by_one, atol=1e-5)
     assert set(sizes) == {(24, 24)}
-    with pytest.raises(
-        ValueError,
-        match=r"same number of views.*5 were cut from \d+ x \d+ pixels, 2 were cut from 100 x 37",
-    ):
-        predict(
-            model, xs, lambda x, size: five_crop(x, size)[: 5 if x.shape[-2] < 50 else 2], size=24
-        )
+    words = r"same number of views.*5 were cut from \d+ x \d+ pixels, 2 were cut from 100 x 37"
+    with pytest.raises(ValueError, match=words):
+        predict(model, xs, fewer_of_tall_ones, size=24)
     with pytest.raises(ValueError, match="at least 1: 0 were cut"):
         predict(model, xs, lambda x, size: [], size=24)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 @pytest.mark.parametrize("views", ["five", "ten", "dense"])
-def test_few_pictures(n, views):
+def test_few_images(n, views):
     p, _ = predict(xresnet10(4), torch.randn(n, 3, 40, 48), views, size=32)
     assert p.shape == (n, 4)
 
@@ -680,9 +645,8 @@ def test_nan_stays_where_it_is():
 def test_half_precision(photos):
     x, model = torch.randn(4, 3, 30, 30), net()
     p = predict(model, x, size=24)[0]
-    assert (predict(net().bfloat16(), x, size=24)[0] - p).abs().max() < 0.1 and predict(
-        net().bfloat16(), x, size=24
-    )[0].dtype == torch.float32
+    assert (predict(net().bfloat16(), x, size=24)[0] - p).abs().max() < 0.1
+    assert predict(net().bfloat16(), x, size=24)[0].dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (predict(model, x, size=24)[0] - p).abs().max() < 0.1
     assert predict(model, x.half(), size=24)[0].dtype == torch.float32
@@ -693,29 +657,29 @@ def test_half_precision(photos):
 
 def test_channels_last_batches():
     x, model = torch.randn(4, 3, 30, 33), net()
-    assert torch.allclose(
-        predict(model, x.to(memory_format=torch.channels_last), size=24)[0],
-        predict(model, x, size=24)[0],
-        atol=1e-5,
-    )
+    last = x.to(memory_format=torch.channels_last)
+    p, q = (predict(model, o, size=24)[0] for o in (last, x))
+    assert torch.allclose(p, q, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu(photos):
     learn = learner(block(photos))
     p, y = learn.five_crop_tta()
-    assert (
-        p.device.type == "cpu"
-        and (p - by_hand(learn.model.cpu(), learn.dls.valid.items)).abs().max() < 1e-2
-    )
+    assert p.device.type == "cpu"
+    assert (p - by_hand(learn.model.cpu(), learn.dls.valid.items)).abs().max() < 1e-2
 
 
 def test_never_more_than_a_batch_ahead(photos, monkeypatch):
     from sota_course.training import views
 
     loaded, most = [], []
-    gen = views._ahead(lambda i: loaded.append(i) or i, 40, 4)
-    for k, items in enumerate(gen):
+
+    def load(i):
+        loaded.append(i)
+        return i
+
+    for k, _ in enumerate(views._ahead(load, 40, 4)):
         most.append(len(loaded) - 4 * k)
     assert max(most) <= 8 and sorted(loaded) == list(range(40))
 
@@ -755,7 +719,7 @@ def test_what_is_no_classifier():
 
 
 # ---- any loss, any views, any batch size -------------------------------------------------------
-# The reference looks at one picture at a time and at one crop of it at a time, applies the
+# The reference looks at one image at a time and at one crop of it at a time, applies the
 # activation to a single row, and merges in double precision.
 
 
@@ -850,10 +814,11 @@ def places(h, w, th, tw):
 
 
 def crops_of(x, size, views):
-    "A list of single crops (1, 3, height, width) of a single picture."
+    "A list of single crops (1, 3, height, width) of a single image."
     (th, tw), crops = size, []
     for o in (x, x.flip(-1)):
-        crops += [o[None, :, t : t + th, l : l + tw] for t, l in places(*x.shape[-2:], th, tw)]
+        for top, left in places(*x.shape[-2:], th, tw):
+            crops.append(o[None, :, top : top + th, left : left + tw])
     return [crops[i] for i in ([3, 0] if callable(views) else NAMED[views])]
 
 
@@ -862,8 +827,8 @@ def plain_of(x, size):
     (h, w), (th, tw) = x.shape[-2:], size
     scale = min(h / th, w / tw)
     ch, cw = round(th * scale), round(tw * scale)
-    t, l = places(h, w, ch, cw)[-1]
-    middle = x[None, :, t : t + ch, l : l + cw]
+    top, left = places(h, w, ch, cw)[-1]
+    middle = x[None, :, top : top + ch, left : left + cw]
     return F.interpolate(middle, size, mode="bilinear", antialias=True)
 
 
@@ -932,7 +897,8 @@ def learner_of(xs, model, loss, bs):
 def test_property_views_are_one_crop_at_a_time(
     known, views, reduce, beta, n, bs, shape, size, source
 ):
-    (loss, act, last, exclusive), model = known, small_net(known[2])
+    loss, act, last, exclusive = known
+    model = small_net(last)
     xs = torch.randn(n, 3, *shape, generator=torch.Generator().manual_seed(n))
     learn, loader = learner_of(xs, model, loss, bs), DataLoader(Pairs(xs), batch_size=bs)
     dl = dict(tensor=xs, list=list(xs), loader=loader, learner=learn.dls.valid)[source]
@@ -957,7 +923,8 @@ def test_property_views_are_one_crop_at_a_time(
     bs=st.integers(1, 6),
 )
 def test_property_shapes_mixed_in_a_batch_change_nothing(known, views, sides, bs):
-    (loss, act, last, exclusive), model = known, small_net(known[2])
+    loss, act, last, exclusive = known
+    model = small_net(last)
     xs = [torch.randn(3, *o) for o in sides]
     p, _ = predict(learner_of(xs, model, loss, 1), xs, views, beta=0.5, size=(6, 5), bs=bs)
     same(p, brute_force(model, xs, (6, 5), views, act, "mean", 0.5, exclusive))
@@ -1013,7 +980,7 @@ def test_a_class_is_no_loss_yet(loss):
         torch.rand_like,
     ],
 )
-def test_an_activation_that_mixes_pictures_is_refused(act):
+def test_an_activation_that_mixes_images_is_refused(act):
     for n in (1, 5):
         for views in ("centre", "five"):
             with pytest.raises(ValueError, match="depends on the other images, or on chance"):
@@ -1155,7 +1122,7 @@ def test_what_is_no_distribution_is_merged_where_that_is_said():
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max"])
-def test_an_undefined_probability_stays_with_its_picture(reduce):
+def test_an_undefined_probability_stays_with_its_image(reduce):
     p = torch.rand(5, 3, 4).softmax(-1)
     p[2, 1] = float("nan")
     q = merge_views(p, reduce)
@@ -1242,12 +1209,12 @@ def mask_of(tmp_path, photos):
 
 @pytest.mark.parametrize("image", [ImageBlock, ImageBlock(PILImageBW)], ids=["colour", "grey"])
 @pytest.mark.parametrize("target", ["mask", "points"])
-def test_targets_that_lie_in_the_picture_are_refused(photos, mask_of, image, target):
-    target, get_y = (
-        (MaskBlock(codes=["a", "b"]), mask_of)
-        if target == "mask"
-        else (PointBlock, lambda o: torch.tensor([[4.0, 5.0]]))
+def test_targets_that_lie_in_the_image_are_refused(photos, mask_of, image, target):
+    targets = dict(
+        mask=(MaskBlock(codes=["a", "b"]), mask_of),
+        points=(PointBlock, lambda o: torch.tensor([[4.0, 5.0]])),
     )
+    target, get_y = targets[target]
     dls = block(photos, Resize(48, method="squish"), [], (image, target), get_y)
     for model in (nn.Conv2d(3, 2, 1), net()):
         learn = learner(dls, model, CrossEntropyLossFlat(axis=1))
@@ -1318,7 +1285,7 @@ def test_scores_want_distributions(p):
         rescore(plain_result(), "x", predicted)
 
 
-# ---- dense -----------------------------------------------------------------------------------------------------------
+# ---- dense ---------------------------------------------------------------------------------------
 
 
 @fast(max_examples=60)
@@ -1326,11 +1293,9 @@ def test_scores_want_distributions(p):
 def test_region_weights_are_a_distribution(size, margin, cells):
     pixels = size + margin
     w = region_weights([0, round(margin / 2), margin], size, pixels, min(cells, pixels))
-    assert (
-        w.shape == (3, min(cells, pixels))
-        and (w >= 0).all()
-        and torch.allclose(w.sum(1), torch.ones(3))
-    )
+    assert w.shape == (3, min(cells, pixels))
+    assert (w >= 0).all()
+    assert torch.allclose(w.sum(1), torch.ones(3))
 
 
 def test_without_padding_dense_is_exact():
@@ -1338,22 +1303,19 @@ def test_without_padding_dense_is_exact():
     body = nn.Sequential(
         nn.Conv2d(3, 6, 4, stride=4), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8)
     )
-    for pool, n in ((nn.AdaptiveAvgPool2d(1), 8), (nn.AdaptiveMaxPool2d(1), 8)):
-        model = nn.Sequential(
-            body, nn.Sequential(pool, nn.Flatten(), nn.Dropout(0.5), nn.Linear(n, 5))
-        ).eval()
+    for pool in (nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)):
+        head = nn.Sequential(pool, nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 5))
+        model = nn.Sequential(body, head).eval()
         for h, w in ((24, 24), (32, 24), (24, 48)):
             x = torch.randn(3, 3, h, w)
             with torch.no_grad():
-                assert torch.allclose(
-                    dense_five_crop(model, x, 16),
-                    torch.stack([model(o) for o in five_crop(x, 16)]),
-                    atol=1e-5,
-                )
+                dense = dense_five_crop(model, x, 16)
+                five = torch.stack([model(o) for o in five_crop(x, 16)])
+            assert torch.allclose(dense, five, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [16, 32, 45])
-def test_dense_on_the_picture_itself_is_the_model(size):
+def test_dense_on_the_image_itself_is_the_model(size):
     "Without a margin all five regions are the whole map."
     x = torch.randn(2, 3, size, size)
     for model in (xresnet10(4), vision_learner_model()):
@@ -1369,18 +1331,14 @@ def vision_learner_model():
     return create_vision_model(resnet18, 4, pretrained=False)
 
 
-def test_dense_is_near_to_the_crops_on_larger_pictures():
+def test_dense_is_near_to_the_crops_on_larger_images():
     set_seed(0)
-    model, x = (
-        xresnet10(10).eval(),
-        F.interpolate(torch.randn(4, 3, 40, 40), (320, 320), mode="bicubic"),
-    )
+    model = xresnet10(10).eval()
+    x = F.interpolate(torch.randn(4, 3, 40, 40), (320, 320), mode="bicubic")
     with torch.no_grad():
-        dense, five = (
-            dense_five_crop(model, x, 256),
-            torch.stack([model(o) for o in five_crop(x, 256)]),
-        )
-    # As vectors around each picture's mean over all: the same direction
+        dense = dense_five_crop(model, x, 256)
+        five = torch.stack([model(o) for o in five_crop(x, 256)])
+    # As vectors around each image's mean over all: the same direction
     a, b = ((o - five.mean((0, 1))).flatten() for o in (dense, five))
     assert F.cosine_similarity(a, b, 0) > 0.8
 
@@ -1389,11 +1347,9 @@ def test_dense_through_the_front_door(photos):
     for make in (cached, block):
         learn = learner(make(photos), xresnet10(2))
         p, y = learn.five_crop_tta(views="dense")
-        assert (
-            p.shape == (11, 2)
-            and (p.sum(1) - 1).abs().max() < 1e-5
-            and torch.equal(y, learn.get_preds()[1])
-        )
+        assert p.shape == (11, 2)
+        assert (p.sum(1) - 1).abs().max() < 1e-5
+        assert torch.equal(y, learn.get_preds()[1])
 
 
 @pytest.mark.parametrize(
@@ -1412,62 +1368,50 @@ def test_models_that_cant_be_split(model):
 def test_split_models():
     body, kinds, head = split_model(vision_learner_model())
     x = torch.randn(2, 3, 64, 64)
-    assert (
-        kinds == ("max", "avg")
-        and body(x).shape == (2, 512, 2, 2)
-        and head(torch.randn(2, 1024, 1, 1)).shape == (2, 4)
-    )
-    assert pool_regions(body(x), torch.ones(1, 2) / 2, torch.ones(1, 2) / 2, kinds).shape == (
-        1,
-        2,
-        1024,
-        1,
-        1,
-    )
+    assert kinds == ("max", "avg")
+    assert body(x).shape == (2, 512, 2, 2)
+    assert head(torch.randn(2, 1024, 1, 1)).shape == (2, 4)
+    half = torch.ones(1, 2) / 2
+    assert pool_regions(body(x), half, half, kinds).shape == (1, 2, 1024, 1, 1)
 
 
-# ---- lessons' functions and exercises --------------------------------------------------------------------------------
+# ---- lessons' functions and exercises ------------------------------------------------------------
 
 
 def test_changes_are_the_gain():
     p, q, y = torch.rand(50, 4).softmax(1), torch.rand(50, 4).softmax(1), torch.randint(4, (50,))
     better, worse = changed_predictions(p, q, y)
     gain = (q.argmax(1) == y).float().mean() - (p.argmax(1) == y).float().mean()
-    assert abs(gain - (len(better) - len(worse)) / 50) < 1e-6 and not set(better.tolist()) & set(
-        worse.tolist()
-    )
+    assert abs(gain - (len(better) - len(worse)) / 50) < 1e-6
+    assert not set(better.tolist()) & set(worse.tolist())
 
 
 def test_rescore():
     def result(seed):
         return Result("plain", seed, dict(lr=1), [], 0.5, 1.0, 0.1, 10.0, 1.0)
 
-    p, y = (
-        torch.tensor([[0.9, 0.1], [0.0, 1.0], [0.2, 0.8], [0.7, 0.3]]),
-        torch.tensor([0, 1, 1, 1]),
-    )
+    p = torch.tensor([[0.9, 0.1], [0.0, 1.0], [0.2, 0.8], [0.7, 0.3]])
+    y = torch.tensor([0, 1, 1, 1])
     runs = [result(i) for i in range(3)]
     better = [rescore(o, "five", lambda: (p, y)) for o in runs]
-    assert (
-        better[0].accuracy == 0.75
-        and better[0].train_seconds == 10.0
-        and better[0].config == dict(lr=1, views="five")
-        and runs[0].accuracy == 0.5
-    )
-    assert (
-        compare(runs, better)
-        .verdict("five")
-        .startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
-    )
-    same = [
-        rescore(o, "same", lambda: (p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0]))) for o in runs
-    ]
+    assert better[0].accuracy == 0.75
+    assert better[0].train_seconds == 10.0
+    assert better[0].config == dict(lr=1, views="five")
+    assert runs[0].accuracy == 0.5
+    verdict = compare(runs, better).verdict("five")
+    assert verdict.startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
+    half_right = p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0])
+    same = [rescore(o, "same", lambda: half_right) for o in runs]
     assert "can't be told apart" in compare(runs, same).verdict("same")
     assert "from a single seed" in compare(runs[:1], better[:1]).verdict("five")
 
 
 def softmax(x):
     return x.softmax(-1)
+
+
+def changed(before, after):
+    return (before.argmax(1) != after.argmax(1)).sum()
 
 
 ANSWERS = {
@@ -1507,11 +1451,8 @@ ANSWERS = {
         lambda b, a, y: tuple(map(len, changed_predictions(b, a, y))),
         [
             (lambda b, a, y: tuple(map(len, changed_predictions(b, a, y)))[::-1], "other order"),
-            (
-                lambda b, a, y: (4, int((b.argmax(1) != a.argmax(1)).sum()) - 4),
-                "had been wrong|wrong before",
-            ),
-            (lambda b, a, y: ((b.argmax(1) != a.argmax(1)).sum(),) * 2, "all changed"),
+            (lambda b, a, y: (4, int(changed(b, a)) - 4), "had been wrong|wrong before"),
+            (lambda b, a, y: (changed(b, a), changed(b, a)), "all changed"),
         ],
     ),
 }
@@ -1526,8 +1467,6 @@ def test_exercises(name):
     right, wrong = ANSWERS[name]
     assert check(name, right)
     for answer, mistake in wrong:
-        import re
-
         verdict = check(name, answer)
         assert not verdict and re.search(mistake, verdict.mistake) and verdict.hint
 
