@@ -45,7 +45,8 @@ from sota_course.training.progressive import (
     reset_batchnorm,
     scores_by_size,
 )
-from sota_course.training.runs import EpochSeeds, Run
+from sota_course.training.checkpoints import EpochSeeds
+from sota_course.training.runs import Run
 
 few_sides = st.integers(1, 12)
 sides, few = st.integers(1, 40), partial(settings, deadline=None, max_examples=40)

@@ -821,7 +821,7 @@ def no_room():
 
 def half(small, out, command, monkeypatch):
     "A run that was stopped after the first of two epochs."
-    from sota_course.training.runs import Checkpoint
+    from sota_course.training.checkpoints import Checkpoint
 
     real = Checkpoint.write
 

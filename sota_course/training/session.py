@@ -25,12 +25,12 @@ from .models import CARD, WEIGHTS, load_model, save_model
 from sota_course.training.runs import (
     Result,
     Run,
-    Stopper,
-    can_draw_bars,
+    can_show_bars,
     predictions,
     score,
-    showing,
+    show_progress,
 )
+from .stopping import Stopper
 
 # %% ../../nbs/training/session.ipynb #7d281db2
 def top_losses(
@@ -89,7 +89,7 @@ def _loaders(path, args):
     if args["workers"] is not None:
         kwargs["num_workers"] = args["workers"]
     try:
-        return get_dls(path=path, progress=can_draw_bars(), **kwargs)
+        return get_dls(path=path, progress=can_show_bars(), **kwargs)
     except OSError as e:
         raise DataError(f"the data in {path} can't be prepared: {e}") from e
 
@@ -204,7 +204,7 @@ def _save(run, folder):
 def _add_tta(run, result):
     "Measure fastai's test time augmentation, and note it in `result`."
     set_seed(result.seed)  # the same crops, whether the run was interrupted or not
-    with showing(run.learn, progress=True):
+    with show_progress(run.learn, progress=True):
         probs, targets = run.learn.tta()
     result.extra["tta_accuracy"] = (probs.argmax(1) == targets).float().mean().item()
 
@@ -360,7 +360,7 @@ def run_training(
     Raises `Diverged`, `DataError`, `ValueError` and `OSError`; `Stopped` when told to stop."""
     name, seed, stopper = run_name(args), args["seed"], Stopper()
     cbs = [stopper, Divergence()]
-    if not can_draw_bars():
+    if not can_show_bars():
         cbs.append(EpochTable())
     run = Run(
         name,
@@ -375,7 +375,7 @@ def run_training(
     _may_start(run, args)
     try:
         # Whether something is in the way is known without the data; the learner needs it.
-        path = Path(os.path.abspath(get_data(args["data"], progress=can_draw_bars())))
+        path = Path(os.path.abspath(get_data(args["data"], progress=can_show_bars())))
         run.make_learner = lambda: _make(path, args, run)
         with stopper:
             result = _trained(run, args)
