@@ -42,7 +42,7 @@ from sota_course.training.progressive import (
     fit_progressive,
     phases,
     relative_cost,
-    reset_batchnorm,
+    reset_running_stats,
     scores_by_size,
 )
 from sota_course.training.checkpoints import EpochSeeds
@@ -632,7 +632,7 @@ def test_activation_stats_and_batchnorm():
     assert table.iloc[1]["std"] == pytest.approx(out.std().item(), abs=1e-6)
     m.train()(x)
     assert m[0][1].running_mean.abs().sum() > 0
-    reset_batchnorm(m)
+    reset_running_stats(m)
     assert m[0][1].running_mean.abs().sum() == 0 and (m[0][1].running_var == 1).all()
 
 

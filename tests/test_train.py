@@ -18,7 +18,7 @@ from hypothesis import given, strategies as st
 import sota_course.training.runs
 import sota_course.training.command
 import sota_course.training.session
-from sota_course.training.command import RULES, Signals, main
+from sota_course.training.command import OPTION_RULES, Signals, main
 
 SOTA_TRAIN = [sys.executable, "-c", "from sota_course.training.command import main; main()"]
 
@@ -280,7 +280,7 @@ def test_a_wrong_value_is_refused_before_anything_is_imported_or_made(
 
 
 def test_every_option_is_held_against_wrong_values():
-    assert set(WRONG) == set(RULES)
+    assert set(WRONG) == set(OPTION_RULES)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ LEGAL = dict(
 
 @given(TYPED)
 def test_property_whatever_is_typed_is_refused_in_a_sentence_or_legal(value):
-    for option in RULES:
+    for option in OPTION_RULES:
         seen, said = [], []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["sota-train", f"--{option.replace('_', '-')}={value}"])
@@ -916,7 +916,7 @@ def test_what_needs_no_training_imports_nothing_heavy(args, code):
 def test_help_speaks_of_the_model(command):
     code, out, _ = command("--help")
     assert (
-        code == 0 and "load_model" in out and all(f"--{o.replace('_', '-')}" in out for o in RULES)
+        code == 0 and "load_model" in out and all(f"--{o.replace('_', '-')}" in out for o in OPTION_RULES)
     )
 
 
