@@ -13,6 +13,7 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
+import sota_course  # before torch, whose threads it tells how to wait
 import numpy as np
 import torch
 from fastai.callback.schedule import Learner
@@ -23,7 +24,6 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
-from .. import __version__
 from ..baseline import ARCHS
 from ..core import CheckpointError, object_name, write_whole
 from ..images.augment import BookAug, resize_batch
@@ -212,7 +212,7 @@ def save_model(
     data = save_tensors(weights)
     card = dict(
         format=CARD_FORMAT,
-        package=f"sota_course {__version__}",
+        package=f"sota_course {sota_course.__version__}",
         arch=dict(name=name, args=args),
         classes=classes,
         input=_input(learn.dls),
