@@ -916,7 +916,9 @@ def test_what_needs_no_training_imports_nothing_heavy(args, code):
 def test_help_speaks_of_the_model(command):
     code, out, _ = command("--help")
     assert (
-        code == 0 and "load_model" in out and all(f"--{o.replace('_', '-')}" in out for o in OPTION_RULES)
+        code == 0
+        and "load_model" in out
+        and all(f"--{o.replace('_', '-')}" in out for o in OPTION_RULES)
     )
 
 
