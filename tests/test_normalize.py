@@ -563,7 +563,7 @@ def test_forms_of_an_image(saved, photos):
     assert model.probabilities([]).shape == (0, 2)
     assert model.probabilities([a, np.zeros((1, 100, 3), dtype=np.uint8)]).shape == (2, 2)
     assert model.predict(np.zeros((5, 5), dtype=np.uint8))  # grey
-    with pytest.raises(TypeError, match="one picture"):
+    with pytest.raises(TypeError, match="one image"):
         model.probabilities(a)
     with pytest.raises(TypeError, match="uint8"):
         model.predict(a / 255)

@@ -43,10 +43,11 @@ from sota_course.training.progressive import (
     fit_progressive,
     phases,
     relative_cost,
-    reset_batchnorm,
+    reset_running_stats,
     scores_by_size,
 )
-from sota_course.training.runs import EpochSeeds, Run
+from sota_course.training.checkpoints import EpochSeeds
+from sota_course.training.runs import Run
 
 few_sides = st.integers(1, 12)
 sides, few = st.integers(1, 40), partial(settings, deadline=None, max_examples=40)
@@ -577,7 +578,7 @@ def test_activation_stats_and_batchnorm():
     assert table.iloc[1]["std"] == pytest.approx(out.std().item(), abs=1e-6)
     m.train()(x)
     assert m[0][1].running_mean.abs().sum() > 0
-    reset_batchnorm(m)
+    reset_running_stats(m)
     assert m[0][1].running_mean.abs().sum() == 0 and (m[0][1].running_var == 1).all()
 
 

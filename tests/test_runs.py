@@ -39,24 +39,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from sota_course.training import runs
+from sota_course.training import checkpoints, runs
 from sota_course.core import CheckpointError
 from sota_course.training.compare import compare
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix
-from sota_course.training.runs import (
-    Checkpoint,
-    EpochSeeds,
-    History,
-    Result,
-    Run,
-    Stopped,
-    Stopper,
-    load_results,
-    score,
-)
+from sota_course.training.checkpoints import Checkpoint, EpochSeeds, History, load_checkpoint
+from sota_course.training.runs import Result, Run, load_results, score
 from sota_course.training.settings import as_settings, describe, differences
+from sota_course.training.stopping import Stopped, Stopper
 
 ITEMS = [
     (torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.tensor(i % 4))
@@ -1085,7 +1077,7 @@ def killed(folder, at):
         write(path, half if n[0] == at else fill)
 
     def child():
-        runs.write_whole = counting
+        runs.write_whole = checkpoints.write_whole = counting
         if not at:
             Run._tidy = die
         run(learner, folder, 2).train()
@@ -1280,7 +1272,7 @@ def test_a_signal_while_a_checkpoint_is_written(tmp_path, handlers, signum, monk
         with pytest.raises(Stopped), Stopper() as stopper:
             run(learner, tmp_path, 3, cbs=[stopper]).train()
         assert [o.name for o in tmp_path.iterdir()] == ["a-seed0.pt"]
-        assert len(runs.load_checkpoint(tmp_path / "a-seed0.pt")["history"]) == rows
+        assert len(load_checkpoint(tmp_path / "a-seed0.pt")["history"]) == rows
         n[0] = 3
     monkeypatch.setattr(torch, "save", save)
     assert losses(run(learner, tmp_path, 3).train()) == losses(run(learner).train())

@@ -19,7 +19,7 @@ from hypothesis import given, strategies as st
 import sota_course.training.runs
 import sota_course.training.command
 import sota_course.training.session
-from sota_course.training.command import RULES, Signals, main
+from sota_course.training.command import OPTION_RULES, Signals, main
 
 SOTA_TRAIN = [sys.executable, "-c", "from sota_course.training.command import main; main()"]
 
@@ -255,7 +255,7 @@ def test_a_wrong_value_is_refused_before_anything_is_imported_or_made(
 
 
 def test_every_option_is_held_against_wrong_values():
-    assert set(WRONG) == set(RULES)
+    assert set(WRONG) == set(OPTION_RULES)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ LEGAL = dict(
 
 @given(TYPED)
 def test_property_whatever_is_typed_is_refused_in_a_sentence_or_legal(value):
-    for option in RULES:
+    for option in OPTION_RULES:
         seen, said = [], []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["sota-train", f"--{option.replace('_', '-')}={value}"])
@@ -735,7 +735,7 @@ def no_room():
 
 def half(small, out, command, monkeypatch):
     "A run that was stopped after the first of two epochs."
-    from sota_course.training.runs import Checkpoint
+    from sota_course.training.checkpoints import Checkpoint
 
     real = Checkpoint.write
 
@@ -831,7 +831,7 @@ def test_help_speaks_of_the_model(command):
     code, out, _ = command("--help")
     assert code == 0
     assert "load_model" in out
-    assert all(f"--{o.replace('_', '-')}" in out for o in RULES)
+    assert all(f"--{o.replace('_', '-')}" in out for o in OPTION_RULES)
 
 
 def test_torch_s_complaint_about_fastai_is_not_passed_on():

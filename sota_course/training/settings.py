@@ -287,8 +287,12 @@ _EVERY_MODULE_HAS = set(vars(nn.Module()))
 
 
 def _slots(cls):
-    found = [getattr(c, "__slots__", ()) for c in cls.__mro__]
-    return [k for o in found for k in ([o] if isinstance(o, str) else o)]
+    "The names in the `__slots__` of a class and its bases."
+    names = []
+    for c in cls.__mro__:
+        found = getattr(c, "__slots__", ())
+        names += [found] if isinstance(found, str) else list(found)
+    return names
 
 
 def _attributes(o):
@@ -327,6 +331,7 @@ def _parameter_settings(p, see, weights):
     return found | dict(all=see(p.flatten()[0].item()))
 
 # %% ../../nbs/training/settings.ipynb #d1a70007
+_PLAIN = (types.NoneType, bool, int, str, float)
 _WRITTEN = (complex, torch.dtype, torch.device, type(...), range)
 
 
@@ -341,10 +346,8 @@ def as_settings(
         return f"{type(o).__name__}.{o.name}"
     if isinstance(o, np.generic):
         o = o.item()
-    if o is None or isinstance(o, (bool, int, str)):
-        return o
-    if isinstance(o, float):
-        return float(o) if math.isfinite(o) else str(float(o))
+    if isinstance(o, _PLAIN):
+        return _plain(o)
     if known and id(o) in known:
         return known[id(o)]
     if id(o) in inside:
@@ -359,6 +362,13 @@ def as_settings(
     if isinstance(o, (dict, set, frozenset, list, tuple, L)):
         return _shortened(_each(o, see))
     return _code_or_object(o, see, weights)
+
+
+def _plain(o):
+    "A value that JSON has a word for, and the words for numbers for which it has none."
+    if not isinstance(o, float):
+        return o
+    return float(o) if math.isfinite(o) else str(float(o))
 
 
 def _data_settings(o, see):
@@ -379,7 +389,11 @@ def _each(o, see):
         return sorted(map(see, o), key=json.dumps)
     if not isinstance(o, dict):
         return [see(v) for v in o]
-    return {k if isinstance(k, str) else json.dumps(see(k)): see(v) for k, v in o.items()}
+    found = {}
+    for k, v in o.items():
+        name = k if isinstance(k, str) else json.dumps(see(k))
+        found[name] = see(v)
+    return found
 
 # %% ../../nbs/training/settings.ipynb #d1a70008
 _BUILTIN = (
@@ -391,10 +405,12 @@ _BUILTIN = (
     types.GetSetDescriptorType,
 )
 _UNSEEN = (weakref.ref, RemovableHandle)  # by their kind alone
+_METHODS = (types.MethodType, classmethod, staticmethod, property)
+_CODE = (partial, types.CodeType, types.FunctionType, type, *_METHODS)
 
 
-def _code_or_object(o, see, weights):
-    "What can be called or makes something, and any other object."
+def _written_settings(o, see):
+    "What somebody wrote: a function, a class, or what is made of functions."
     if isinstance(o, partial):
         return dict(partial=see(o.func), args=see(o.args), keywords=see(o.keywords))
     if isinstance(o, types.CodeType):
@@ -407,8 +423,13 @@ def _code_or_object(o, see, weights):
         return _class_settings(o, see)
     if isinstance(o, (classmethod, staticmethod)):
         return see(o.__func__)
-    if isinstance(o, property):
-        return see([o.fget, o.fset])
+    return see([o.fget, o.fset])  # a property
+
+
+def _code_or_object(o, see, weights):
+    "What can be called or makes something, and any other object."
+    if isinstance(o, _CODE):
+        return _written_settings(o, see)
     if isinstance(o, types.MappingProxyType):
         return see(dict(o))
     if isinstance(o, _BUILTIN):

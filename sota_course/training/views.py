@@ -40,7 +40,7 @@ from ..images.cache import load_presized
 from ..images.loader import image_sources
 from ..label_smoothing import smooth_cross_entropy
 from .dense import dense_five_crop
-from .runs import can_draw_bars, score
+from .runs import can_show_bars, score
 from sota_course.tta import (
     REDUCTIONS,
     check_predictions,
@@ -566,7 +566,7 @@ def _plan_tensors(dl, size, ratio, bs):
 def _bar(batches, n, learn, progress):
     "`batches`, with a progress bar where one was asked for and can be drawn."
     quiet = isinstance(learn, Learner) and not hasattr(learn, "progress")  # inside learn.no_bar()
-    if quiet or not progress or not n or not can_draw_bars():
+    if quiet or not progress or not n or not can_show_bars():
         return batches
     return progress_bar(batches, total=n, leave=False)
 
