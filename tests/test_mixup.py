@@ -38,14 +38,14 @@ from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.mixup import (
     blend,
     box_weights,
-    cut_boxes,
     cutmix,
-    mix_weights,
     mixed_loss,
     mixup,
     mixup_targets,
     one_hot,
     paste,
+    rand_boxes,
+    sample_lam,
 )
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp, mixable_layers
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
@@ -85,7 +85,7 @@ def test_blend_keeps_the_type(dtype):
 @given(n=st.integers(0, 9), size=st.integers(1, 5), seed=st.integers(0, 1000), fold=st.booleans())
 def test_blend_is_convex_and_leaves_its_input(n, size, seed, fold):
     x, *_, perm = batch(n, size, seed=seed)
-    before, lam = x.clone(), mix_weights(n, 0.5, fold=fold)
+    before, lam = x.clone(), sample_lam(n, 0.5, fold=fold)
     got = blend(x, lam, perm)
     assert torch.equal(x, before) and got.data_ptr() != x.data_ptr() or not n
     assert (got >= torch.minimum(x, x[perm]) - 1e-6).all() and (
@@ -161,7 +161,7 @@ def test_mixup_of_anything(**case):
 def test_cutmix_of_anything(**case):
     "Every pixel is one of the two images', undefined ones among them, and as many as the weight says."
     x, y, lam, perm = some(**case)
-    boxes, before = cut_boxes(lam, *x.shape[2:]), x.clone()
+    boxes, before = rand_boxes(lam, *x.shape[2:]), x.clone()
     for o in (x, (x.nan_to_num() * 255).byte()):
         images, targets = cutmix(o, y, lam, perm, 4, boxes)
         inside = paste(torch.zeros(o.shape), torch.ones(o.shape), boxes).bool()
@@ -209,7 +209,7 @@ def test_every_layout(kind, dtype):
     before = x.clone()
     plain = torch.Tensor(x.float()).contiguous()
     assert torch.allclose(blend(x, lam, perm).float(), blend(plain, lam, perm), atol=2e-3)
-    boxes = cut_boxes(lam, *x.shape[2:])
+    boxes = rand_boxes(lam, *x.shape[2:])
     assert torch.allclose(
         paste(x, x[perm], boxes).float(), paste(plain, plain[perm], boxes), atol=2e-3
     )
@@ -279,14 +279,14 @@ def test_nan_stays_in_its_pair():
             (
                 ValueError,
                 "between 0 and 1",
-                lambda x, y, lam, perm, bad=bad: cut_boxes(torch.tensor([bad]), 8, 8),
+                lambda x, y, lam, perm, bad=bad: rand_boxes(torch.tensor([bad]), 8, 8),
             )
             for bad in (1.5, -0.5, torch.nan)
         ],
         (
             ValueError,
             "a weight for each rectangle",
-            lambda x, y, lam, perm: cut_boxes(torch.tensor(0.5), 8, 8),
+            lambda x, y, lam, perm: rand_boxes(torch.tensor(0.5), 8, 8),
         ),
         (
             ValueError,
@@ -298,8 +298,8 @@ def test_nan_stays_in_its_pair():
             "perm needs one position for each of 6",
             lambda x, y, lam, perm: cutmix(x, y, lam, perm[:4], 4),
         ),
-        (ValueError, "from 0 up", lambda *_: mix_weights(3, float("nan"))),
-        (ValueError, '"elem" or "batch"', lambda *_: mix_weights(3, 1.0, per="pixel")),
+        (ValueError, "from 0 up", lambda *_: sample_lam(3, float("nan"))),
+        (ValueError, '"elem" or "batch"', lambda *_: sample_lam(3, 1.0, per="pixel")),
     ],
 )
 def test_bad_input_is_named(error, words, f):
@@ -310,15 +310,15 @@ def test_bad_input_is_named(error, words, f):
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 1.0, 100.0])
 def test_weights_are_beta(alpha):
     torch.manual_seed(0)
-    t = mix_weights(20000, alpha)
+    t = sample_lam(20000, alpha)
     assert (
         t.isfinite().all()
         and abs(t.mean() - 0.5) < 0.02
         and abs(t.var() - 0.25 / (2 * alpha + 1)) < 0.01
     )
     assert torch.equal(
-        (torch.manual_seed(1), mix_weights(5, alpha))[1],
-        (torch.manual_seed(1), mix_weights(5, alpha))[1],
+        (torch.manual_seed(1), sample_lam(5, alpha))[1],
+        (torch.manual_seed(1), sample_lam(5, alpha))[1],
     )
 
 
@@ -330,7 +330,7 @@ def test_weights_are_beta(alpha):
     col=st.floats(0, 0.999),
 )
 def test_cutmix_counts_pixels(lam, h, w, row, col):
-    boxes = cut_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row * h), int(col * w)]]))
+    boxes = rand_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row * h), int(col * w)]]))
     x, other = torch.zeros(1, 2, h, w, dtype=torch.uint8), torch.ones(1, 2, h, w, dtype=torch.uint8)
     assert (
         torch.allclose(
@@ -349,8 +349,8 @@ def test_only_what_lies_inside_counts(seed, h, w):
 
 
 def test_a_whole_box_and_none():
-    assert box_weights(cut_boxes(torch.tensor([1.0]), 9, 7), 9, 7) == 1
-    assert box_weights(cut_boxes(torch.tensor([0.0]), 9, 8, torch.tensor([[4, 4]])), 9, 8) == 0
+    assert box_weights(rand_boxes(torch.tensor([1.0]), 9, 7), 9, 7) == 1
+    assert box_weights(rand_boxes(torch.tensor([0.0]), 9, 8, torch.tensor([[4, 4]])), 9, 8) == 0
 
 
 # ---- peers -----------------------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_kornias_cutmix_and_the_weight_it_gives(correct):
     from kornia.constants import DType
 
     x, y, lam, perm = batch(6, 16)
-    boxes = cut_boxes(lam.clamp(max=0.9), 16, 16, torch.full((6, 2), 8))
+    boxes = rand_boxes(lam.clamp(max=0.9), 16, 16, torch.full((6, 2), 8))
     top, bottom, left, right = boxes.unbind(1)
     corners = torch.stack(
         [
@@ -1716,7 +1716,7 @@ def test_what_is_no_tensor_is_named(f, what):
         (
             ValueError,
             "a side of the images must be 1 or more",
-            lambda x, y, lam, perm: cut_boxes(lam, 0, 8),
+            lambda x, y, lam, perm: rand_boxes(lam, 0, 8),
         ),
         (
             ValueError,
@@ -1746,12 +1746,12 @@ def test_what_is_no_tensor_is_named(f, what):
         (
             ValueError,
             "centre needs two each",
-            lambda x, y, lam, perm: cut_boxes(lam, 8, 8, torch.zeros(2).long()),
+            lambda x, y, lam, perm: rand_boxes(lam, 8, 8, torch.zeros(2).long()),
         ),
         (
             TypeError,
             "centre needs two each",
-            lambda x, y, lam, perm: cut_boxes(lam, 8, 8, torch.rand(6, 2)),
+            lambda x, y, lam, perm: rand_boxes(lam, 8, 8, torch.rand(6, 2)),
         ),
         (ValueError, "images are", lambda x, y, lam, perm: cutmix(x[0], y, lam, perm, 4)),
         (
@@ -1782,9 +1782,9 @@ def test_what_is_no_tensor_is_named(f, what):
                 lambda p, y, reduction="mean": p.mean(), torch.rand(6, 4), y, perm, lam
             ),
         ),
-        (TypeError, "alpha must be a number", lambda *_: mix_weights(3, "0.4")),
-        (TypeError, "n must be a whole number", lambda *_: mix_weights(3.0, 0.4)),
-        (ValueError, "n must be 0 or more", lambda *_: mix_weights(-3, 0.4)),
+        (TypeError, "alpha must be a number", lambda *_: sample_lam(3, "0.4")),
+        (TypeError, "n must be a whole number", lambda *_: sample_lam(3.0, 0.4)),
+        (ValueError, "n must be 0 or more", lambda *_: sample_lam(-3, 0.4)),
         (TypeError, "off_last must be a whole number", lambda *_: MixUp(off_last=0.5)),
         (ValueError, "compare_every must be 0 or more", lambda *_: CutMix(compare_every=-1)),
     ],
@@ -1812,7 +1812,7 @@ def test_one_weight_of_any_shape():
 @given(alpha=st.floats(5e-324, 1e308), seed=st.integers(0, 1000))
 def test_property_weights_of_any_alpha_are_weights(alpha, seed):
     torch.manual_seed(seed)
-    t = mix_weights(50, alpha)
+    t = sample_lam(50, alpha)
     assert ((t >= 0) & (t <= 1)).all()
     if alpha < 1e-20:
         assert set(t.tolist()) == {0.0, 1.0}

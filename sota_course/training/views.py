@@ -6,8 +6,8 @@ Docs: https://sota-course.github.io/sota_course/training/views.html.md"""
 
 # %% auto #0
 __all__ = ['VIEWS', 'RATIO', 'input_size', 'rgb_sources', 'loaded_batches', 'tensor_batches', 'plain_batches', 'checked_images',
-           'first_targets', 'check_targets', 'order_of', 'targets_of', 'activation_of', 'made_up_outputs',
-           'try_activation', 'tta_predict', 'rescore']
+           'first_targets', 'check_targets', 'batch_order', 'batch_targets', 'activation_of', 'dummy_outputs',
+           'check_activation', 'tta_predict', 'rescore']
 
 # %% ../../nbs/training/views.ipynb #f8b7e748
 import math
@@ -44,10 +44,10 @@ from .runs import can_draw_bars, score
 from sota_course.tta import (
     REDUCTIONS,
     check_predictions,
-    crop_places,
+    crop_offsets,
     crop_slices,
-    make_room,
     merge_views,
+    pad_to_size,
 )
 
 # %% ../../nbs/training/views.ipynb #1daa84c7
@@ -277,18 +277,18 @@ def check_targets(
     return ys
 
 # %% ../../nbs/training/views.ipynb #8665260d
-def order_of(
+def batch_order(
     groups,  # of one batch
 ) -> torch.Tensor:  # indices
     "What brings the images of `groups` back into the order of the batch."
     return torch.tensor([i for idxs, _, _ in groups for i in idxs], dtype=torch.long).argsort()
 
 # %% ../../nbs/training/views.ipynb #ca55b195
-def targets_of(
+def batch_targets(
     groups,  # of one batch
 ) -> list:  # a tensor for each kind of target
     "The targets of a batch, in its order."
-    order, kinds = order_of(groups), zip(*(ys for _, _, ys in groups))
+    order, kinds = batch_order(groups), zip(*(ys for _, _, ys in groups))
     return [torch.cat(ys)[order.to(ys[0].device)].cpu() for ys in kinds]
 
 # %% ../../nbs/training/views.ipynb #200c9c1f
@@ -345,7 +345,7 @@ def activation_of(
     )
 
 # %% ../../nbs/training/views.ipynb #0d92ab58
-def made_up_outputs(
+def dummy_outputs(
     n: int,  # outputs of a model
     device="cpu",
 ) -> torch.Tensor:  # (3, n), logs of probabilities
@@ -360,9 +360,9 @@ def _is_table(p, n):
     return isinstance(p, torch.Tensor) and p.ndim == 2 and len(p) == n
 
 
-def try_activation(
+def check_activation(
     act,  # a function of outputs (n, classes)
-    x: torch.Tensor,  # outputs, such as `made_up_outputs`
+    x: torch.Tensor,  # outputs, such as `dummy_outputs`
 ) -> torch.Tensor:  # what `act` makes of them
     "`act` of the rows `x`. Raises `ValueError` where it isn't a matter of each row alone."
     try:
@@ -382,8 +382,8 @@ def try_activation(
 # %% ../../nbs/training/views.ipynb #43e96c01
 def _is_distribution(act, n, device="cpu"):
     "Whether `act` of `n` outputs is a distribution; None where it leaves them as they are."
-    x = made_up_outputs(n, device)
-    p = try_activation(act, x)
+    x = dummy_outputs(n, device)
+    p = check_activation(act, x)
     if p.shape == x.shape and torch.equal(p, x):
         return None
     sums_to_1 = ((p.sum(-1) - 1).abs() < 1e-3).all().item()
@@ -400,7 +400,7 @@ VIEWS = dict(centre=[4], flip=[4, 9], five=range(5), ten=range(10))  # which of 
 
 def _named_crops(which, x, size):
     "Those of the ten crops of `x` whose numbers are in `which`, as slices."
-    x = make_room(x, size)
+    x = pad_to_size(x, size)
     crops = crop_slices(x, size)
     if max(which) > 4:
         crops += crop_slices(x.flip(-1), size)
@@ -424,7 +424,7 @@ def _whole(x, size):
     (h, w), (th, tw) = x.shape[-2:], size_pair(size)
     scale = min(h / th, w / tw)
     ch, cw = round(th * scale), round(tw * scale)
-    top, left = crop_places(h, w, (ch, cw))[-1]
+    top, left = crop_offsets(h, w, (ch, cw))[-1]
     middle = x[..., top : top + ch, left : left + cw]
     if x.dtype != torch.float64:
         middle = middle.float()
@@ -489,7 +489,7 @@ def _outputs(model, groups, cut, size):
         out = _outputs_of_regions(model, xs, size)
     else:
         out = _outputs_of_crops(model, xs, cut, size)
-    order = order_of(groups).to(out.device)
+    order = batch_order(groups).to(out.device)
     return out.as_subclass(torch.Tensor).float()[:, order]
 
 # %% ../../nbs/training/views.ipynb #7c403e03
@@ -508,7 +508,7 @@ def _predict(model, batches, cuts, size, act, reduce):
     "For each of `cuts` the merged probabilities of all images; and the targets."
     rows, targets, is_distribution = [], [], None
     for groups in batches:
-        targets.append(check_targets(targets_of(groups)))
+        targets.append(check_targets(batch_targets(groups)))
         outs = [_outputs(model, groups, cut, size) for cut in cuts]
         if not rows:
             is_distribution = _is_distribution(act, outs[0].shape[-1], outs[0].device)
