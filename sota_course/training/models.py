@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
+import sota_course  # noqa: F811 (the first import isn't exported)
 from ..baseline import ARCHS
 from ..core import CheckpointError, object_name, write_whole
 from ..images.augment import BookAug, resize_batch

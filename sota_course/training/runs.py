@@ -42,6 +42,7 @@ from fastcore.basics import noop, patch, store_attr
 from fastcore.foundation import L
 from fastcore.imports import IN_NOTEBOOK
 from torch import nn
+import sota_course  # noqa: F811 (the first import isn't exported)
 from ..core import CheckpointError, class_numbers, remove_stale_parts, write_whole
 from .metrics import ece
 from sota_course.training.settings import (
