@@ -83,7 +83,9 @@ def _kinds(layer):
         return ()
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         return ("avg",)
-    return ("max",) if isinstance(layer, nn.AdaptiveMaxPool2d) else ()
+    if isinstance(layer, nn.AdaptiveMaxPool2d):
+        return ("max",)
+    return ()
 
 # %% ../../nbs/training/dense.ipynb #7b2a5dbe
 def split_model(

@@ -64,20 +64,27 @@ def input_size(
     return tuple(b[0].shape[-2:])
 
 # %% ../../nbs/training/views.ipynb #35ddb2b8
+def _datasets(dl):
+    "The fastai `Datasets` of `dl`; None where there is none, or an empty one."
+    dsets = getattr(dl, "dataset", None)
+    return dsets if isinstance(dsets, Datasets) and len(dsets) else None
+
+
 def rgb_sources(
     dl,  # any loader
 ) -> list | None:  # paths, bytes, PIL images or arrays, in the dataset's order
     """What the images of `dl` are opened from; None where it feeds anything but RGB images from a
     fastai `Datasets`."""
-    dsets = getattr(dl, "dataset", None)
-    if not isinstance(dl, TfmdDL) or not isinstance(dsets, Datasets) or not len(dsets):
+    dsets = _datasets(dl)
+    if dsets is None or not isinstance(dl, TfmdDL):
         return None
     try:
         sources = image_sources(dsets)
     except ValueError:
         return None
     x = dsets.tls[0][0]
-    return sources if isinstance(x, Image.Image) and x.mode == "RGB" else None
+    is_rgb = isinstance(x, Image.Image) and x.mode == "RGB"
+    return sources if is_rgb else None
 
 # %% ../../nbs/training/views.ipynb #ca4461d9
 def _pixels_of(cache, short, method):
@@ -103,7 +110,8 @@ def _opener(dl, sources, short):
     pixels = _pixels_of(getattr(dl, "cache", None), short, method)
 
     def load(i):
-        a, targets = pixels(sources[i]), [tl[i] for tl in dl.dataset.tls[1:]]
+        a = pixels(sources[i])
+        targets = [tl[i] for tl in dl.dataset.tls[1:]]
         if not kept:
             return (a, *targets)
         item = (PILImage.create(a), *targets)
@@ -118,7 +126,8 @@ def _ahead(load, n, bs):
     "Lists of `bs` loaded items; threads load the next one meanwhile."
     workers = default_workers()
     piece = math.ceil(bs / workers / 2)  # items that a thread loads at a time
-    ex, waiting = ThreadPoolExecutor(workers), deque()
+    ex = ThreadPoolExecutor(workers)
+    waiting = deque()
 
     def some(idxs):
         return [load(i) for i in idxs]
@@ -205,7 +214,8 @@ def plain_batches(
 ):  # a generator of lists of one group
     """The batches of `dl` as they are: for fastai's as in validation, whole and in order; for
     another in its own order. Raises `TypeError`."""
-    for b in _validated(dl) if isinstance(dl, TfmdDL) else dl:
+    batches = _validated(dl) if isinstance(dl, TfmdDL) else dl
+    for b in batches:
         x, *ys = b if isinstance(b, (tuple, list)) else (b,)
         if not isinstance(x, torch.Tensor):
             raise TypeError(
@@ -258,8 +268,10 @@ def first_targets(
     dl,  # any loader, or images
 ) -> list:  # as they come from the dataset; none where that isn't known
     "The targets of the first image of a fastai loader."
-    dsets = getattr(dl, "dataset", None)
-    return [o[0] for o in dsets.tls[1:]] if isinstance(dsets, Datasets) and len(dsets) else []
+    dsets = _datasets(dl)
+    if dsets is None:
+        return []
+    return [tl[0] for tl in dsets.tls[1:]]
 
 
 def check_targets(
@@ -267,9 +279,10 @@ def check_targets(
     each: bool = False,  # they are of one image, not of a batch
 ) -> list:  # the same
     "Raises `ValueError` for masks, points and boxes, whose place is in the whole image."
+    most_axes = 1 if each else 2
     for y in ys:
         places = isinstance(y, (Image.Image, TensorPoint))
-        if places or getattr(y, "ndim", 0) > (1 if each else 2):
+        if places or getattr(y, "ndim", 0) > most_axes:
             raise ValueError(
                 "these targets are masks, points or boxes, and predictions of crops "
                 "can't be averaged for them: predict whole images, with get_preds"
@@ -288,7 +301,8 @@ def batch_targets(
     groups,  # of one batch
 ) -> list:  # a tensor for each kind of target
     "The targets of a batch, in its order."
-    order, kinds = batch_order(groups), zip(*(ys for _, _, ys in groups))
+    order = batch_order(groups)
+    kinds = zip(*(ys for _, _, ys in groups))
     return [torch.cat(ys)[order.to(ys[0].device)].cpu() for ys in kinds]
 
 # %% ../../nbs/training/views.ipynb #200c9c1f
@@ -318,7 +332,10 @@ _LOSSES = {
 
 # %% ../../nbs/training/views.ipynb #43c4fa06
 def _is(loss, known):
-    return loss is known or isinstance(known, type) and isinstance(loss, known)
+    "Whether `loss` is the function `known`, or a module of the class `known`."
+    if isinstance(known, type):
+        return isinstance(loss, known)
+    return loss is known
 
 
 def activation_of(
@@ -483,7 +500,8 @@ def _outputs(model, groups, cut, size):
     "(views, n, outputs) in the order of the batch, in single precision."
     like = next(model.parameters(), groups[0][1])
     xs = [x.as_subclass(torch.Tensor).to(like.device, like.dtype) for _, x, _ in groups]
-    if not any(map(len, xs)):  # many layers refuse none, so one is made up; the order leaves it out
+    if not any(len(x) for x in xs):
+        # Many layers refuse an empty batch. The order leaves out the image that is made up here.
         xs = [xs[0].new_zeros(1, *xs[0].shape[1:])]
     if cut == "dense":
         out = _outputs_of_regions(model, xs, size)
@@ -515,10 +533,11 @@ def _predict(model, batches, cuts, size, act, reduce):
         rows.append([_merged(o, act, reduce, is_distribution) for o in outs])
     if not rows:
         raise ValueError("there are no images to predict")
-    probs, targets = ([torch.cat(o) for o in zip(*parts)] for parts in (rows, targets))
-    if len(targets) > 1:
-        return probs, tuple(targets)
-    return probs, targets[0] if targets else None
+    probs = [torch.cat(o) for o in zip(*rows)]
+    targets = tuple(torch.cat(o) for o in zip(*targets))
+    if not targets:
+        return probs, None
+    return probs, targets if len(targets) > 1 else targets[0]
 
 # %% ../../nbs/training/views.ipynb #d09c5a5a
 # As in ImageNet's ten-crop: with the book's training crops, objects then look about as large as
@@ -560,7 +579,8 @@ def _plan_tensors(dl, size, ratio, bs):
     if isinstance(dl, (torch.Tensor, list, tuple)):
         batches = tensor_batches(dl, bs or 64)
         return _Plan(batches, len(batches), size)
-    return _Plan(plain_batches(dl), len(dl) if hasattr(dl, "__len__") else None, size)
+    n = len(dl) if hasattr(dl, "__len__") else None
+    return _Plan(plain_batches(dl), n, size)
 
 # %% ../../nbs/training/views.ipynb #d4fe20c0
 def _bar(batches, n, learn, progress):
@@ -577,7 +597,9 @@ def _model_and_loader(learn, dl):
         if dl is None:
             dl = learn.dls.valid
         files = isinstance(dl, (list, tuple)) and len(dl) and not isinstance(dl[0], torch.Tensor)
-        return learn.model, checked_images(learn.dls.test_dl(list(dl)) if files else dl)
+        if files:
+            dl = learn.dls.test_dl(list(dl))
+        return learn.model, checked_images(dl)
     if not isinstance(learn, nn.Module):
         raise TypeError(f"a Learner or a model predicts, not {type(learn).__name__}")
     if dl is None:
@@ -595,7 +617,8 @@ def _check_settings(reduce, beta, ratio, bs):
         raise ValueError(
             f"ratio is how much larger than the views an image is opened, at least 1, not {ratio}"
         )
-    if bs is not None and (isinstance(bs, bool) or not isinstance(bs, int) or bs < 1):
+    whole = isinstance(bs, int) and not isinstance(bs, bool)
+    if bs is not None and not (whole and bs >= 1):
         raise ValueError(f"bs must be a whole number of images, at least 1, not {bs!r}")
 
 
@@ -611,7 +634,7 @@ def tta_predict(
     dl=None,  # a loader, a tensor of images or a list of them; default: the validation set
     views="five",  # see `VIEWS`; "dense"; or a function (images, (height, width)) -> (views, n, …)
     reduce: str = "mean",  # or "max", see `merge_views`
-    beta: float = 0.0,  # weight of the plain prediction, from 0 to 1; None: give views and plain apart
+    beta: float = 0.0,  # weight of the plain prediction, 0 to 1; None: gives views and plain apart
     size=None,  # side of the views; default: what the loader feeds
     ratio: float = None,  # short side of the opened images over `size`; default: `RATIO`; for files
     act=None,  # makes probabilities of outputs; default: that of the learner's loss, or softmax
