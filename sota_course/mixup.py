@@ -161,10 +161,17 @@ def mixup(
     return blend(x, lam, perm), mixup_targets(y, lam, perm, n_classes)
 
 # %% ../nbs/05_mixup.ipynb #482a1da4
-# Making one takes longer than drawing from it.
 @lru_cache
-def _gamma(shape):
+def _gamma(shape):  # making one takes longer than drawing from it
     return Gamma(torch.tensor(shape, dtype=torch.float64), 1.0, validate_args=False)
+
+
+def _beta(alpha, n):
+    "`n` numbers from Beta(`alpha`, `alpha`), computed with logarithms."
+    gamma = _gamma(alpha + 1).sample((2, n)).log_()
+    uniform = (1 - torch.rand(2, n, dtype=torch.float64)).log_()
+    difference = gamma[0] - gamma[1] + (uniform[0] - uniform[1]) / alpha
+    return difference.sigmoid_().float()
 
 # %% ../nbs/05_mixup.ipynb #8ce71eaf
 def sample_lam(
@@ -184,9 +191,7 @@ def sample_lam(
     size = n if per == "elem" else 1
     if not alpha:
         return torch.ones(size)
-    gamma = _gamma(float(alpha) + 1).sample((2, size)).log_()
-    uniform = (1 - torch.rand(2, size, dtype=torch.float64)).log_()
-    t = (gamma[0] - gamma[1] + (uniform[0] - uniform[1]) / alpha).sigmoid_().float()
+    t = _beta(float(alpha), size)
     return torch.maximum(t, 1 - t) if fold else t
 
 # %% ../nbs/05_mixup.ipynb #60d4cfed
@@ -335,7 +340,9 @@ def _item_weights(loss_func, y):
     ignore_index = loss_setting(loss_func, "ignore_index")
     if ignore_index is not None:
         counts = y != ignore_index
-        return counts.float() if weight is None else weight[y.where(counts, 0)] * counts
+        if weight is None:
+            return counts.float()
+        return weight[y.where(counts, 0)] * counts
     if weight is None:
         return torch.ones_like(y, dtype=torch.float)
     raise ValueError(

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.schedule import Learner
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.layers import ResBlock
-from fastai.learner import Learner
 from fastai.losses import (
     BCEWithLogitsLossFlat,
     CrossEntropyLossFlat,
@@ -1273,7 +1273,6 @@ def test_two_processes(tmp_path):
 import fastai.callback.progress, sys, torch, torch.distributed as dist
 from torch import nn
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 
 def main(store, rank):
