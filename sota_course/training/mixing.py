@@ -66,7 +66,7 @@ class MixHandler(Callback):
             setattr(self, k, v)
         self.mixed, self.compared = None, []
 
-    # What the record of a run calls it: `sota_course.training.runs.describe` asks for the name.
+    # What the record of a run calls it: `sota_course.training.settings.describe` asks for the name.
     @property
     def __name__(self):
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items())
