@@ -17,7 +17,7 @@ from timm.data.mixup import Mixup as TimmMixup
 from torchvision.transforms import v2
 
 from shared import medians
-from sota_course.mixup import blend, cut_boxes, cutmix, mix_weights, mixup, one_hot
+from sota_course.mixup import blend, cutmix, mixup, one_hot, rand_boxes, sample_lam
 from sota_course.training.mixing import CutMix
 
 N, CLASSES = 64, 10
@@ -46,7 +46,7 @@ def in_place(f, x, y):
 
 def ours(x, y):
     "Everything: weights, partners, images and targets."
-    return mixup(x, y, mix_weights(len(x), 0.4), torch.randperm(len(x)), CLASSES)
+    return mixup(x, y, sample_lam(len(x), 0.4), torch.randperm(len(x)), CLASSES)
 
 
 def report(benchmark, times, main, least, required, **info):
@@ -124,7 +124,7 @@ def test_cutmix(benchmark, size, layout):
     if layout == "channels last":
         x = x.to(memory_format=torch.channels_last)
     lam, perm = torch.rand(N), torch.randperm(N)
-    boxes = cut_boxes(lam, size, size)
+    boxes = rand_boxes(lam, size, size)
     for got, want in zip(cutmix(x, y, lam, perm, CLASSES, boxes), where(x, y, lam, perm, boxes)):
         assert torch.allclose(got, want, atol=1e-6)
     each = {

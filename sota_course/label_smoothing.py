@@ -68,8 +68,8 @@ def smooth_targets(
     return q.scatter_(-1, y[..., None], 1 - eps + eps / n)
 
 # %% ../nbs/06_label_smoothing.ipynb #c4be1aa9
-# Of the classes: the second axis, or the only one.
 def _axis(logits):
+    "That of the classes: the second, or the only one."
     return min(1, logits.ndim - 1)
 
 
@@ -125,20 +125,22 @@ def _check_options(eps, weight, reduction, n=None):
         _check_weight(weight, n)
 
 # %% ../nbs/06_label_smoothing.ipynb #fc34ffe3
-# The classes' weights along the classes' axis.
 def _along(weight, logp):
+    "The classes' weights along the classes' axis."
     return weight.view(-1, *[1] * (logp.ndim - 1 - _axis(logp)))
 
 
 def _index_loss(logp, target, eps, weight, ignore_index):
     "The loss of each image, and what their sum is divided by for a mean."
-    axis, used = _axis(logp), target != ignore_index
+    axis = _axis(logp)
+    used = target != ignore_index
     target = target.where(used, 0)
     check_classes(target, logp.shape[axis])
     amount = used
     loss = -logp.gather(axis, target.unsqueeze(axis)).squeeze(axis)
     if weight is not None:
-        amount, loss = weight[target] * used, loss * weight[target]
+        amount = weight[target] * used
+        loss = loss * weight[target]
     # Without smoothing the other classes mustn't enter: 0 times an infinite loss is undefined.
     if eps:
         spread = logp if weight is None else logp * _along(weight, logp)
@@ -185,7 +187,9 @@ def smooth_cross_entropy(
         loss, count = _index_loss(logp, target.long(), eps, weight, ignore_index)
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / count
+    if reduction == "sum":
+        return loss.sum()
+    return loss.sum() / count
 
 # %% ../nbs/06_label_smoothing.ipynb #52c363df
 class SmoothCrossEntropy(nn.Module):

@@ -39,14 +39,14 @@ from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.mixup import (
     blend,
     box_weights,
-    cut_boxes,
     cutmix,
-    mix_weights,
     mixed_loss,
     mixup,
     mixup_targets,
     one_hot,
     paste,
+    rand_boxes,
+    sample_lam,
 )
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp, mixable_layers
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
@@ -86,7 +86,7 @@ def test_blend_keeps_the_type(dtype):
 @given(n=st.integers(0, 9), size=st.integers(1, 5), seed=st.integers(0, 1000), fold=st.booleans())
 def test_blend_is_convex_and_leaves_its_input(n, size, seed, fold):
     x, *_, perm = batch(n, size, seed=seed)
-    before, lam = x.clone(), mix_weights(n, 0.5, fold=fold)
+    before, lam = x.clone(), sample_lam(n, 0.5, fold=fold)
     got = blend(x, lam, perm)
     assert torch.equal(x, before)
     assert got.data_ptr() != x.data_ptr() or not n
@@ -153,7 +153,7 @@ def test_cutmix_of_anything(**case):
     """Every pixel is one of the two images', undefined ones among them, and as many as the weight
     says."""
     x, y, lam, perm = some(**case)
-    boxes, before = cut_boxes(lam, *x.shape[2:]), x.clone()
+    boxes, before = rand_boxes(lam, *x.shape[2:]), x.clone()
     for o in (x, (x.nan_to_num() * 255).byte()):
         images, targets = cutmix(o, y, lam, perm, 4, boxes)
         inside = paste(torch.zeros(o.shape), torch.ones(o.shape), boxes).bool()
@@ -201,7 +201,7 @@ def test_every_layout(kind, dtype):
     before = x.clone()
     plain = torch.Tensor(x.float()).contiguous()
     assert torch.allclose(blend(x, lam, perm).float(), blend(plain, lam, perm), atol=2e-3)
-    boxes = cut_boxes(lam, *x.shape[2:])
+    boxes = rand_boxes(lam, *x.shape[2:])
     assert torch.allclose(
         paste(x, x[perm], boxes).float(), paste(plain, plain[perm], boxes), atol=2e-3
     )
@@ -251,14 +251,14 @@ BAD = [
     (ValueError, "between 0 and 1", cutmix, (X, Y, -0.5, PERM, 4)),
     (ValueError, "between 0 and 1", cutmix, (X, Y, UNDEFINED[None], PERM, 4)),
     (ValueError, "between 0 and 1", cutmix, (X, Y, torch.full((6,), 1.5), PERM, 4)),
-    (ValueError, "between 0 and 1", cut_boxes, (torch.tensor([1.5]), 8, 8)),
-    (ValueError, "between 0 and 1", cut_boxes, (torch.tensor([-0.5]), 8, 8)),
-    (ValueError, "between 0 and 1", cut_boxes, (UNDEFINED[None], 8, 8)),
-    (ValueError, "a weight for each rectangle", cut_boxes, (torch.tensor(0.5), 8, 8)),
+    (ValueError, "between 0 and 1", rand_boxes, (torch.tensor([1.5]), 8, 8)),
+    (ValueError, "between 0 and 1", rand_boxes, (torch.tensor([-0.5]), 8, 8)),
+    (ValueError, "between 0 and 1", rand_boxes, (UNDEFINED[None], 8, 8)),
+    (ValueError, "a weight for each rectangle", rand_boxes, (torch.tensor(0.5), 8, 8)),
     (ValueError, "lam needs one weight, or one for each of 6", cutmix, (X, Y, LAM[:4], PERM, 4)),
     (ValueError, "perm needs one position for each of 6", cutmix, (X, Y, LAM, PERM[:4], 4)),
-    (ValueError, "from 0 up", mix_weights, (3, float("nan"))),
-    (ValueError, '"elem" or "batch"', partial(mix_weights, per="pixel"), (3, 1.0)),
+    (ValueError, "from 0 up", sample_lam, (3, float("nan"))),
+    (ValueError, '"elem" or "batch"', partial(sample_lam, per="pixel"), (3, 1.0)),
 ]
 
 
@@ -271,14 +271,14 @@ def test_bad_input_is_named(error, words, f, args):
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 1.0, 100.0])
 def test_weights_are_beta(alpha):
     torch.manual_seed(0)
-    t = mix_weights(20000, alpha)
+    t = sample_lam(20000, alpha)
     assert t.isfinite().all()
     assert abs(t.mean() - 0.5) < 0.02
     assert abs(t.var() - 0.25 / (2 * alpha + 1)) < 0.01
     torch.manual_seed(1)
-    first = mix_weights(5, alpha)
+    first = sample_lam(5, alpha)
     torch.manual_seed(1)
-    assert torch.equal(mix_weights(5, alpha), first)
+    assert torch.equal(sample_lam(5, alpha), first)
 
 
 @given(
@@ -289,7 +289,7 @@ def test_weights_are_beta(alpha):
     col=st.floats(0, 0.999),
 )
 def test_cutmix_counts_pixels(lam, h, w, row, col):
-    boxes = cut_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row * h), int(col * w)]]))
+    boxes = rand_boxes(torch.tensor([lam]), h, w, torch.tensor([[int(row * h), int(col * w)]]))
     x, other = torch.zeros(1, 2, h, w, dtype=torch.uint8), torch.ones(1, 2, h, w, dtype=torch.uint8)
     assert torch.allclose(
         box_weights(boxes, h, w), 1 - paste(x, other, boxes).float().mean(), atol=1e-6
@@ -307,8 +307,8 @@ def test_only_what_lies_inside_counts(seed, h, w):
 
 
 def test_a_whole_box_and_none():
-    assert box_weights(cut_boxes(torch.tensor([1.0]), 9, 7), 9, 7) == 1
-    assert box_weights(cut_boxes(torch.tensor([0.0]), 9, 8, torch.tensor([[4, 4]])), 9, 8) == 0
+    assert box_weights(rand_boxes(torch.tensor([1.0]), 9, 7), 9, 7) == 1
+    assert box_weights(rand_boxes(torch.tensor([0.0]), 9, 8, torch.tensor([[4, 4]])), 9, 8) == 0
 
 
 # ---- peers ---------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_kornias_cutmix_and_the_weight_it_gives(correct):
     from kornia.constants import DType
 
     x, y, lam, perm = batch(6, 16)
-    boxes = cut_boxes(lam.clamp(max=0.9), 16, 16, torch.full((6, 2), 8))
+    boxes = rand_boxes(lam.clamp(max=0.9), 16, 16, torch.full((6, 2), 8))
     top, bottom, left, right = boxes.unbind(1)
     last_row, last_col = bottom - 1, right - 1
     corners = ((left, top), (last_col, top), (last_col, last_row), (left, last_row))
@@ -1183,7 +1183,6 @@ def test_two_processes(tmp_path):
 import fastai.callback.progress, sys, torch, torch.distributed as dist
 from torch import nn
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 
 def main(store, rank):
@@ -1592,14 +1591,14 @@ MORE_BAD = [
     (TypeError, "n_classes must be a whole number", mixup, (X, Y, LAM, PERM, "4")),
     (ValueError, "n_classes must be 1 or more", one_hot, (Y[:0], 0)),
     (ValueError, "a side of the images must be 1 or more", cutmix, (X[..., :0], Y, LAM, PERM, 4)),
-    (ValueError, "a side of the images must be 1 or more", cut_boxes, (LAM, 0, 8)),
+    (ValueError, "a side of the images must be 1 or more", rand_boxes, (LAM, 0, 8)),
     (ValueError, "a side of the images must be 1 or more", box_weights, (BOXES, 8, 0)),
     (TypeError, "boxes needs a rectangle", box_weights, (torch.rand(6, 4), 8, 8)),
     (TypeError, "boxes needs a rectangle", paste, (X, X, torch.rand(6, 4))),
     (TypeError, "boxes needs a rectangle", cutmix, (X, Y, LAM, PERM, 4, torch.rand(6, 4))),
     (ValueError, "boxes needs a rectangle", cutmix, (X, Y, LAM, PERM, 4, BOXES[:5])),
-    (ValueError, "centre needs two each", cut_boxes, (LAM, 8, 8, torch.zeros(2).long())),
-    (TypeError, "centre needs two each", cut_boxes, (LAM, 8, 8, torch.rand(6, 2))),
+    (ValueError, "centre needs two each", rand_boxes, (LAM, 8, 8, torch.zeros(2).long())),
+    (TypeError, "centre needs two each", rand_boxes, (LAM, 8, 8, torch.rand(6, 2))),
     (ValueError, "images are", cutmix, (X[0], Y, LAM, PERM, 4)),
     (ValueError, "6 images and 5 targets", cutmix, (X, Y[:5], LAM, PERM, 4)),
     (ValueError, "6 images and 5 targets", mixup, (X, Y[:5], LAM, PERM, 4)),
@@ -1607,9 +1606,9 @@ MORE_BAD = [
     (TypeError, "class numbers of shape", mixup, (X, X[:, 0].byte(), LAM, PERM, 4)),
     (TypeError, "class numbers must be whole", loss_of, (X, Y > 1, LAM, PERM)),
     (ValueError, "a number for each of 6 images, not 1", mixed_loss, (one_number, X, Y, PERM, LAM)),
-    (TypeError, "alpha must be a number", mix_weights, (3, "0.4")),
-    (TypeError, "n must be a whole number", mix_weights, (3.0, 0.4)),
-    (ValueError, "n must be 0 or more", mix_weights, (-3, 0.4)),
+    (TypeError, "alpha must be a number", sample_lam, (3, "0.4")),
+    (TypeError, "n must be a whole number", sample_lam, (3.0, 0.4)),
+    (ValueError, "n must be 0 or more", sample_lam, (-3, 0.4)),
     (TypeError, "off_last must be a whole number", partial(MixUp, off_last=0.5), ()),
     (ValueError, "compare_every must be 0 or more", partial(CutMix, compare_every=-1), ()),
 ]
@@ -1644,7 +1643,7 @@ def test_one_weight_of_any_shape():
 @given(alpha=st.floats(5e-324, 1e308), seed=st.integers(0, 1000))
 def test_property_weights_of_any_alpha_are_weights(alpha, seed):
     torch.manual_seed(seed)
-    t = mix_weights(50, alpha)
+    t = sample_lam(50, alpha)
     assert ((t >= 0) & (t <= 1)).all()
     if alpha < 1e-20:
         assert set(t.tolist()) == {0.0, 1.0}

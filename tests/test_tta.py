@@ -66,7 +66,7 @@ from sota_course.training.models import ACTIVATIONS, _activation
 from sota_course.training.runs import Result
 from sota_course.training.dense import dense_five_crop, pool_regions, region_weights, split_model
 from sota_course.training.views import RATIO, activation_of, rescore, tta_predict
-from sota_course.tta import PADS, changed_predictions, five_crop, merge_views, ten_crop
+from sota_course.tta import PAD_MODES, changed_predictions, five_crop, merge_views, ten_crop
 from sota_course.training.compare import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
@@ -199,7 +199,7 @@ def test_crops_of_pil_images_are_the_same(h, w, size):
 @pytest.mark.parametrize(
     "shape", [(9, 12), (3, 9, 12), (0, 3, 9, 12), (1, 3, 9, 12), (2, 2, 3, 9, 12)]
 )
-@pytest.mark.parametrize("size, pad", [(5, None), ((4, 7), None), *((15, o) for o in PADS)])
+@pytest.mark.parametrize("size, pad", [(5, None), ((4, 7), None), *((15, o) for o in PAD_MODES)])
 def test_types_and_shapes(dtype, shape, size, pad):
     x = torch.randint(0, 2, shape).to(dtype)
     before = x.clone()
@@ -215,7 +215,7 @@ def test_channels_last_and_subclasses():
 
 
 @fast(max_examples=60)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 20), st.sampled_from(PADS))
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 20), st.sampled_from(PAD_MODES))
 def test_padding(h, w, size, pad):
     x = torch.arange(1.0, h * w + 1).view(1, h, w)
     y = five_crop(x, size, pad)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from .exercises import WrongAnswer, call_answer, check_value, exercise
 from ..label_smoothing import best_gap, smooth_targets
-from ..mixup import blend, box_weights, cut_boxes, mixed_loss, mixup_targets
+from ..mixup import blend, box_weights, mixed_loss, mixup_targets, rand_boxes
 from ..resize import resize_weights, triangle
 from ..training.progressive import relative_cost
 
@@ -623,7 +623,7 @@ def _mixup_2(answer):
 # %% ../../nbs/course/answers.ipynb #e1360210
 @exercise("mixup.3")
 def _mixup_3(answer):
-    boxes = cut_boxes(torch.tensor([0.75]), 48, 48, torch.tensor([[24, 0]]))
+    boxes = rand_boxes(torch.tensor([0.75]), 48, 48, torch.tensor([[24, 0]]))
     taken = (
         "the weight was taken for the rectangle's area",
         "the weight is the share that stays: which share does the rectangle have?",

@@ -13,7 +13,7 @@ import torch
 from fastai.layers import AdaptiveConcatPool2d
 from torch import nn
 from ..core import size_pair
-from ..tta import crop_places, make_room
+from ..tta import crop_offsets, pad_to_size
 
 # %% ../../nbs/training/dense.ipynb #feea439d
 def _stride(pixels, cells):
@@ -83,7 +83,9 @@ def _kinds(layer):
         return ()
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         return ("avg",)
-    return ("max",) if isinstance(layer, nn.AdaptiveMaxPool2d) else ()
+    if isinstance(layer, nn.AdaptiveMaxPool2d):
+        return ("max",)
+    return ()
 
 # %% ../../nbs/training/dense.ipynb #7b2a5dbe
 def split_model(
@@ -111,7 +113,7 @@ def dense_five_crop(
     """Close to five crops, in one pass over a larger image: the body once, five regions of its
     features, the head on each."""
     body, kinds, head = split_model(model)
-    x, (th, tw) = make_room(x, size), size_pair(size)
+    x, (th, tw) = pad_to_size(x, size), size_pair(size)
     f = body(x)
     if f.ndim != 4:
         raise ValueError(
@@ -119,7 +121,7 @@ def dense_five_crop(
             'rows, columns): use views="five"'
         )
     h, w = x.shape[-2:]
-    tops, lefts = zip(*crop_places(h, w, size))
+    tops, lefts = zip(*crop_offsets(h, w, size))
     wy = region_weights(tops, th, h, f.shape[-2])
     wx = region_weights(lefts, tw, w, f.shape[-1])
     out = head(pool_regions(f, wy, wx, kinds).flatten(0, 1))

@@ -18,12 +18,12 @@ from ..core import check_tensor, check_whole, class_numbers, eval_mode
 from sota_course.mixup import (
     blend,
     box_weights,
-    cut_boxes,
     loss_setting,
-    mix_weights,
     mixed_loss,
     partners,
     paste,
+    rand_boxes,
+    sample_lam,
 )
 
 # %% ../../nbs/training/mixing.ipynb #3082ef3f
@@ -46,7 +46,7 @@ class MixHandler(Callback):
         off_last: int = 0,  # last epochs of each fit without mixing; `fine_tune` fits twice
         compare_every: int = 10,  # record the unmixed loss of every so many batches; 0: never
     ):
-        mix_weights(1, alpha, per)
+        sample_lam(1, alpha, per)
         check_whole(off_last, "off_last", 0)
         check_whole(compare_every, "compare_every", 0)
         if not 0 <= p <= 1:
@@ -66,7 +66,7 @@ class MixHandler(Callback):
             setattr(self, k, v)
         self.mixed, self.compared = None, []
 
-    # What the record of a run calls it: `sota_course.training.runs.describe` asks for the name.
+    # What the record of a run calls it: `sota_course.training.settings.describe` asks for the name.
     @property
     def __name__(self):
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items())
@@ -78,7 +78,7 @@ class MixHandler(Callback):
 
     def weights(self, n):
         "Weights for `n` images, 1 where nothing is to be mixed."
-        lam = mix_weights(n, self.alpha, self.per, self.fold)
+        lam = sample_lam(n, self.alpha, self.per, self.fold)
         return torch.where(torch.rand(lam.shape) < self.p, lam, 1.0)
 
 # %% ../../nbs/training/mixing.ipynb #378d7d03
@@ -266,7 +266,7 @@ class CutMix(MixHandler):
             raise ValueError(
                 f"CutMix needs images (n, channels, height, width), and these are {tuple(x.shape)}"
             )
-        boxes = cut_boxes(lam, *x.shape[2:])
+        boxes = rand_boxes(lam, *x.shape[2:])
         other = partners(x, perm)
         images = paste(x, other, boxes.expand(len(x), 4), out=other)
         return images, box_weights(boxes, *x.shape[2:])

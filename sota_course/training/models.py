@@ -31,7 +31,7 @@ from ..images.augment import BookAug, resize_batch
 from ..images.cache import METHODS, load_presized
 from ..images.loader import CachedDL
 from ..normalize import check_stats, normalize
-from .views import activation_of, made_up_outputs, try_activation
+from .views import activation_of, check_activation, dummy_outputs
 
 # %% ../../nbs/training/models.ipynb #33a59a25
 def _statistics(dls):
@@ -94,7 +94,7 @@ ACTIVATIONS = dict(softmax=lambda x: x.softmax(-1), sigmoid=torch.sigmoid)
 def _known(loss, n):
     "An activation, and outputs to try it on; None where there is none to be found."
     try:
-        act, x = activation_of(loss), made_up_outputs(n, "cpu")
+        act, x = activation_of(loss), dummy_outputs(n, "cpu")
     except ValueError:
         return None, None
     # Logs of probabilities are all that exp is for. Any other must agree elsewhere, too.
@@ -105,7 +105,7 @@ def _activation(loss, n=3):
     "The name in `ACTIVATIONS` of what makes probabilities of `n` outputs that `loss` takes."
     act, x = _known(loss, n)
     for name, f in ACTIVATIONS.items():
-        p = None if act is None else try_activation(act, x)
+        p = None if act is None else check_activation(act, x)
         if p is not None and p.shape == x.shape and torch.allclose(p, f(x)):
             return name
     raise ValueError(

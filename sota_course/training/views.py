@@ -6,8 +6,8 @@ Docs: https://sota-course.github.io/sota_course/training/views.html.md"""
 
 # %% auto #0
 __all__ = ['VIEWS', 'RATIO', 'input_size', 'rgb_sources', 'loaded_batches', 'tensor_batches', 'plain_batches', 'checked_images',
-           'first_targets', 'check_targets', 'order_of', 'targets_of', 'activation_of', 'made_up_outputs',
-           'try_activation', 'tta_predict', 'rescore']
+           'first_targets', 'check_targets', 'batch_order', 'batch_targets', 'activation_of', 'dummy_outputs',
+           'check_activation', 'tta_predict', 'rescore']
 
 # %% ../../nbs/training/views.ipynb #f8b7e748
 import math
@@ -44,10 +44,10 @@ from .runs import can_show_bars, score
 from sota_course.tta import (
     REDUCTIONS,
     check_predictions,
-    crop_places,
+    crop_offsets,
     crop_slices,
-    make_room,
     merge_views,
+    pad_to_size,
 )
 
 # %% ../../nbs/training/views.ipynb #1daa84c7
@@ -64,20 +64,27 @@ def input_size(
     return tuple(b[0].shape[-2:])
 
 # %% ../../nbs/training/views.ipynb #35ddb2b8
+def _datasets(dl):
+    "The fastai `Datasets` of `dl`; None where there is none, or an empty one."
+    dsets = getattr(dl, "dataset", None)
+    return dsets if isinstance(dsets, Datasets) and len(dsets) else None
+
+
 def rgb_sources(
     dl,  # any loader
 ) -> list | None:  # paths, bytes, PIL images or arrays, in the dataset's order
     """What the images of `dl` are opened from; None where it feeds anything but RGB images from a
     fastai `Datasets`."""
-    dsets = getattr(dl, "dataset", None)
-    if not isinstance(dl, TfmdDL) or not isinstance(dsets, Datasets) or not len(dsets):
+    dsets = _datasets(dl)
+    if dsets is None or not isinstance(dl, TfmdDL):
         return None
     try:
         sources = image_sources(dsets)
     except ValueError:
         return None
     x = dsets.tls[0][0]
-    return sources if isinstance(x, Image.Image) and x.mode == "RGB" else None
+    is_rgb = isinstance(x, Image.Image) and x.mode == "RGB"
+    return sources if is_rgb else None
 
 # %% ../../nbs/training/views.ipynb #ca4461d9
 def _pixels_of(cache, short, method):
@@ -103,7 +110,8 @@ def _opener(dl, sources, short):
     pixels = _pixels_of(getattr(dl, "cache", None), short, method)
 
     def load(i):
-        a, targets = pixels(sources[i]), [tl[i] for tl in dl.dataset.tls[1:]]
+        a = pixels(sources[i])
+        targets = [tl[i] for tl in dl.dataset.tls[1:]]
         if not kept:
             return (a, *targets)
         item = (PILImage.create(a), *targets)
@@ -118,7 +126,8 @@ def _ahead(load, n, bs):
     "Lists of `bs` loaded items; threads load the next one meanwhile."
     workers = default_workers()
     piece = math.ceil(bs / workers / 2)  # items that a thread loads at a time
-    ex, waiting = ThreadPoolExecutor(workers), deque()
+    ex = ThreadPoolExecutor(workers)
+    waiting = deque()
 
     def some(idxs):
         return [load(i) for i in idxs]
@@ -205,7 +214,8 @@ def plain_batches(
 ):  # a generator of lists of one group
     """The batches of `dl` as they are: for fastai's as in validation, whole and in order; for
     another in its own order. Raises `TypeError`."""
-    for b in _validated(dl) if isinstance(dl, TfmdDL) else dl:
+    batches = _validated(dl) if isinstance(dl, TfmdDL) else dl
+    for b in batches:
         x, *ys = b if isinstance(b, (tuple, list)) else (b,)
         if not isinstance(x, torch.Tensor):
             raise TypeError(
@@ -258,8 +268,10 @@ def first_targets(
     dl,  # any loader, or images
 ) -> list:  # as they come from the dataset; none where that isn't known
     "The targets of the first image of a fastai loader."
-    dsets = getattr(dl, "dataset", None)
-    return [o[0] for o in dsets.tls[1:]] if isinstance(dsets, Datasets) and len(dsets) else []
+    dsets = _datasets(dl)
+    if dsets is None:
+        return []
+    return [tl[0] for tl in dsets.tls[1:]]
 
 
 def check_targets(
@@ -267,9 +279,10 @@ def check_targets(
     each: bool = False,  # they are of one image, not of a batch
 ) -> list:  # the same
     "Raises `ValueError` for masks, points and boxes, whose place is in the whole image."
+    most_axes = 1 if each else 2
     for y in ys:
         places = isinstance(y, (Image.Image, TensorPoint))
-        if places or getattr(y, "ndim", 0) > (1 if each else 2):
+        if places or getattr(y, "ndim", 0) > most_axes:
             raise ValueError(
                 "these targets are masks, points or boxes, and predictions of crops "
                 "can't be averaged for them: predict whole images, with get_preds"
@@ -277,18 +290,19 @@ def check_targets(
     return ys
 
 # %% ../../nbs/training/views.ipynb #8665260d
-def order_of(
+def batch_order(
     groups,  # of one batch
 ) -> torch.Tensor:  # indices
     "What brings the images of `groups` back into the order of the batch."
     return torch.tensor([i for idxs, _, _ in groups for i in idxs], dtype=torch.long).argsort()
 
 # %% ../../nbs/training/views.ipynb #ca55b195
-def targets_of(
+def batch_targets(
     groups,  # of one batch
 ) -> list:  # a tensor for each kind of target
     "The targets of a batch, in its order."
-    order, kinds = order_of(groups), zip(*(ys for _, _, ys in groups))
+    order = batch_order(groups)
+    kinds = zip(*(ys for _, _, ys in groups))
     return [torch.cat(ys)[order.to(ys[0].device)].cpu() for ys in kinds]
 
 # %% ../../nbs/training/views.ipynb #200c9c1f
@@ -318,7 +332,10 @@ _LOSSES = {
 
 # %% ../../nbs/training/views.ipynb #43c4fa06
 def _is(loss, known):
-    return loss is known or isinstance(known, type) and isinstance(loss, known)
+    "Whether `loss` is the function `known`, or a module of the class `known`."
+    if isinstance(known, type):
+        return isinstance(loss, known)
+    return loss is known
 
 
 def activation_of(
@@ -345,7 +362,7 @@ def activation_of(
     )
 
 # %% ../../nbs/training/views.ipynb #0d92ab58
-def made_up_outputs(
+def dummy_outputs(
     n: int,  # outputs of a model
     device="cpu",
 ) -> torch.Tensor:  # (3, n), logs of probabilities
@@ -360,9 +377,9 @@ def _is_table(p, n):
     return isinstance(p, torch.Tensor) and p.ndim == 2 and len(p) == n
 
 
-def try_activation(
+def check_activation(
     act,  # a function of outputs (n, classes)
-    x: torch.Tensor,  # outputs, such as `made_up_outputs`
+    x: torch.Tensor,  # outputs, such as `dummy_outputs`
 ) -> torch.Tensor:  # what `act` makes of them
     "`act` of the rows `x`. Raises `ValueError` where it isn't a matter of each row alone."
     try:
@@ -382,8 +399,8 @@ def try_activation(
 # %% ../../nbs/training/views.ipynb #43e96c01
 def _is_distribution(act, n, device="cpu"):
     "Whether `act` of `n` outputs is a distribution; None where it leaves them as they are."
-    x = made_up_outputs(n, device)
-    p = try_activation(act, x)
+    x = dummy_outputs(n, device)
+    p = check_activation(act, x)
     if p.shape == x.shape and torch.equal(p, x):
         return None
     sums_to_1 = ((p.sum(-1) - 1).abs() < 1e-3).all().item()
@@ -400,7 +417,7 @@ VIEWS = dict(centre=[4], flip=[4, 9], five=range(5), ten=range(10))  # which of 
 
 def _named_crops(which, x, size):
     "Those of the ten crops of `x` whose numbers are in `which`, as slices."
-    x = make_room(x, size)
+    x = pad_to_size(x, size)
     crops = crop_slices(x, size)
     if max(which) > 4:
         crops += crop_slices(x.flip(-1), size)
@@ -424,7 +441,7 @@ def _whole(x, size):
     (h, w), (th, tw) = x.shape[-2:], size_pair(size)
     scale = min(h / th, w / tw)
     ch, cw = round(th * scale), round(tw * scale)
-    top, left = crop_places(h, w, (ch, cw))[-1]
+    top, left = crop_offsets(h, w, (ch, cw))[-1]
     middle = x[..., top : top + ch, left : left + cw]
     if x.dtype != torch.float64:
         middle = middle.float()
@@ -483,13 +500,14 @@ def _outputs(model, groups, cut, size):
     "(views, n, outputs) in the order of the batch, in single precision."
     like = next(model.parameters(), groups[0][1])
     xs = [x.as_subclass(torch.Tensor).to(like.device, like.dtype) for _, x, _ in groups]
-    if not any(map(len, xs)):  # many layers refuse none, so one is made up; the order leaves it out
+    if not any(len(x) for x in xs):
+        # Many layers refuse an empty batch. The order leaves out the image that is made up here.
         xs = [xs[0].new_zeros(1, *xs[0].shape[1:])]
     if cut == "dense":
         out = _outputs_of_regions(model, xs, size)
     else:
         out = _outputs_of_crops(model, xs, cut, size)
-    order = order_of(groups).to(out.device)
+    order = batch_order(groups).to(out.device)
     return out.as_subclass(torch.Tensor).float()[:, order]
 
 # %% ../../nbs/training/views.ipynb #7c403e03
@@ -508,17 +526,18 @@ def _predict(model, batches, cuts, size, act, reduce):
     "For each of `cuts` the merged probabilities of all images; and the targets."
     rows, targets, is_distribution = [], [], None
     for groups in batches:
-        targets.append(check_targets(targets_of(groups)))
+        targets.append(check_targets(batch_targets(groups)))
         outs = [_outputs(model, groups, cut, size) for cut in cuts]
         if not rows:
             is_distribution = _is_distribution(act, outs[0].shape[-1], outs[0].device)
         rows.append([_merged(o, act, reduce, is_distribution) for o in outs])
     if not rows:
         raise ValueError("there are no images to predict")
-    probs, targets = ([torch.cat(o) for o in zip(*parts)] for parts in (rows, targets))
-    if len(targets) > 1:
-        return probs, tuple(targets)
-    return probs, targets[0] if targets else None
+    probs = [torch.cat(o) for o in zip(*rows)]
+    targets = tuple(torch.cat(o) for o in zip(*targets))
+    if not targets:
+        return probs, None
+    return probs, targets if len(targets) > 1 else targets[0]
 
 # %% ../../nbs/training/views.ipynb #d09c5a5a
 # As in ImageNet's ten-crop: with the book's training crops, objects then look about as large as
@@ -560,7 +579,8 @@ def _plan_tensors(dl, size, ratio, bs):
     if isinstance(dl, (torch.Tensor, list, tuple)):
         batches = tensor_batches(dl, bs or 64)
         return _Plan(batches, len(batches), size)
-    return _Plan(plain_batches(dl), len(dl) if hasattr(dl, "__len__") else None, size)
+    n = len(dl) if hasattr(dl, "__len__") else None
+    return _Plan(plain_batches(dl), n, size)
 
 # %% ../../nbs/training/views.ipynb #d4fe20c0
 def _bar(batches, n, learn, progress):
@@ -577,7 +597,9 @@ def _model_and_loader(learn, dl):
         if dl is None:
             dl = learn.dls.valid
         files = isinstance(dl, (list, tuple)) and len(dl) and not isinstance(dl[0], torch.Tensor)
-        return learn.model, checked_images(learn.dls.test_dl(list(dl)) if files else dl)
+        if files:
+            dl = learn.dls.test_dl(list(dl))
+        return learn.model, checked_images(dl)
     if not isinstance(learn, nn.Module):
         raise TypeError(f"a Learner or a model predicts, not {type(learn).__name__}")
     if dl is None:
@@ -595,7 +617,8 @@ def _check_settings(reduce, beta, ratio, bs):
         raise ValueError(
             f"ratio is how much larger than the views an image is opened, at least 1, not {ratio}"
         )
-    if bs is not None and (isinstance(bs, bool) or not isinstance(bs, int) or bs < 1):
+    whole = isinstance(bs, int) and not isinstance(bs, bool)
+    if bs is not None and not (whole and bs >= 1):
         raise ValueError(f"bs must be a whole number of images, at least 1, not {bs!r}")
 
 
@@ -611,7 +634,7 @@ def tta_predict(
     dl=None,  # a loader, a tensor of images or a list of them; default: the validation set
     views="five",  # see `VIEWS`; "dense"; or a function (images, (height, width)) -> (views, n, …)
     reduce: str = "mean",  # or "max", see `merge_views`
-    beta: float = 0.0,  # weight of the plain prediction, from 0 to 1; None: give views and plain apart
+    beta: float = 0.0,  # weight of the plain prediction, 0 to 1; None: gives views and plain apart
     size=None,  # side of the views; default: what the loader feeds
     ratio: float = None,  # short side of the opened images over `size`; default: `RATIO`; for files
     act=None,  # makes probabilities of outputs; default: that of the learner's loss, or softmax
