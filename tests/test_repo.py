@@ -86,11 +86,7 @@ def tool(folder, *command):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
     return subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PATH": path},
+        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PATH": path}
     )
 
 
