@@ -49,7 +49,7 @@ test-newest: python ## Run the library with the newest version of everything
 	@$(VERSIONS)
 
 docs: env ## Build the site in _docs
-	@$(BIN)/python docs/build.py $(ARGS)
+	@$(BIN)/python scripts/build_docs.py $(ARGS)
 
 bench: bench-env ## Measure the functions beside their peers (timm, kornia, ttach, torchvision, fastai)
 	@$(BIN)/python -m pytest bench $(ARGS)

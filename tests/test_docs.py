@@ -29,7 +29,7 @@ MODULES = sorted(
 
 def build(out):
     return subprocess.run(
-        [sys.executable, ROOT / "docs/build.py", "--out", out],
+        [sys.executable, ROOT / "scripts/build_docs.py", "--out", out],
         cwd=ROOT,
         capture_output=True,
         text=True,
