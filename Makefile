@@ -34,7 +34,7 @@ lab: env ## Open the notebooks in JupyterLab
 
 test: python ## Set up, then run every test: notebooks, commands, clean installs, the site and JupyterLab in a browser
 	@"$(PYTHON)" scripts/environment.py --torch "$(TORCH)" --extras dev,bench --chromium
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-oldest: python ## Run the library with the oldest versions that it asks for, all at once
 	@"$(PYTHON)" scripts/environment.py --venv .venv-oldest --extras "" --pins oldest --also pytest

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import environment
-from notebooks import root
+from links import ROOT
 
 TARGETS = (
     "course",
@@ -56,7 +56,7 @@ def checkout(tmp_path) -> Path:
         "sota_course",
         "results",
     ):
-        path = root / name
+        path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -101,7 +101,7 @@ def test_every_command_sets_up_first():
 
 def test_course_calls_the_training_command():
     assert "sota-train --data drawn " in make("--dry-run", "course").stdout
-    assert re.search(r"^\s*sota-train\s*=", (root / "settings.ini").read_text(), re.M)
+    assert re.search(r"^\s*sota-train\s*=", (ROOT / "settings.ini").read_text(), re.M)
 
 
 def test_a_fresh_clone(checkout, tmp_path):
@@ -199,7 +199,7 @@ def test_the_second_of_two_waits(checkout):
 
 def test_the_oldest_versions_are_the_lower_bounds():
     pins = environment.pinned("oldest").split()
-    settings = (root / "settings.ini").read_text()
+    settings = (ROOT / "settings.ini").read_text()
     assert (
         len(pins) > 4
         and all(o.replace("==", ">=") in settings for o in pins)

@@ -12,8 +12,6 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "docs")]
 from links import BADGES, address, page_name, source
 
 NOTEBOOKS = sorted(

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from notebooks import root
+from links import ROOT
 
 PACKAGE = "sota_course"
 PATHS = {
-    ".".join(o.relative_to(root).with_suffix("").parts): o
-    for o in sorted((root / PACKAGE).rglob("*.py"))
+    ".".join(o.relative_to(ROOT).with_suffix("").parts): o
+    for o in sorted((ROOT / PACKAGE).rglob("*.py"))
     if not o.name.startswith("_")
 }
 PURE = "core", "normalize", "resize", "tta", "mixup", "label_smoothing"
@@ -39,7 +39,7 @@ def test_the_contracts_are_kept():
 
 def layers():
     "The modules that the contract puts in order."
-    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     text = text.split("layers = [")[1].split("\n]")[0]
     return [o.strip() for o in text.replace('"', "").replace("|", ",").split(",") if o.strip()]
 

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from notebooks import root
+from links import ROOT
 
 pytestmark = pytest.mark.browser
 SETTINGS = {
@@ -86,7 +86,7 @@ def cut(path):
 WHOLE = ["index.ipynb", "00_data.ipynb"]
 CHAPTERS = {
     o.name: nb
-    for o in sorted((root / "nbs").glob("0*.ipynb"))
+    for o in sorted((ROOT / "nbs").glob("0*.ipynb"))
     if o.name not in WHOLE and (nb := cut(o)).cells
 }
 
@@ -100,7 +100,7 @@ def serving(home, folder, command):
     env |= {
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": str(ROOT),
     }
     for name, value in SETTINGS.items():
         (file := home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings").parent.mkdir(
@@ -141,7 +141,7 @@ def serving(home, folder, command):
 def lab(tmp_path_factory):
     "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    whole = {o: read(root / "nbs" / o) for o in (*WHOLE, "course/figures.ipynb")}
+    whole = {o: read(ROOT / "nbs" / o) for o in (*WHOLE, "course/figures.ipynb")}
     for name, nb in (whole | {f"cut_{o}": nb for o, nb in CHAPTERS.items()}).items():
         for o in nb.cells:
             if o.cell_type == "code":
@@ -240,7 +240,7 @@ def test_runs_from_the_menu(run, name):
     assert errors(page) == []
     assert page.locator(PICTURE).count() > 0, "shows no picture"
     assert bool(move(page)) == any(
-        o.source.startswith("explore(") for o in read(root / "nbs" / name).cells
+        o.source.startswith("explore(") for o in read(ROOT / "nbs" / name).cells
     )
     assert bare(page) == [], "pictures that don't load, or have no alternative text"
 
@@ -289,7 +289,7 @@ def make_lab(tmp_path_factory):
     folder, home = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter")
     for o in (*LINKED, "Makefile", "pyproject.toml"):
         (folder / o).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / o, folder / o)
+        shutil.copy(ROOT / o, folder / o)
     lines = subprocess.run(
         ["make", "--no-print-directory", "-n", "lab"],
         cwd=folder,

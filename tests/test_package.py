@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from notebooks import execute, files, root
+from links import ROOT, files
+from notebooks import execute
 
 MODULES = sorted(
-    ".".join(o.relative_to(root).with_suffix("").parts)
-    for o in (root / "sota_course").rglob("*.py")
+    ".".join(o.relative_to(ROOT).with_suffix("").parts)
+    for o in (ROOT / "sota_course").rglob("*.py")
     if not o.stem.startswith("_")
 )
 # What pip and commands must not see of the environment that the tests run in
@@ -33,7 +34,7 @@ def run(*cmd, cwd=None, **env):
 def build(folder, out, *options):
     "A wheel of the committed files, and of nothing that lies beside them."
     for path in files():
-        (new := folder / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        (new := folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, new)
     run(sys.executable, "-m", "build", *options, "--outdir", out, folder)
 
@@ -61,7 +62,7 @@ def clean(wheel, tmp_path_factory) -> Path:
     python = folder / "bin" / "python"
     torch = (
         os.environ.get("TORCH")
-        or re.search(r"^TORCH \?= (.+)$", (root / "Makefile").read_text(), re.M)[1]
+        or re.search(r"^TORCH \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)[1]
     ).split()
     # ipykernel stands for the notebook that Colab would bring.
     run(
@@ -78,14 +79,14 @@ def clean(wheel, tmp_path_factory) -> Path:
         *torch,
         cwd=folder,
     )
-    run(python, root / "scripts" / "torchvision_cpu.py", cwd=folder)
+    run(python, ROOT / "scripts" / "torchvision_cpu.py", cwd=folder)
     return python
 
 
 def test_contents(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = [o for o in z.namelist() if ".dist-info/" not in o]
-    ours = [o.relative_to(root).as_posix() for o in files()]
+    ours = [o.relative_to(ROOT).as_posix() for o in files()]
     results = [f"sota_course/{o}" for o in ours if re.fullmatch(r"results/([^/]+/)?[^/]+\.json", o)]
     assert results and sorted(names) == sorted(
         [o for o in ours if o.startswith("sota_course/")] + results
@@ -140,7 +141,7 @@ def test_every_module_imports(clean, tmp_path):
 
 def test_commands(clean, tmp_path):
     config = ConfigParser(delimiters=["="])
-    config.read(root / "settings.ini")
+    config.read(ROOT / "settings.ini")
     for line in config["DEFAULT"]["console_scripts"].split():
         name = line.split("=")[0]
         assert "usage" in run(clean.parent / name, "--help", cwd=tmp_path).lower(), name
@@ -148,7 +149,7 @@ def test_commands(clean, tmp_path):
 
 def test_a_notebook_alone(clean, tmp_path):
     "What Colab does: one notebook in an empty folder, with the package from pip and no repository near."
-    shutil.copy(root / "nbs" / "00_data.ipynb", tmp_path)
+    shutil.copy(ROOT / "nbs" / "00_data.ipynb", tmp_path)
     nb, _ = execute(tmp_path / "00_data.ipynb", python=clean, paths=())
     assert any(
         o.output_type != "stream" for c in nb.cells if c.cell_type == "code" for o in c.outputs
