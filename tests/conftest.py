@@ -16,8 +16,8 @@ from links import ROOT, files
 CACHES = """SOTA_COURSE_HOME FASTAI_HOME TORCH_HOME HF_HOME XDG_CACHE_HOME MPLCONFIGDIR IPYTHONDIR
     JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR
     JUPYTERLAB_SETTINGS_DIR JUPYTERLAB_WORKSPACES_DIR""".split()
-# Property tests: the same examples at every run, few enough for `make test`. Many more, and new ones each time, with
-# make test ARGS="--hypothesis-profile thorough -k propert"
+# Property tests: the same examples at every run, few enough for `make test`. Many more, and new
+# ones each time, with make test ARGS="--hypothesis-profile thorough -k propert"
 hypothesis.settings.register_profile("make", max_examples=40, derandomize=True, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile("make")
@@ -28,8 +28,8 @@ home = pytest.StashKey[Path]()
 
 
 def pytest_configure(config):
-    """Before any test module is imported: some libraries look at these variables only then. Kernels,
-    commands and xdist's workers inherit them."""
+    """Before any test module is imported: some libraries look at these variables only then.
+    Kernels, commands and xdist's workers inherit them."""
     if hasattr(config, "workerinput"):
         return
     config.stash[home] = folder = Path(tempfile.mkdtemp(prefix="sota_course"))
@@ -75,7 +75,7 @@ def copy_checkout(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def browser():
-    "Chromium, driven by Playwright and kept off the network; tests that use it skip where there is none."
+    "Chromium, driven by Playwright and kept off the network; where there is none, tests skip."
     path = find_chromium()
     if not path:
         pytest.skip("no Chromium: install it, or name its executable with SOTA_COURSE_CHROMIUM")

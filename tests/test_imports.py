@@ -33,7 +33,7 @@ LATE = {
 def test_the_contracts_are_kept():
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     command = [sys.executable, "-c", code, "--no-cache"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -85,6 +85,6 @@ def test_imports_inside_functions_are_those_that_are_listed(module):
 @pytest.mark.parametrize("name", PURE)
 def test_a_technique_brings_no_library_but_torch(name):
     code = f"import sys, {PACKAGE}.{name}; print(*[o for o in {HEAVY} if o in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.split()
