@@ -34,7 +34,7 @@ lab: env ## Open the notebooks in JupyterLab
 
 test: python ## Set up, then run every test: notebooks, commands, clean installs, the site and JupyterLab in a browser
 	@"$(PYTHON)" scripts/environment.py --torch "$(TORCH)" --extras dev,bench --chromium
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-oldest: python ## Run the library with the oldest versions that it asks for, all at once
 	@"$(PYTHON)" scripts/environment.py --venv .venv-oldest --extras "" --pins oldest --also pytest
@@ -49,7 +49,7 @@ test-newest: python ## Run the library with the newest version of everything
 	@$(VERSIONS)
 
 docs: env ## Build the site in _docs
-	@$(BIN)/python docs/build.py $(ARGS)
+	@$(BIN)/python scripts/build_docs.py $(ARGS)
 
 bench: bench-env ## Measure the functions beside their peers (timm, kornia, ttach, torchvision, fastai)
 	@$(BIN)/python -m pytest bench $(ARGS)

@@ -1,58 +1,22 @@
-"What the benchmarks share: a thousand pictures, and clocks that take turns."
+"What the benchmarks share: clocks that take turns, and decoding."
 
-import os
-import random
 import resource
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 from PIL import Image
-
-from sota_course.images.decode import image_files
-
-N, NAME = 1200, "imagenette2-160sq"
-
-
-def drawn(folder, n):
-    "Noise of all grain sizes in two classes, 160 pixels a side: a JPEG of it costs about as much to decode as one of a photo."
-    rng = np.random.default_rng(0)
-    scale = 1 / (np.hypot(*np.meshgrid(np.fft.fftfreq(160) * 160, np.fft.fftfreq(160) * 160)) + 1)
-    for i in range(n):
-        a = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 160, 160))) * scale).real
-        a = (
-            (128 + 45 * a.mean(0, keepdims=True) / a.mean(0).std() + 12 * a / a.std())
-            .clip(0, 255)
-            .astype(np.uint8)
-        )
-        f = folder / ("val" if i % 4 == 3 else "train") / ("a", "b")[i // 4 % 2] / f"{i}.jpg"
-        f.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(a.transpose(1, 2, 0)).save(f, quality=90)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    "The same random thousand pictures for all, and what they are"
-    photos = os.environ.get("SOTA_COURSE_PHOTOS")
-    if photos and not (Path(photos) / NAME).is_dir():
-        pytest.skip(f"SOTA_COURSE_PHOTOS names a folder without {NAME}")
-    folder = Path(photos) / NAME if photos else drawn(tmp_path_factory.mktemp("drawn"), N)
-    found = image_files(folder)
-    return sorted(
-        random.Random(0).sample(found, min(N, len(found)))
-    ), f"{NAME}, {N} of {len(found)}" if photos else f"{N} drawn pictures"
 
 
 def clock():
-    "Seconds passed, and those of CPU time used by this process and its finished children: the second hardly feels what else runs."
+    """Seconds passed, and those of CPU time used by this process and its finished children: the
+    second hardly feels what else runs."""
     use = [resource.getrusage(o) for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return np.array([time.perf_counter(), sum(o.ru_utime + o.ru_stime for o in use)])
 
 
 def alternate(sides, rounds):
-    "Seconds (passed, of CPU) of each of `sides` in each of `rounds`, taking turns: arrays of rounds x 2"
+    "Seconds (passed, of CPU) of each of `sides` in each of `rounds`, taking turns: rounds x 2"
     times = {k: [] for k in sides}
     for _ in range(rounds):
         for k, f in sides.items():
@@ -68,8 +32,18 @@ def medians(sides, rounds):
 
 
 def rates(counts, times):
-    "Pictures a second, and a second of CPU time, of each side: medians over the rounds"
-    med = {k: counts[k] / np.median(v, 0) for k, v in times.items()}
-    return {k: round(float(v[0])) for k, v in med.items()}, {
-        k: round(float(v[1])) for k, v in med.items()
-    }
+    "Images a second, and a second of CPU time, of each side: medians over the rounds"
+    speed = {k: counts[k] / np.median(v, 0) for k, v in times.items()}
+    return [{k: round(float(v[i])) for k, v in speed.items()} for i in (0, 1)]
+
+
+def decode(file):
+    "The pixels of an image: what reading it costs at least."
+    with Image.open(file) as img:
+        return np.asarray(img.convert("RGB"))
+
+
+def decode_all(files, workers):
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(decode, files):
+            pass

@@ -1,10 +1,11 @@
-"""The smoothed loss beside torch's, fastai's and timm's: forward and backward, for a classifier of 10 classes, for ImageNet's 1,000, and for segmentation.
+"""The smoothed loss beside torch's, fastai's and timm's: forward and backward, for a classifier of
+10 classes, for ImageNet's 1,000, and for segmentation.
 
     pytest bench/test_label_smoothing.py
 
-The sides take turns within one run, and a ratio is that of medians. torch's is one fused operation written in C++; the others,
-ours among them, are several operations, and ours also checks its input: a fraction of a millisecond a batch, where a model's
-step takes tens of them.
+The sides take turns within one run, and a ratio is that of medians. torch's is one fused operation
+written in C++; the others, ours among them, are several operations, and ours also checks its input:
+a fraction of a millisecond a batch, where a model's step takes tens of them.
 """
 
 import os
@@ -39,10 +40,8 @@ def a_call(sides, rounds, repeat):
         for _ in range(repeat):
             f()
 
-    return {
-        k: v / repeat
-        for k, v in medians({k: partial(repeated, f) for k, f in sides.items()}, rounds).items()
-    }
+    seconds = medians({k: partial(repeated, f) for k, f in sides.items()}, rounds)
+    return {k: v / repeat for k, v in seconds.items()}
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])

@@ -1,9 +1,10 @@
-"""Mixing a batch, a weight for each image, beside the least that anybody does and beside the peers.
+"""Mixing a batch, a weight for each image, beside the least that anybody does and the peers.
 
     pytest bench/test_mixup.py
 
-The least is to turn the batch around and blend it with one weight: `torch.lerp(x, x.flip(0), weight)`. All sides take turns in
-one run, on the same batch in memory, and the ratio is that of their medians.
+The least is to turn the batch around and blend it with one weight: `torch.lerp(x, x.flip(0),
+weight)`. All sides take turns in one run, on the same batch in memory, and the ratio is that of
+their medians.
 """
 
 import os
@@ -34,13 +35,15 @@ class Batch:
 
 
 def fastai(cb, x, y):
-    "What `cb` does to a batch; its loss comes later. CutMix writes into the batch, which is a copy made before."
+    """What `cb` does to a batch; its loss comes later. CutMix writes into the batch, which is a
+    copy made before."""
     cb.learn, cb.stack_y = Batch(x.clone(), y), True
     return cb.before_batch
 
 
 def in_place(f, x, y):
-    "timm writes into the batch that it gets: one made before, so that no side sees another's images, and copying isn't timed."
+    """timm writes into the batch that it gets: one made before, so that no side sees another's
+    images, and copying isn't timed."""
     return partial(f, x.clone(), y)
 
 
@@ -49,7 +52,7 @@ def ours(x, y):
     return mixup(x, y, sample_lam(len(x), 0.4), torch.randperm(len(x)), CLASSES)
 
 
-def report(benchmark, times, main, least, required, **info):
+def report(benchmark, times, least, required, **info):
     ratios = {k: round(float(v / times[least]), 2) for k, v in times.items()}
     benchmark.extra_info.update(
         batch=N,
@@ -64,7 +67,8 @@ def report(benchmark, times, main, least, required, **info):
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("size", [32, 64, 128, 224])
 def test_mixup(benchmark, size, layout):
-    "At most 1.5 times the least, and faster than the peers; they also draw their weights, so ours does too where it is compared with them."
+    """At most 1.5 times the least, and faster than the peers; they also draw their weights, so ours
+    does too where it is compared with them."""
     x, y = torch.rand(N, 3, size, size), torch.randint(CLASSES, (N,))
     if layout == "channels last":
         x = x.to(memory_format=torch.channels_last)
@@ -87,16 +91,8 @@ def test_mixup(benchmark, size, layout):
     medians(sides, 2)
     times = medians(sides, 15 if size > 100 else 60)
     benchmark.pedantic(sides["blend"], rounds=5)
-    ratios = report(
-        benchmark,
-        times,
-        "blend",
-        "flip and lerp, one weight",
-        1.5,
-        size=size,
-        layout=layout,
-        threads=torch.get_num_threads(),
-    )
+    threads, least = torch.get_num_threads(), "flip and lerp, one weight"
+    ratios = report(benchmark, times, least, 1.5, size=size, layout=layout, threads=threads)
     assert ratios["blend"] <= 1.5
     slower = {k: ratios[k] for k in peers}
     assert ratios["mixup with weights and targets"] < min(slower.values()), slower
@@ -117,9 +113,10 @@ def where(x, y, lam, perm, boxes):
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("size", [64, 224])
 def test_cutmix(benchmark, size, layout):
-    """A rectangle for each image, faster than kornia, which makes a new batch as well, and within 1.5 times of timm, which loops over
-    the images and writes into the batch that it gets. torchvision and fastai cut the same rectangle from all, which is less work; they
-    are here for comparison. All draw their weights and rectangles."""
+    """A rectangle for each image, faster than kornia, which makes a new batch as well, and within
+    1.5 times of timm, which loops over the images and writes into the batch that it gets.
+    torchvision and fastai cut the same rectangle from all, which is less work; they are here for
+    comparison. All draw their weights and rectangles."""
     x, y, cb = torch.rand(N, 3, size, size), torch.randint(CLASSES, (N,)), CutMix(1.0)
     if layout == "channels last":
         x = x.to(memory_format=torch.channels_last)
@@ -127,14 +124,9 @@ def test_cutmix(benchmark, size, layout):
     boxes = rand_boxes(lam, size, size)
     for got, want in zip(cutmix(x, y, lam, perm, CLASSES, boxes), where(x, y, lam, perm, boxes)):
         assert torch.allclose(got, want, atol=1e-6)
-    each = {
-        "timm, one each": in_place(
-            TimmMixup(0.0, 1.0, mode="elem", label_smoothing=0.0, num_classes=CLASSES), x, y
-        ),
-        "kornia, one each": partial(
-            RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True), x, y
-        ),
-    }
+    timm = TimmMixup(0.0, 1.0, mode="elem", label_smoothing=0.0, num_classes=CLASSES)
+    kornia = RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True)
+    each = {"timm, one each": in_place(timm, x, y), "kornia, one each": partial(kornia, x, y)}
     same = {
         "torchvision, one for all": partial(v2.CutMix(alpha=1.0, num_classes=CLASSES), x, y),
         "fastai, one for all": fastai(FastaiCutMix(1.0), x, y),
@@ -149,14 +141,6 @@ def test_cutmix(benchmark, size, layout):
     medians(sides, 2)
     times = medians(sides, 15 if size > 100 else 60)
     benchmark.pedantic(sides["CutMix, one each"], rounds=5)
-    ratios = report(
-        benchmark,
-        times,
-        "CutMix, one each",
-        "CutMix, one each",
-        None,
-        size=size,
-        layout=layout,
-        threads=torch.get_num_threads(),
-    )
+    threads, least = torch.get_num_threads(), "CutMix, one each"
+    ratios = report(benchmark, times, least, None, size=size, layout=layout, threads=threads)
     assert ratios["kornia, one each"] > 1 and ratios["timm, one each"] > 1 / 1.5, ratios

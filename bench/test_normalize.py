@@ -1,12 +1,12 @@
-"""Statistics of a data set beside decoding alone, and normalizing beside fastai's and torchvision's.
+"""Statistics of a data set beside decoding alone; normalizing beside fastai's and torchvision's.
 
     SOTA_COURSE_PHOTOS=<folder that holds imagenette2-160sq> pytest bench/test_normalize.py
 
-Without the variable it runs on pictures drawn here. The sides of a comparison take turns in one run.
+Without the variable it runs on images drawn here. The sides of a comparison take turns in one run.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,21 +16,18 @@ from fastai.torch_core import TensorImage
 from fastai.vision.core import imagenet_stats
 
 from sota_course.images.normalization import Normalize, dataset_stats
-from test_loader import alternate, decode, files, rates  # noqa: F401 (files is a fixture)
+from shared import alternate, decode_all, rates
 
 
 def test_statistics(benchmark, files):
-    "Statistics of all pixels, against decoding the same files with as many threads: at least 0.9 of its speed."
+    """Statistics of all pixels, against decoding the same files with as many threads: at least 0.9
+    of its speed."""
     files, data = files
     workers = min(2, os.cpu_count())
 
-    def decoding():
-        with ThreadPoolExecutor(workers) as ex:
-            for _ in ex.map(decode, files):
-                pass
-
     sides = dict(
-        decode=decoding, statistics=lambda: dataset_stats(files, n_workers=workers, progress=False)
+        decode=partial(decode_all, files, workers),
+        statistics=partial(dataset_stats, files, n_workers=workers, progress=False),
     )
     alternate(sides, 1)
     times = alternate(sides, 9)
@@ -49,13 +46,11 @@ def test_statistics(benchmark, files):
 
 
 def test_normalizing(benchmark):
-    "A batch, with the look at its scale and without, against fastai's transform and torchvision's function."
+    """A batch, with the look at its scale and without, against fastai's transform and torchvision's
+    function."""
     x, n = TensorImage(torch.rand(64, 3, 128, 128)), 64
-    ours, unchecked, theirs = (
-        Normalize(*imagenet_stats),
-        Normalize(*imagenet_stats, check=False),
-        FastaiNormalize.from_stats(*imagenet_stats, cuda=False),
-    )
+    ours, unchecked = Normalize(*imagenet_stats), Normalize(*imagenet_stats, check=False)
+    theirs = FastaiNormalize.from_stats(*imagenet_stats, cuda=False)
     fs = dict(
         ours=lambda: ours.encodes(x),
         unchecked=lambda: unchecked.encodes(x),

@@ -1,9 +1,10 @@
-"Sphinx's settings. Build with `python docs/build.py`, which makes the pages that Sphinx reads."
+"Sphinx's settings, and formulas as MathML. `python scripts/build_docs.py` makes what Sphinx reads."
 
-import sys
-from pathlib import Path
+from docutils.nodes import SkipNode
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.errors import ExtensionError
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "scripts")]
 from links import BRANCH, address
 
 at = address()
@@ -12,7 +13,7 @@ author = "The sota_course contributors"
 project_copyright = f"{author}, Apache-2.0"
 language = "en"
 
-extensions = ["myst_nb", "mathml"]
+extensions = ["myst_nb"]
 nb_execution_mode = "off"  # the committed outputs are what the site shows
 nb_ipywidgets_js = {}  # sliders need a kernel; their static picture is an output of its own
 nb_merge_streams = True
@@ -51,3 +52,29 @@ html_theme_options = dict(
     pygments_light_style="a11y-light",
     pygments_dark_style="github-dark",
 )
+
+
+# --- formulas as MathML, which browsers show by themselves, made by docutils ---
+
+
+def formula(translator, node, as_block: bool) -> str:
+    tex = node.astext()
+    try:
+        return tex2mathml(tex, as_block=as_block)
+    except MathError as e:
+        page = translator.builder.current_docname
+        raise ExtensionError(f"{page}: can't show the formula {tex!r}: {e}") from e
+
+
+def inline(translator, node):
+    translator.body.append(formula(translator, node, False))
+    raise SkipNode
+
+
+def block(translator, node):
+    translator.body.append(f'<div class="math">{formula(translator, node, True)}</div>\n')
+    raise SkipNode
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))

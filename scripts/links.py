@@ -1,13 +1,15 @@
-"""Write the repository's and the site's address wherever it occurs, from pyproject's `[project.urls]`.
+"""Write the repository's and the site's address everywhere, from pyproject's `[project.urls]`.
 
     python scripts/links.py [--check] [--urls]
 
-Each notebook that runs alone gets a line of badges under its title. That line also records which address was
-written last: where pyproject says another one now, every full link below the old address, in any file under git,
-moves to the new one. `--check` changes nothing, and fails with the names of the files that it would change. `--urls`
-lists the outside links of notebooks and documents, one a line.
+Each notebook that runs alone gets a line of badges under its title. That line also records which
+address was written last: where pyproject says another one now, every full link below the old
+address, in any file under git, moves to the new one. `--check` changes nothing, and fails with the
+names of the files that it would change. `--urls` lists the outside links of notebooks and
+documents, one a line.
 
-Within the repository, notebooks link to files by relative paths; README and site turn those into full links.
+Within the repository, notebooks link to files by relative paths; README and site turn those into
+full links. It needs nothing but Python and git.
 """
 
 import argparse
@@ -33,10 +35,10 @@ BRANCH = "main"
 
 @dataclass(frozen=True)
 class Address:
-    "Where the project lives: `repo` is owner/name on GitHub, `docs` is the site's address and ends with a slash."
+    "Where the project lives."
 
-    repo: str
-    docs: str
+    repo: str  # owner/name on GitHub
+    docs: str  # the site's address, which ends with a slash
 
     @property
     def github(self) -> str:
@@ -62,15 +64,24 @@ def address(root: Path = ROOT) -> Address:
 
 
 def page_name(nb: str) -> str:
-    "The page of the notebook `nb` (its path below `nbs`), without .html: nbdev's rule, which leaves the number out."
+    """The page of the notebook `nb` (its path below `nbs`), without .html: nbdev's rule, which
+    leaves the number out."""
     folder, name = posixpath.split(nb)
-    return posixpath.join(
-        folder, re.sub(r"^\d+[a-z0-9]*_", "", name.lower().removesuffix(".ipynb"))
-    )
+    stem = name.lower().removesuffix(".ipynb")
+    return posixpath.join(folder, re.sub(r"^\d+[a-z0-9]*_", "", stem))
+
+
+def files(root: Path = ROOT) -> list[Path]:
+    "What is committed below `root`, or would be with the next commit."
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    out = subprocess.run(command, cwd=root, check=True, capture_output=True).stdout
+    paths = {root / o for o in out.decode().split("\0") if o}
+    return sorted(o for o in paths if o.is_file())
 
 
 def resolve(target: str, folder: str) -> str | None:
-    "The path in the repository that the relative link `target` in `folder` means; None for any other link."
+    """The path in the repository that the relative link `target` in `folder` means; None for any
+    other link."""
     if re.match(r"[a-z][a-z0-9+.-]*:|/|#", target, re.I):
         return None
     return posixpath.normpath(posixpath.join(folder, target))
@@ -80,7 +91,8 @@ LINK = re.compile(r"(?<=\]\()([^()\s]+)(?=\))")
 
 
 def absolute(text: str, folder: str, at: Address) -> str:
-    "`text` (Markdown from a notebook in `folder`) with full links, which also work far from the repository."
+    """`text` (Markdown from a notebook in `folder`) with full links, which also work far from the
+    repository."""
 
     def full(m):
         path, mark, anchor = m[1].partition("#")
@@ -91,15 +103,18 @@ def absolute(text: str, folder: str, at: Address) -> str:
 
 
 def outside_code(change, text: str) -> str:
-    "`text` (Markdown) with `change` applied to what stands neither in a code block nor between backticks."
+    """`text` (Markdown) with `change` applied to what stands neither in a code block nor between
+    backticks."""
     parts = re.split(r"(^```.*?^```[^\n]*$|`[^`\n]+`)", text, flags=re.M | re.S)
     return "".join(o if i % 2 else change(o) for i, o in enumerate(parts))
 
 
 # --- badges ---
 
+COLAB = "https://colab.research.google.com"
 BADGES = re.compile(
-    r"\[!\[Open in Colab\]\([^)]*\)\]\(https://colab\.research\.google\.com/github/(?P<repo>[^/]+/[^/]+)/blob/[^/]+/nbs/(?P<nb>[^)]*)\)\n"
+    rf"\[!\[Open in Colab\]\([^)]*\)\]\({re.escape(COLAB)}/github/(?P<repo>[^/]+/[^/]+)/blob/[^/]+"
+    r"/nbs/(?P<nb>[^)]*)\)\n"
     r"(?:\[!\[Open in [^)]*\)\]\([^)]*\)\n)*"
     r"\[Read it on the site\]\((?P<page>https?://[^)]*)\)"
 )
@@ -109,29 +124,19 @@ def badges(nb: str, at: Address) -> str:
     "The line of badges for the notebook `nb`, a path below `nbs`."
     path = "nbs/" + nb
 
-    def badge(where, picture, link):
-        return f"[![Open in {where}]({picture})]({link})"
+    def badge(where, image, link):
+        return f"[![Open in {where}]({image})]({link})"
 
-    return "\n".join(
-        [
-            badge(
-                "Colab",
-                "https://colab.research.google.com/assets/colab-badge.svg",
-                f"https://colab.research.google.com/github/{at.repo}/blob/{BRANCH}/{quote(path)}",
-            ),
-            badge(
-                "Kaggle",
-                "https://kaggle.com/static/images/open-in-kaggle.svg",
-                f"https://kaggle.com/kernels/welcome?src={at.blob(path)}",
-            ),
-            badge(
-                "Binder",
-                "https://mybinder.org/badge_logo.svg",
-                f"https://mybinder.org/v2/gh/{at.repo}/{BRANCH}?urlpath=lab/tree/{quote(path)}",
-            ),
-            f"[Read it on the site]({at.page(nb)})",
-        ]
-    )
+    colab = f"{COLAB}/github/{at.repo}/blob/{BRANCH}/{quote(path)}"
+    kaggle = f"https://kaggle.com/kernels/welcome?src={at.blob(path)}"
+    binder = f"https://mybinder.org/v2/gh/{at.repo}/{BRANCH}?urlpath=lab/tree/{quote(path)}"
+    lines = [
+        badge("Colab", f"{COLAB}/assets/colab-badge.svg", colab),
+        badge("Kaggle", "https://kaggle.com/static/images/open-in-kaggle.svg", kaggle),
+        badge("Binder", "https://mybinder.org/badge_logo.svg", binder),
+        f"[Read it on the site]({at.page(nb)})",
+    ]
+    return "\n".join(lines)
 
 
 def source(cell: dict) -> str:
@@ -150,15 +155,8 @@ def with_badges(nb: dict, name: str, at: Address) -> dict:
     if runs_alone(nb):
         lines = badges(name, at).splitlines(keepends=True)
         # An id made from the path: the same notebook gets the same bytes each time.
-        cells.insert(
-            1,
-            dict(
-                cell_type="markdown",
-                id=sha1(name.encode()).hexdigest()[:8],
-                metadata={},
-                source=lines,
-            ),
-        )
+        key = sha1(name.encode()).hexdigest()[:8]
+        cells.insert(1, dict(cell_type="markdown", id=key, metadata={}, source=lines))
     return {**nb, "cells": cells}
 
 
@@ -171,40 +169,35 @@ def dumps(nb: dict) -> str:
 
 
 def tracked(root: Path) -> list[Path]:
-    "The text files that git knows or would add, except those that nbdev writes and the one that says the address."
-    out = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=root,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    made = re.compile(r"pyproject\.toml$|sota_course/")
-    paths = [root / o for o in sorted(set(out.split("\0"))) if o and not made.match(o)]
-    return [o for o in paths if o.is_file() and not o.is_symlink() and b"\0" not in o.read_bytes()]
+    """The text files that git knows or would add, except those that nbdev writes and the one that
+    says the address."""
+    kept = []
+    for path in files(root):
+        name = path.relative_to(root).as_posix()
+        made = name == "pyproject.toml" or name.startswith("sota_course/")
+        if not made and not path.is_symlink() and b"\0" not in path.read_bytes():
+            kept.append(path)
+    return kept
 
 
 def former(root: Path) -> set[Address]:
     "The addresses that badges were written for."
-    found = (
-        m
-        for o in (root / "nbs").rglob("*.ipynb")
-        for c in json.loads(o.read_text(encoding="utf-8"))["cells"]
-        if (m := BADGES.fullmatch(source(c)))
-    )
-    return {
-        Address(m["repo"], m["page"].removesuffix(page_name(unquote(m["nb"])) + ".html"))
-        for m in found
-    }
+    found = set()
+    for path in (root / "nbs").rglob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            m = BADGES.fullmatch(source(cell))
+            if m:
+                page = page_name(unquote(m["nb"])) + ".html"
+                found.add(Address(m["repo"], m["page"].removesuffix(page)))
+    return found
 
 
 def move(text: str, old: Address, new: Address) -> str:
     "`text` with every link below the address `old` moved to `new`."
     hosts = r"((?:github\.com|githubusercontent\.com|google\.com/github|mybinder\.org/v2/gh)/)"
     text = re.sub(hosts + re.escape(old.repo) + r"(?![\w-])", lambda m: m[1] + new.repo, text)
-    return re.sub(
-        re.escape(old.docs.rstrip("/")) + r"(?![\w-])", lambda m: new.docs.rstrip("/"), text
-    )
+    site = re.escape(old.docs.rstrip("/")) + r"(?![\w-])"
+    return re.sub(site, lambda m: new.docs.rstrip("/"), text)
 
 
 def stale(root: Path = ROOT) -> dict[Path, str]:
@@ -225,56 +218,51 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
     return res
 
 
+URL = re.compile(r"https?://[^\s<>()\[\]{}\"'`\\|]+")
+NOWHERE = re.compile(r"https?://(?:localhost|127\.|example\.|[^/]*\.(?:invalid|test)\b)")
+
+
 def urls(root: Path = ROOT) -> list[str]:
     "Links to other places in notebooks and documents, sorted."
     found = set()
     for path in tracked(root):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
-            text = "\n".join(
-                o for o in map(source, json.loads(text)["cells"]) if not BADGES.fullmatch(o)
-            )
+            cells = map(source, json.loads(text)["cells"])
+            text = "\n".join(o for o in cells if not BADGES.fullmatch(o))
         elif path.suffix not in (".md", ".cff", ".toml", ".ini"):
             continue
-        found |= {o.rstrip(".,;:") for o in re.findall(r"https?://[^\s<>()\[\]{}\"'`\\|]+", text)}
-    return sorted(
-        o
-        for o in found
-        if not re.match(r"https?://(?:localhost|127\.|example\.|[^/]*\.(?:invalid|test)\b)", o)
-    )
+        found |= {o.rstrip(".,;:") for o in URL.findall(text)}
+    return sorted(o for o in found if not NOWHERE.match(o))
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; fail where something would change"
-    )
-    parser.add_argument("--urls", action="store_true", help="list the outside links")
+    add = parser.add_argument
+    add("--check", action="store_true", help="change nothing; fail where something would change")
+    add("--urls", action="store_true", help="list the outside links")
     args = parser.parse_args()
     if args.urls:
         return print("\n".join(urls()))
-    moved, files = former(ROOT) - {address()}, stale()
-    names = "\n".join(f"  {o.relative_to(ROOT).as_posix()}" for o in files)
-    if args.check:
-        if files:
-            sys.exit(
-                f"links that pyproject.toml's [project.urls] doesn't give; run `python scripts/links.py`:\n{names}"
-            )
+    moved, changed = former(ROOT) - {address()}, stale()
+    names = "\n".join(f"  {o.relative_to(ROOT).as_posix()}" for o in changed)
+    if args.check and changed:
+        sys.exit(
+            "links that pyproject.toml's [project.urls] doesn't give; "
+            f"run `python scripts/links.py`:\n{names}"
+        )
+    if not changed:
         return
-    for path, text in files.items():
+    for path, text in changed.items():
         path.write_text(text, encoding="utf-8")
-    if files:
-        print(names)
+    print(names)
     # nbdev writes the address into the modules, from pyproject too.
     if moved:
-        subprocess.run(
-            [sys.executable, "-c", "from nbdev.doclinks import nbdev_export as f; f()"],
-            cwd=ROOT,
-            check=True,
-            env={k: v for k, v in os.environ.items() if k != "IN_TEST"},
-        )
+        code = "from nbdev.doclinks import nbdev_export as f; f()"
+        env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=env)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     python scripts/notebooks.py run [--save] [--with slow] [--with cuda] [notebook …]
 
-Without a name it runs every notebook below `nbs`. `--save` writes the outputs back, with clean metadata. Cells with
-`#| slow` or `#| cuda` are left out unless asked for, as `nbdev-test` does; cells with `#| eval: false` always are.
+Without a name it runs every notebook below `nbs`. `--save` writes the outputs back, with clean
+metadata. Cells with `#| slow` or `#| cuda` are left out unless asked for, as `nbdev-test` does;
+cells with `#| eval: false` always are.
 """
 
 import argparse
 import copy
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +24,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbdev.clean import clean_nb
 from nbdev.test import nb_test_cells
 
-root = Path(__file__).resolve().parent.parent
+from links import ROOT
+
 FLAGS = ("slow", "cuda")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -33,20 +34,7 @@ class NotebookError(Exception):
     "Which notebook failed, where, and how."
 
 
-def files(ext="") -> list[Path]:
-    "What is committed, or would be with the next commit."
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=root,
-        capture_output=True,
-        check=True,
-    ).stdout
-    return sorted(
-        p for o in names.decode().split("\0") if o.endswith(ext) and (p := root / o).is_file()
-    )
-
-
-def notebooks(folder: Path = root / "nbs") -> list[Path]:
+def notebooks(folder: Path = ROOT / "nbs") -> list[Path]:
     "Every notebook of the course, in reading order."
     return sorted(o for o in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in o.parts)
 
@@ -57,16 +45,14 @@ def runnable(path: Path, flags=()) -> set[str]:
 
 
 def kernel_class(python: str, folder: str) -> type[AsyncKernelManager]:
-    """A kernel of `python`, whatever kernels the user has registered. It talks over sockets in `folder`: nobody else can
-    listen in, no port is taken, and ipykernel has nothing to warn of."""
+    """A kernel of `python`, whatever kernels the user has registered. It talks over sockets in
+    `folder`: nobody else can listen in, no port is taken, and ipykernel has nothing to warn of."""
+    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
     class Kernel(AsyncKernelManager):
         @property
         def kernel_spec(self):
-            return KernelSpec(
-                argv=[python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                language="python",
-            )
+            return KernelSpec(argv=argv, language="python")
 
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -83,13 +69,11 @@ def execute(
     cwd: Path | None = None,  # where the kernel starts: the notebook's folder if None
     timeout: int = 600,  # seconds for one cell
     python: str = sys.executable,  # whose kernel
-    paths=(
-        root,
-    ),  # what the kernel imports from first: the checkout, also where another copy is installed
-) -> tuple[
-    nbformat.NotebookNode, float
-]:  # the notebook with its outputs, and the seconds that it took
-    "Run `path` in a kernel of its own. A failing cell, a dead kernel or a cell that hangs is a `NotebookError`."
+    # What the kernel imports from first: the checkout, also where another copy is installed
+    paths=(ROOT,),
+) -> tuple[nbformat.NotebookNode, float]:  # the notebook with its outputs, and the seconds it took
+    """Run `path` in a kernel of its own. A failing cell, a dead kernel or a cell that hangs is a
+    `NotebookError`."""
     nb = nbformat.read(path, as_version=4)
     run = runnable(path, flags)
     ran = copy.copy(nb)
@@ -97,7 +81,7 @@ def execute(
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if paths:
         env["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    at = []
+    at = ["(before the first cell)"]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kernel") as folder:
         client = NotebookClient(
@@ -106,26 +90,25 @@ def execute(
             kernel_manager_class=kernel_class(str(python), folder),
             kernel_name="python3",
             resources={"metadata": {"path": str(cwd or path.parent)}},
-            on_cell_start=lambda cell, cell_index: at.append(cell),
+            on_cell_start=lambda cell, cell_index: at.append(cell.source),
         )
         try:
             client.execute(env=env)
         except CellExecutionError as e:
-            raise NotebookError(f"{path.name}: {e}") from None
+            problem = str(e)
         except CellTimeoutError:
-            raise NotebookError(
-                f"{path.name}: a cell ran longer than {timeout} s:\n{at[-1].source}"
-            ) from None
+            problem = f"a cell ran longer than {timeout} s:\n{at[-1]}"
         except (DeadKernelError, RuntimeError) as e:
-            where = f"in this cell:\n{at[-1].source}" if at else "before the first cell"
-            raise NotebookError(
-                f"{path.name}: the kernel died (out of memory, or a crash in a library) {where}\n{e}"
-            ) from None
-    return nb, time.perf_counter() - start
+            why = "out of memory, or a crash in a library"
+            problem = f"the kernel died ({why}) in this cell:\n{at[-1]}\n{e}"
+        else:
+            return nb, time.perf_counter() - start
+    raise NotebookError(f"{path.name}: {problem}")
 
 
 def tidy(nb: nbformat.NotebookNode):
-    "`nb` as it is committed: no live widgets (they need a kernel; their static picture stays), no superfluous metadata."
+    """`nb` as it is committed: no live widgets (they need a kernel; their static picture stays), no
+    superfluous metadata."""
     nb = dict2nb(nbformat.from_dict(nb))
     for cell in nb.cells:
         if cell.cell_type == "code":
@@ -139,17 +122,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["run"])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
-    parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
-    parser.add_argument(
-        "--with",
-        dest="flags",
-        action="append",
-        default=[],
-        choices=FLAGS,
-        help="also run cells with this flag",
-    )
+    add = parser.add_argument
+    add("command", choices=["run"])
+    add("notebooks", nargs="*", type=Path, help="default: all")
+    add("--save", action="store_true", help="write the outputs into the notebooks")
+    flags = dict(dest="flags", action="append", default=[], choices=FLAGS)
+    add("--with", **flags, help="also run cells with this flag")
     args = parser.parse_intermixed_args()
     failed = []
     for path in args.notebooks or notebooks():

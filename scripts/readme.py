@@ -1,4 +1,4 @@
-"""Make README.md from nbs/index.ipynb: the same words and tables, with links that work on GitHub and on PyPI.
+"""Make README.md from nbs/index.ipynb: the same words and tables, with links that work anywhere.
 
     python scripts/readme.py [--check]
 
@@ -16,15 +16,15 @@ from fastcore.xtras import working_directory
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, hide_line, strip_ansi
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from links import ROOT, absolute, address
 
 HIDDEN = {"hide", "default_exp"}
 
 
 def shown(path: Path) -> list[NbCell]:
-    """The cells of the notebook that a reader sees on a page: without hidden cells, directives and housekeeping magics.
-    A cell whose code is hidden has an empty source, one whose outputs are hidden has none."""
+    """The cells of the notebook that a reader sees on a page: without hidden cells, directives and
+    housekeeping magics. A cell whose code is hidden has an empty source, one whose outputs are
+    hidden has none."""
     nb, res = NBProcessor(path, [hide_line, strip_ansi, clean_magics]), []
     with working_directory(ROOT):
         nb.process()
@@ -47,7 +47,8 @@ def text(value) -> str:
 
 def fence(code: str, language: str = "") -> str:
     "`code` in a Markdown fence that it doesn't end by itself."
-    ticks = "`" * max(3, 1 + max(map(len, re.findall(r"^`{3,}", code, re.M)), default=0))
+    longest = max(map(len, re.findall(r"^`{3,}", code, re.M)), default=2)
+    ticks = "`" * (longest + 1)
     return f"{ticks}{language}\n{code.strip(chr(10))}\n{ticks}"
 
 
@@ -70,16 +71,12 @@ def output_markdown(output, picture) -> str:
 
 def html_table(html: str) -> str:
     "The first table in `html` as Markdown: what training prints."
-    rows = [
-        [
-            " ".join(unescape(re.sub(r"<[^>]+>", "", o)).split())
-            for o in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.S)
-        ]
-        for row in re.findall(r"<tr\b.*?</tr>", html, re.S)
-    ]
-    return "\n".join(
-        "| " + " | ".join(o) + " |" for o in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    )
+    rows = []
+    for row in re.findall(r"<tr\b.*?</tr>", html, re.S):
+        cells = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.S)
+        rows.append([" ".join(unescape(re.sub(r"<[^>]+>", "", o)).split()) for o in cells])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(o) + " |" for o in rows)
 
 
 def markdown(
@@ -113,9 +110,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; fail where README.md would change"
-    )
+    wish = "change nothing; fail where README.md would change"
+    parser.add_argument("--check", action="store_true", help=wish)
     args = parser.parse_args()
     path, made = ROOT / "README.md", readme()
     if args.check:

@@ -1,13 +1,14 @@
 """Let torchvision import beside a CPU build of torch.
 
-torchvision's Linux wheels are compiled against CUDA. Beside a CPU-only torch their C++ library doesn't load, which
-torchvision survives, except that it then registers fake kernels for two operators that library would have declared.
-Where that happens, this puts a start-up hook into the environment it is run with: it declares the two operators
-just before torchvision's first import, and nothing else. Everything that this project uses of torchvision is
-Python; calling the C++ operators (`nms` and the like) still raises torchvision's own clear error.
+torchvision's Linux wheels are compiled against CUDA. Beside a CPU-only torch their C++ library
+doesn't load, which torchvision survives, except that it then registers fake kernels for two
+operators that library would have declared. Where that happens, this puts a start-up hook into the
+environment it is run with: it declares the two operators just before torchvision's first import,
+and nothing else. Everything that this project uses of torchvision is Python; calling the C++
+operators (`nms` and the like) still raises torchvision's own clear error.
 
-Run again after another torch or torchvision was installed: a hook that isn't needed any more is removed. Where there is
-no torchvision, there is nothing to do.
+Run again after another torch or torchvision was installed: a hook that isn't needed any more is
+removed. Where there is no torchvision, there is nothing to do.
 """
 
 import importlib.util
@@ -16,18 +17,22 @@ import sys
 import sysconfig
 from pathlib import Path
 
-HOOK = """"Declares the operators that torchvision's CUDA-built library would have: see scripts/torchvision_cpu.py."
+HOOK = """"Declares what torchvision's CUDA-built library would: see scripts/torchvision_cpu.py."
 import sys
+
+BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 class _BeforeTorchvision:
     def find_spec(self, name, path=None, target=None):
-        if name != "torchvision": return None
+        if name != "torchvision":
+            return None
         sys.meta_path.remove(self)
         import torch
         if torch.version.cuda is None:
             self.lib = torch.library.Library("torchvision", "DEF")
-            for op in ("nms", "qnms"): self.lib.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            for op in ("nms", "qnms"):
+                self.lib.define(op + BOXES)
             keep.append(self)
 
 

@@ -1,4 +1,4 @@
-"The commands that people type: `make …` on a fresh clone, a second time, and where something is missing."
+"What people type: `make …` on a fresh clone, a second time, and where something is missing."
 
 import fcntl
 import os
@@ -13,28 +13,16 @@ from pathlib import Path
 import pytest
 
 import environment
-from notebooks import root
+from environment import Environment
+from links import ROOT
 
-TARGETS = (
-    "course",
-    "lab",
-    "test",
-    "test-oldest",
-    "test-colab",
-    "test-newest",
-    "docs",
-    "bench",
-    "help",
-)
+TARGETS = "course lab test test-oldest test-colab test-newest docs bench help".split()
 
 
-def make(*args, cwd=root, **env):
+def make(*args, cwd=ROOT, **env):
     "Run `make` as from a shell, also where a `make` runs these tests."
-    inherited = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "TORCH")
-    }
+    from_make = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "TORCH")
+    inherited = {k: v for k, v in os.environ.items() if k not in from_make}
     env = {k: str(v) for k, v in (inherited | {"PYTHON": sys.executable} | env).items()}
     return subprocess.run(
         ["make", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=900
@@ -43,30 +31,29 @@ def make(*args, cwd=root, **env):
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    "The project without its requirements, at a path with spaces: its environment is made in seconds."
+    "The project without its requirements, at a path with spaces: set up in seconds."
     folder = tmp_path / "a folder with spaces"
-    for name in (
-        "Makefile",
-        "pyproject.toml",
-        "setup.py",
-        "settings.ini",
-        "README.md",
-        "LICENSE",
-        "scripts",
-        "sota_course",
-        "results",
-    ):
-        path = root / name
+    names = """Makefile pyproject.toml setup.py settings.ini README.md LICENSE
+        scripts sota_course results""".split()
+    for name in names:
+        path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             folder.mkdir(exist_ok=True)
             shutil.copy(path, folder / name)
-    settings = (folder / "settings.ini").read_text()
-    (folder / "settings.ini").write_text(
-        re.sub(r"^(\w*requirements =)\n(?: .+\n)+", r"\1\n", settings, flags=re.M)
-    )
+    settings = folder / "settings.ini"
+    bare = re.sub(r"^(\w*requirements =)\n(?: .+\n)+", r"\1\n", settings.read_text(), flags=re.M)
+    settings.write_text(bare)
     return folder
+
+
+def require(checkout, *requirements):
+    "Put `requirements` into the checkout's settings."
+    settings = checkout / "settings.ini"
+    lines = "".join(f"    {o}\n" for o in requirements)
+    text = settings.read_text().replace("\nrequirements =\n", f"\nrequirements =\n{lines}")
+    settings.write_text(text)
 
 
 def setup(folder, **env):
@@ -76,18 +63,15 @@ def setup(folder, **env):
 def python(folder, code):
     "What `code` prints in the checkout's environment."
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run(
-        [folder / ".venv" / "bin" / "python", "-c", code],
-        cwd=folder.parent,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    command = [folder / ".venv" / "bin" / "python", "-c", code]
+    done = subprocess.run(
+        command, cwd=folder.parent, env=env, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 def test_help_names_every_command():
-    shown = make(cwd=root).stdout
+    shown = make(cwd=ROOT).stdout
     for o in TARGETS:
         assert re.search(rf"^make {o} +\S", shown, re.M), o
 
@@ -101,11 +85,12 @@ def test_every_command_sets_up_first():
 
 def test_course_calls_the_training_command():
     assert "sota-train --data drawn " in make("--dry-run", "course").stdout
-    assert re.search(r"^\s*sota-train\s*=", (root / "settings.ini").read_text(), re.M)
+    assert re.search(r"^\s*sota-train\s*=", (ROOT / "settings.ini").read_text(), re.M)
 
 
 def test_a_fresh_clone(checkout, tmp_path):
-    "Another environment is active, HOME is empty, and modules lie about that would break pip: none of it matters."
+    """Another environment is active, HOME is empty, and modules lie about that would break pip:
+    none of it matters."""
     (tmp_path / "lies").mkdir()
     (tmp_path / "lies" / "pip.py").write_text("raise SystemExit('the wrong pip')")
     first = setup(
@@ -117,28 +102,20 @@ def test_a_fresh_clone(checkout, tmp_path):
     )
     assert first.returncode == 0, first.stdout + first.stderr
     assert "installing sota_course" in first.stdout
-    assert python(checkout, "import sota_course; print(sota_course.__file__)") == str(
-        checkout / "sota_course" / "__init__.py"
-    )
+    place = python(checkout, "import sota_course; print(sota_course.__file__)")
+    assert place == str(checkout / "sota_course" / "__init__.py")
     assert not (tmp_path / "target").exists()
     # The commands that pip wrote work too, in spite of the spaces.
-    assert (
-        subprocess.run([checkout / ".venv/bin/pip", "--version"], capture_output=True).returncode
-        == 0
-    )
+    pip = subprocess.run([checkout / ".venv/bin/pip", "--version"], capture_output=True)
+    assert pip.returncode == 0
 
     second = setup(checkout)
     assert (second.returncode, second.stdout) == (0, ""), "set up twice"
 
-    settings = checkout / "settings.ini"
-    settings.write_text(
-        settings.read_text().replace("\nrequirements =\n", "\nrequirements =\n    pip>=1\n")
-    )
+    require(checkout, "pip>=1")
     assert "installing sota_course" in setup(checkout).stdout, "a new requirement was not installed"
-    assert (
-        python(checkout, "from importlib.metadata import requires; print(requires('sota_course'))")
-        == "['pip>=1']"
-    )
+    code = "from importlib.metadata import requires; print(requires('sota_course'))"
+    assert python(checkout, code) == "['pip>=1']"
     assert setup(checkout).stdout == ""
 
     # Made by another Python (its note says so): made anew.
@@ -150,9 +127,9 @@ def test_a_fresh_clone(checkout, tmp_path):
 
 
 def test_an_interrupted_set_up_is_made_anew(checkout):
-    cmd = [sys.executable, "scripts/environment.py"]
+    command = [sys.executable, "scripts/environment.py"]
     run = subprocess.Popen(
-        cmd, cwd=checkout, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=checkout, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     for line in run.stdout:
         if "installing sota_course" in line:
@@ -170,13 +147,10 @@ def test_an_interrupted_set_up_is_made_anew(checkout):
 def test_a_failed_install_says_so_and_goes_on_next_time(checkout):
     settings = checkout / "settings.ini"
     text = settings.read_text()
-    settings.write_text(text.replace("\nrequirements =\n", "\nrequirements =\n    pip>=9999\n"))
+    require(checkout, "pip>=9999")
     failed = setup(checkout)
-    assert (
-        failed.returncode
-        and "set-up failed: pip could not install" in failed.stderr
-        and "pip>=9999" in failed.stderr
-    )
+    assert failed.returncode and "set-up failed: pip could not install" in failed.stderr
+    assert "pip>=9999" in failed.stderr
     settings.write_text(text)
     again = setup(checkout)
     assert again.returncode == 0 and "making .venv" not in again.stdout
@@ -185,9 +159,8 @@ def test_a_failed_install_says_so_and_goes_on_next_time(checkout):
 def test_the_second_of_two_waits(checkout):
     fd = os.open(checkout, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    run = subprocess.Popen(
-        [sys.executable, "scripts/environment.py"], cwd=checkout, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "scripts/environment.py"]
+    run = subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, text=True)
     try:
         assert "waiting" in run.stdout.readline()
     finally:
@@ -199,57 +172,34 @@ def test_the_second_of_two_waits(checkout):
 
 def test_the_oldest_versions_are_the_lower_bounds():
     pins = environment.pinned("oldest").split()
-    settings = (root / "settings.ini").read_text()
-    assert (
-        len(pins) > 4
-        and all(o.replace("==", ">=") in settings for o in pins)
-        and "fastai==2.8.8" in pins
-    )
+    settings = (ROOT / "settings.ini").read_text()
+    assert len(pins) > 4 and "fastai==2.8.8" in pins
+    assert all(o.replace("==", ">=") in settings for o in pins)
     assert environment.pinned("scripts/colab.txt").count("==") > 3 and environment.pinned("") == ""
 
 
 def test_another_version_is_another_environment(monkeypatch):
     "Changed pins are installed: they are part of what is remembered."
-    one, two = (
-        environment.wanted({"pins": environment.pinned(o)}) for o in ("oldest", "scripts/colab.txt")
-    )
+    pins = [environment.pinned(o) for o in ("oldest", "scripts/colab.txt")]
+    one, two = (environment.wanted({"pins": o}) for o in pins)
     assert one != two
 
 
 def test_pins_hold(checkout, tmp_path):
     "An environment of its own, with the version that was asked for."
-    settings = checkout / "settings.ini"
-    settings.write_text(
-        settings.read_text().replace(
-            "\nrequirements =\n", "\nrequirements =\n    iniconfig>=2.0.0\n"
-        )
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "scripts/environment.py",
-            "--venv",
-            ".venv-oldest",
-            "--extras",
-            "",
-            "--pins",
-            "oldest",
-        ],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-    )
+    require(checkout, "iniconfig>=2.0.0")
+    command = [sys.executable, "scripts/environment.py", "--venv", ".venv-oldest"]
+    command += ["--extras", "", "--pins", "oldest"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0 and not (checkout / ".venv").exists(), done.stdout + done.stderr
-    version = [
-        checkout / ".venv-oldest" / "bin" / "python",
-        "-c",
-        "from importlib.metadata import version; print(version('iniconfig'))",
-    ]
+    code = "from importlib.metadata import version; print(version('iniconfig'))"
+    version = [checkout / ".venv-oldest" / "bin" / "python", "-c", code]
     assert subprocess.run(version, capture_output=True, text=True).stdout.strip() == "2.0.0"
 
 
 def fake(tmp_path, script):
-    (path := tmp_path / "python3").write_text(f"#!/bin/sh\n{script}\n")
+    path = tmp_path / "python3"
+    path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
 
@@ -257,11 +207,8 @@ def fake(tmp_path, script):
 def test_python_too_old(tmp_path):
     old = fake(tmp_path, 'if [ "$1" = --version ]; then echo Python 3.8.10; else exit 1; fi')
     run = make("env", PYTHON=old)
-    assert (
-        run.returncode
-        and f"needs Python 3.10 or newer; {old} is Python 3.8.10" in run.stderr
-        and "PYTHON=" in run.stderr
-    )
+    assert run.returncode and "PYTHON=" in run.stderr
+    assert f"needs Python 3.10 or newer; {old} is Python 3.8.10" in run.stderr
 
 
 def test_no_python(tmp_path):
@@ -270,29 +217,23 @@ def test_no_python(tmp_path):
 
 
 def test_no_venv_module(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "venv", tmp_path / ".venv")
     monkeypatch.setattr(environment, "has_venv", lambda: False)
     monkeypatch.setattr(environment, "apt", lambda: False)
     with pytest.raises(environment.SetupError, match=r"apt-get install python3\.\d+-venv"):
-        environment.make()
+        Environment(tmp_path / ".venv").make()
 
 
-def test_a_foreign_environment_is_kept(monkeypatch, tmp_path):
+def test_a_foreign_environment_is_kept(tmp_path):
     "One that this project did not make is used, if it is of the right Python, and never deleted."
-    for name, value in {
-        "venv": tmp_path / ".venv",
-        "python": tmp_path / ".venv/bin/python",
-        "state": tmp_path / ".venv/.sota_course",
-    }.items():
-        monkeypatch.setattr(environment, name, value)
-    assert not environment.usable()
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
-    assert environment.usable()
-    (tmp_path / ".venv/bin/python").unlink()
-    (fake(tmp_path, "echo 3 9")).rename(tmp_path / ".venv/bin/python")
+    foreign = Environment(tmp_path / ".venv")
+    assert not foreign.usable()
+    foreign.python.parent.mkdir(parents=True)
+    foreign.python.symlink_to(sys.executable)
+    assert foreign.usable()
+    foreign.python.unlink()
+    fake(tmp_path, "echo 3 9").rename(foreign.python)
     with pytest.raises(environment.SetupError, match="delete it"):
-        environment.usable()
+        foreign.usable()
 
 
 def test_no_chromium(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"The site, built once: what it holds, and how it behaves in a browser, offline and below a sub-path."
+"The site, built once: what it holds, and how it behaves in a browser, below a sub-path."
 
 import functools
 import json
@@ -12,15 +12,10 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "docs")]
-from links import BADGES, address, page_name, source
+from links import BADGES, ROOT, address, page_name, source
+from notebooks import notebooks
 
-NOTEBOOKS = sorted(
-    o.relative_to(ROOT / "nbs").as_posix()
-    for o in (ROOT / "nbs").rglob("*.ipynb")
-    if ".ipynb_checkpoints" not in o.parts
-)
+NOTEBOOKS = [o.relative_to(ROOT / "nbs").as_posix() for o in notebooks()]
 MODULES = sorted(
     ".".join(o.relative_to(ROOT / "sota_course").with_suffix("").parts)
     for o in (ROOT / "sota_course").rglob("[!_]*.py")
@@ -28,12 +23,8 @@ MODULES = sorted(
 
 
 def build(out):
-    return subprocess.run(
-        [sys.executable, ROOT / "docs/build.py", "--out", out],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "scripts/build_docs.py", "--out", out]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def cells(nb):
@@ -66,10 +57,8 @@ def test_every_notebook_and_module_has_its_page_and_twin(site):
 def test_llms_txt_lists_every_page(site):
     text = (site / "llms.txt").read_text(encoding="utf-8")
     listed = re.findall(r"\]\(([^)]*)\)", text)
-    assert sorted(listed) == sorted(
-        f"{address().docs}{o}.html.md"
-        for o in [*map(page_name, NOTEBOOKS), *(f"api/{o}" for o in MODULES)]
-    )
+    pages = [*map(page_name, NOTEBOOKS), *(f"api/{o}" for o in MODULES)]
+    assert sorted(listed) == sorted(f"{address().docs}{o}.html.md" for o in pages)
     for nb in NOTEBOOKS:
         assert source(cells(nb)[0]).splitlines()[0].removeprefix("# ") in text
 
@@ -78,28 +67,17 @@ def test_the_navigation_has_a_group_for_each_room(site):
     text = (site / "llms.txt").read_text(encoding="utf-8")
     groups = {o.partition("\n")[0]: o for o in text.split("\n## ")[1:]}
     assert list(groups) == ["Chapters", "Images", "Training", "Course", "Library", "Reference"]
-    places = {
-        "Images": "images/",
-        "Training": "training/",
-        "Course": "course/",
-        "Reference": "api/",
-    }
+    places = dict(Images="images/", Training="training/", Course="course/", Reference="api/")
     for group, place in places.items():
-        assert all(
-            f"({address().docs}{place}" in o
-            for o in groups[group].splitlines()
-            if o.startswith("- ")
-        ), group
+        lines = [o for o in groups[group].splitlines() if o.startswith("- ")]
+        assert all(f"({address().docs}{place}" in o for o in lines), group
     assert groups["Chapters"].count("\n- ") == len([o for o in NOTEBOOKS if o[0].isdigit()])
 
 
 def test_docstrings_point_to_pages_that_exist(site):
     for module in MODULES:
-        url = re.search(
-            r"^Docs: (\S+?)\"*$",
-            (ROOT / f"sota_course/{module.replace('.', '/')}.py").read_text(encoding="utf-8"),
-            re.M,
-        )[1]
+        path = ROOT / f"sota_course/{module.replace('.', '/')}.py"
+        url = re.search(r"^Docs: (\S+?)\"*$", path.read_text(encoding="utf-8"), re.M)[1]
         assert (site / url.removeprefix(address().docs)).is_file(), url
 
 
@@ -111,9 +89,8 @@ def test_names_that_nbdev_links_to_are_on_their_pages(site):
             page, anchor = target.split("#")
             if any(o.startswith("_") for o in name.split(".")):
                 continue
-            assert f'id="{anchor}"' in (site / page).read_text(encoding="utf-8"), (
-                f"{name}: no {anchor} on {page}"
-            )
+            there = f'id="{anchor}"' in (site / page).read_text(encoding="utf-8")
+            assert there, f"{name}: no {anchor} on {page}"
 
 
 def test_nothing_of_this_machine_is_on_the_site(site):
@@ -130,17 +107,13 @@ def test_hidden_cells_and_directives_are_not_on_the_pages(site):
     for nb in NOTEBOOKS:
         text = (site / f"{page_name(nb)}.html.md").read_text(encoding="utf-8")
         assert not re.search(r"^#\|", text, re.M), nb
-        hidden = [
-            source(o)
-            for o in cells(nb)
-            if re.match(r"#\| *(hide|include: *false)\s*$", source(o).partition("\n")[0])
-        ]
-        for code in hidden:
+        hidden = re.compile(r"#\| *(hide|include: *false)\s*\n")
+        for code in filter(hidden.match, map(source, cells(nb))):
             assert code.partition("\n")[2].strip() not in text, nb
 
 
 def test_a_failed_build_leaves_the_former_site(tmp_path, monkeypatch):
-    import build as builder
+    import build_docs as builder
 
     (tmp_path / "site").mkdir()
     (tmp_path / "site/index.html").write_text("former")
@@ -160,7 +133,7 @@ def test_a_failed_build_leaves_the_former_site(tmp_path, monkeypatch):
     ],
 )
 def test_a_picture_without_alt_text_fails_the_build(tmp_path, data):
-    import build as builder
+    import build_docs as builder
     from fastcore.nbio import dict2nb
 
     cell = dict(
@@ -180,7 +153,7 @@ def test_a_picture_without_alt_text_fails_the_build(tmp_path, data):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     "A site of one page with the given Markdown, without the notebooks."
-    import build as builder
+    import build_docs as builder
 
     def make(md):
         def one(self):
@@ -231,41 +204,48 @@ def served(site):
 
 
 def new_page(browser, **kwargs):
-    "A page of a browser, or of one of its contexts, that has patience: a busy machine is no failure."
+    "A page of a browser, or of one of its contexts. It has patience: a busy machine is no failure."
     page = browser.new_page(**kwargs)
     page.set_default_timeout(180_000)
     return page
 
 
 def watch(page, base):
-    "What goes wrong on `page` from now on: messages of errors, requests to other places, answers that say no."
+    """What goes wrong on `page` from now on: messages of errors, requests to other places, answers
+    that say no."""
     wrong = []
-    page.on(
-        "console",
-        lambda m: wrong.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None,
-    )
+
+    def on_console(message):
+        if message.type in ("error", "warning"):
+            wrong.append(f"{message.type}: {message.text}")
+
+    def on_request(request):
+        if not request.url.startswith((base, "data:", "blob:")):
+            wrong.append(f"request to {request.url}")
+
+    def on_response(response):
+        if response.status >= 400:
+            wrong.append(f"{response.status} {response.url}")
+
+    page.on("console", on_console)
     page.on("pageerror", lambda e: wrong.append(str(e)))
-    page.on(
-        "request",
-        lambda r: (
-            None
-            if r.url.startswith((base, "data:", "blob:"))
-            else wrong.append(f"request to {r.url}")
-        ),
-    )
-    page.on("response", lambda r: wrong.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+    page.on("request", on_request)
+    page.on("response", on_response)
     return wrong
 
 
 LOOK = """() => {
-    document.querySelectorAll('img').forEach(o => o.loading = 'eager');
-    return Promise.all([...document.images].map(o => o.decode().catch(() => 0))).then(() => ({
+    const images = [...document.images]
+    const start = o => o.src.slice(0, 80)
+    images.forEach(o => o.loading = 'eager')
+    return Promise.all(images.map(o => o.decode().catch(() => 0))).then(() => ({
         title: document.title,
         ids: [...document.querySelectorAll('[id]')].map(o => o.id),
         links: [...document.querySelectorAll('a[href]')].map(o => o.href),
-        speechless: [...document.querySelectorAll('article img')].filter(o => !(o.alt || '').trim()).map(o => o.src.slice(0, 80)),
-        unseen: [...document.images].filter(o => !o.naturalWidth).map(o => o.src.slice(0, 80)),
-        wide: [...document.images].filter(o => o.clientWidth > o.parentElement.clientWidth + 1).map(o => o.src.slice(0, 80)),
+        speechless: [...document.querySelectorAll('article img')]
+            .filter(o => !(o.alt || '').trim()).map(start),
+        unseen: images.filter(o => !o.naturalWidth).map(start),
+        wide: images.filter(o => o.clientWidth > o.parentElement.clientWidth + 1).map(start),
         overflow: document.scrollingElement.scrollWidth - window.innerWidth,
     }))}"""
 
@@ -273,10 +253,8 @@ LOOK = """() => {
 @pytest.fixture(scope="session")
 def visits(site, served, browser):
     "What the browser found on each page, on a phone's width."
-    res, context = (
-        {},
-        browser.new_context(viewport=dict(width=390, height=800)),
-    )  # one for all: scripts and styles are fetched once
+    # One for all: scripts and styles are fetched once.
+    res, context = {}, browser.new_context(viewport=dict(width=390, height=800))
     for name in pages(site):
         page = new_page(context)
         wrong = watch(page, served)
@@ -309,23 +287,16 @@ def test_every_link_within_the_site_leads_somewhere(visits, served, site):
             target = unquote(url.removeprefix(served)) or "index.html"
             target = target.partition("?")[0]
             known = visits.get(target)
-            if (
-                not (site / target).is_file()
-                or anchor
-                and known
-                and unquote(anchor) not in known["ids"]
-            ):
+            lost = anchor and known and unquote(anchor) not in known["ids"]
+            if lost or not (site / target).is_file():
                 broken.append((name, link))
     assert not broken
 
 
 @pytest.mark.browser
 def test_pictures_have_words_and_are_shown_at_a_sane_width(visits):
-    assert (
-        not found(visits, "speechless")
-        and not found(visits, "unseen")
-        and not found(visits, "wide")
-    )
+    for what in ("speechless", "unseen", "wide"):
+        assert not found(visits, what)
 
 
 @pytest.mark.browser
@@ -355,9 +326,8 @@ def test_search_finds_a_function(page, served):
     page.locator("input[type=search]:visible").last.fill(name)
     page.keyboard.press("Enter")
     page.wait_for_url("**/search.html*")
-    hit = page.locator(
-        f"#search-results li a[href*='api/{module}.html#sota_course.{module}.{name}']"
-    ).first
+    target = f"api/{module}.html#sota_course.{module}.{name}"
+    hit = page.locator(f"#search-results li a[href*='{target}']").first
     hit.wait_for()
     hit.click()
     page.wait_for_url(f"**/api/{module}.html*")
@@ -368,9 +338,9 @@ def test_search_finds_a_function(page, served):
 @pytest.mark.browser
 def test_dark_mode_can_be_switched_on_and_stays(page, served):
     def look():
-        return page.evaluate(
-            "() => [document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor]"
-        )
+        theme = "document.documentElement.dataset.theme"
+        colour = "getComputedStyle(document.body).backgroundColor"
+        return page.evaluate(f"() => [{theme}, {colour}]")
 
     page.goto(served)
     light = look()
@@ -390,10 +360,8 @@ def test_the_colab_button_opens_the_right_notebook(page, served):
         button = page.get_by_role("link", name="Open in Colab")
         assert button.count() == len(badge), nb
         if badge:
-            assert (
-                button.get_attribute("href")
-                == f"https://colab.research.google.com/github/{address().repo}/blob/main/nbs/{nb}"
-            )
+            target = f"https://colab.research.google.com/github/{address().repo}/blob/main/nbs/{nb}"
+            assert button.get_attribute("href") == target
 
 
 @pytest.mark.browser
@@ -406,10 +374,9 @@ def test_the_reference_shows_docments(page, served):
         entry = page.locator(f"dl.py:has([id='sota_course.course.figures.{f}'])")
         shown = [o.replace("’", "'") for o in entry.locator("tr").all_inner_texts()]
         for name, words in docments(getattr(figures, f)).items():
-            if words:
-                assert any(o.startswith(name) and words.replace("`", "") in o for o in shown), (
-                    f"{f}: {name}"
-                )
+            words = (words or "").replace("`", "")
+            rows = [o for o in shown if o.startswith(name) and words in o]
+            assert rows or not words, f"{f}: {name}"
 
 
 @pytest.mark.browser

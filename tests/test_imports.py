@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from notebooks import root
+from links import ROOT
 
 PACKAGE = "sota_course"
 PATHS = {
-    ".".join(o.relative_to(root).with_suffix("").parts): o
-    for o in sorted((root / PACKAGE).rglob("*.py"))
+    ".".join(o.relative_to(ROOT).with_suffix("").parts): o
+    for o in sorted((ROOT / PACKAGE).rglob("*.py"))
     if not o.name.startswith("_")
 }
 PURE = "core", "normalize", "resize", "tta", "mixup", "label_smoothing"
@@ -33,13 +33,13 @@ LATE = {
 def test_the_contracts_are_kept():
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     command = [sys.executable, "-c", code, "--no-cache"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def layers():
     "The modules that the contract puts in order."
-    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     text = text.split("layers = [")[1].split("\n]")[0]
     return [o.strip() for o in text.replace('"', "").replace("|", ",").split(",") if o.strip()]
 
@@ -85,6 +85,6 @@ def test_imports_inside_functions_are_those_that_are_listed(module):
 @pytest.mark.parametrize("name", PURE)
 def test_a_technique_brings_no_library_but_torch(name):
     code = f"import sys, {PACKAGE}.{name}; print(*[o for o in {HEAVY} if o in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.split()

@@ -1,4 +1,4 @@
-"The notebooks in a real JupyterLab, in a real browser: they run from the menu, show pictures, and their sliders move."
+"The notebooks in a real JupyterLab and browser: they run from the menu, and their sliders move."
 
 import ast
 import json
@@ -17,13 +17,12 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from notebooks import root
+from links import ROOT
 
 pytestmark = pytest.mark.browser
 SETTINGS = {
-    "notebook-extension/tracker": {
-        "windowingMode": "none"
-    },  # every cell is in the page, also those out of sight
+    # Every cell is in the page, also those out of sight.
+    "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {
         "fetchNews": "false",
         "checkForUpdates": False,
@@ -34,10 +33,13 @@ SETTINGS = {
 ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
 # A cell was run when it has its number, and a failed one stops those after it.
 FINISHED = """() => {
-    const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(o => o.querySelector('.cm-content')?.innerText.trim())
+    const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
+        .filter(o => o.querySelector('.cm-content')?.innerText.trim())
     const prompts = cells.map(o => o.querySelector('.jp-InputPrompt').innerText)
-    const failed = [...document.querySelectorAll("ERROR")].some(o => o.innerText.includes('Traceback'))
-    return prompts.length && !prompts.some(o => o.includes('*')) && (failed || prompts.every(o => /\\d/.test(o)))
+    const failed = [...document.querySelectorAll("ERROR")]
+        .some(o => o.innerText.includes('Traceback'))
+    const idle = !prompts.some(o => o.includes('*'))
+    return prompts.length && idle && (failed || prompts.every(o => /\\d/.test(o)))
 }""".replace("ERROR", ERROR)
 PICTURE = ".jp-OutputArea-output img"
 SLIDER = ".noUi-handle"
@@ -49,27 +51,26 @@ def read(path):
 
 
 def names(cell):
-    'Which names a cell gives a value, or calls a method of by itself, as in `run.train()`; and which it uses. What only defines or imports makes "*".'
+    """Which names a cell gives a value, or calls a method of by itself, as in `run.train()`; and
+    which it uses. What only defines or imports makes "*"."""
     tree = ast.parse(re.sub(r"^(\s*)%.*", r"\1pass", cell.source, flags=re.M))
-    nodes, defining = (
-        list(ast.walk(tree)),
-        (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
-    )
-    used = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load)}
-    made = {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)} | {
-        o.name for o in nodes if isinstance(o, defining[:2])
-    }
-    calls = [
-        o.value.func for o in tree.body if isinstance(o, ast.Expr) and isinstance(o.value, ast.Call)
-    ]
-    made |= {
-        o.value.id for o in calls if isinstance(o, ast.Attribute) and isinstance(o.value, ast.Name)
-    }
-    return made | ({"*"} if all(isinstance(o, defining) for o in tree.body) else set()), used
+    nodes, functions = list(ast.walk(tree)), (ast.FunctionDef, ast.ClassDef)
+    plain = [o for o in nodes if isinstance(o, ast.Name)]
+    used = {o.id for o in plain if isinstance(o.ctx, ast.Load)}
+    made = {o.id for o in plain if isinstance(o.ctx, ast.Store)}
+    made |= {o.name for o in nodes if isinstance(o, functions)}
+    alone = [o.value for o in tree.body if isinstance(o, ast.Expr)]
+    methods = [o.func for o in alone if isinstance(o, ast.Call)]
+    owners = [o.value for o in methods if isinstance(o, ast.Attribute)]
+    made |= {o.id for o in owners if isinstance(o, ast.Name)}
+    if all(isinstance(o, (*functions, ast.Import, ast.ImportFrom)) for o in tree.body):
+        made.add("*")
+    return made, used
 
 
 def cut(path):
-    "The first cell of a notebook with sliders, and of those before it the ones that it needs. An epoch of training is enough to move them."
+    """The first cell of a notebook with sliders, and of those before it the ones that it needs. An
+    epoch of training is enough to move them."""
     nb = read(path)
     code = [o for o in nb.cells if o.cell_type == "code"]
     at = next((i for i, o in enumerate(code) if o.source.startswith("explore(")), -1)
@@ -84,49 +85,28 @@ def cut(path):
 
 
 WHOLE = ["index.ipynb", "00_data.ipynb"]
-CHAPTERS = {
-    o.name: nb
-    for o in sorted((root / "nbs").glob("0*.ipynb"))
-    if o.name not in WHOLE and (nb := cut(o)).cells
-}
+PARTS = {o.name: cut(o) for o in sorted((ROOT / "nbs").glob("0*.ipynb")) if o.name not in WHOLE}
+CHAPTERS = {name: nb for name, nb in PARTS.items() if nb.cells}
 
 
 @contextmanager
 def serving(home, folder, command):
-    "JupyterLab's address and token while `command`, run in `folder`, serves it; what it keeps goes to `home`."
-    env = os.environ | {
-        f"JUPYTER_{o}_DIR": str(home / o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")
-    }
-    env |= {
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "PYTHONPATH": str(root),
-    }
+    """JupyterLab's address and token while `command`, run in `folder`, serves it; what it keeps
+    goes to `home`."""
+    kept = {f"JUPYTER_{o}_DIR": str(home / o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")}
+    kept |= {f"JUPYTERLAB_{o}_DIR": str(home / o.lower()) for o in ("SETTINGS", "WORKSPACES")}
+    env = os.environ | kept | {"PYTHONPATH": str(ROOT)}
     for name, value in SETTINGS.items():
-        (file := home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings").parent.mkdir(
-            parents=True, exist_ok=True
-        )
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(value))
     token = secrets.token_hex(16)
-    options = [
-        "--no-browser",
-        "--allow-root",
-        "--ip=127.0.0.1",
-        "--port=0",
-        f"--IdentityProvider.token={token}",
-        "--LabApp.extension_manager=readonly",
-        "--LabApp.news_url=",
-        "--ServerApp.open_browser=False",
-    ]
+    options = """--no-browser --allow-root --ip=127.0.0.1 --port=0 --LabApp.news_url=
+        --LabApp.extension_manager=readonly --ServerApp.open_browser=False""".split()
+    command = [*command, *options, f"--IdentityProvider.token={token}"]
     with open(home / "log", "wb") as log:
-        server = subprocess.Popen(
-            [*command, *options],
-            cwd=folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        unseen = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=folder, env=env, **unseen)
     try:
         yield wait_for(server, home), token
     finally:
@@ -139,22 +119,22 @@ def serving(home, folder, command):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "JupyterLab's address and token, and the folder with copies of the notebooks, without outputs, that it serves."
+    """JupyterLab's address and token, and the folder with copies of the notebooks, without outputs,
+    that it serves."""
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    whole = {o: read(root / "nbs" / o) for o in (*WHOLE, "course/figures.ipynb")}
+    whole = {o: read(ROOT / "nbs" / o) for o in (*WHOLE, "course/figures.ipynb")}
     for name, nb in (whole | {f"cut_{o}": nb for o, nb in CHAPTERS.items()}).items():
         for o in nb.cells:
             if o.cell_type == "code":
                 o.outputs = []
         nbformat.write(nb, folder / name.split("/")[-1])
-    with serving(
-        home, folder, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"]
-    ) as (url, token):
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"]
+    with serving(home, folder, command) as (url, token):
         yield url, token, folder
 
 
 def wait_for(server, home, seconds=90) -> str:
-    "The server's address, once it answers: it took a free port, and says which in its runtime folder."
+    "The server's address, once it answers: its runtime folder says which free port it took."
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.poll() is None:
         for info in (home / "runtime").glob("jpserver-*.json"):
@@ -186,10 +166,8 @@ def run(context, lab, tmp_path):
         page.goto(f"{url}lab/tree/{name}?token={token}&reset", timeout=120_000)
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
         page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=120_000)
-        for label, text in (
-            (".lm-MenuBar-itemLabel", "Run"),
-            (".lm-Menu-itemLabel", "Run All Cells"),
-        ):
+        menu = {".lm-MenuBar-itemLabel": "Run", ".lm-Menu-itemLabel": "Run All Cells"}
+        for label, text in menu.items():
             page.locator(label, has_text=re.compile(f"^{text}$")).click()
         page.wait_for_function(FINISHED, timeout=seconds * 1000)
         return page
@@ -200,29 +178,29 @@ def run(context, lab, tmp_path):
 
 
 def errors(page):
-    return [text for o in page.locator(ERROR).all() if "Traceback" in (text := o.inner_text())]
+    return [o for o in page.locator(ERROR).all_inner_texts() if "Traceback" in o]
 
 
 def bare(page):
-    return page.eval_on_selector_all(
-        PICTURE,
-        "imgs => imgs.filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.outerHTML.slice(0, 200))",
-    )
+    bad = "o => !o.alt.trim() || !o.naturalWidth"
+    start = "o => o.outerHTML.slice(0, 200)"
+    return page.eval_on_selector_all(PICTURE, f"imgs => imgs.filter({bad}).map({start})")
 
 
 def clipped(page):
-    return page.eval_on_selector_all(
-        LABEL, "labels => labels.filter(o => o.scrollWidth > o.clientWidth).map(o => o.textContent)"
-    )
+    cut_off = "o => o.scrollWidth > o.clientWidth"
+    script = f"labels => labels.filter({cut_off}).map(o => o.textContent)"
+    return page.eval_on_selector_all(LABEL, script)
 
 
 def move(page):
-    "Move each slider of `page`; the picture below must change, and what is said of it. Returns how many there are."
+    """Move each slider of `page`; the picture below must change, and what is said of it. Returns
+    how many there are."""
     moved = 0
     assert clipped(page) == [], "labels that are cut off"
     for cell in page.locator(".jp-CodeCell", has=page.locator(SLIDER)).all():
         picture, labels = cell.locator(PICTURE).last, cell.locator(LABEL).all_inner_texts()
-        # Found as a screen reader finds it: by its role and its name, which is the label that people see.
+        # Found as a screen reader finds it: by its role and its name, the label that people see.
         sliders = [cell.get_by_role("slider", name=o, exact=True) for o in labels]
         assert len(sliders) == cell.locator(SLIDER).count() and "_" not in "".join(labels)
         for slider in sliders:
@@ -239,21 +217,17 @@ def test_runs_from_the_menu(run, name):
     page = run(name)
     assert errors(page) == []
     assert page.locator(PICTURE).count() > 0, "shows no picture"
-    assert bool(move(page)) == any(
-        o.source.startswith("explore(") for o in read(root / "nbs" / name).cells
-    )
+    sources = [o.source for o in read(ROOT / "nbs" / name).cells]
+    assert bool(move(page)) == any(o.startswith("explore(") for o in sources)
     assert bare(page) == [], "pictures that don't load, or have no alternative text"
 
 
 def test_an_error_is_seen(run, lab):
     "Or the test above would pass whatever happens."
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(o) for o in ("x = 1", "1/0", "x")],
-            metadata={"kernelspec": {"name": "python3", "display_name": "python3"}},
-        ),
-        lab[2] / "bad.ipynb",
-    )
+    cells = [nbformat.v4.new_code_cell(o) for o in ("x = 1", "1/0", "x")]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "python3"}}
+    bad = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(bad, lab[2] / "bad.ipynb")
     assert "ZeroDivisionError" in errors(run("bad.ipynb"))[0]
 
 
@@ -285,19 +259,15 @@ LINKED = [
 
 @pytest.fixture(scope="module")
 def make_lab(tmp_path_factory):
-    "What `make lab` starts, in a copy of what the front page links to: its address and token, and its home."
+    """What `make lab` starts, in a copy of what the front page links to: its address and token, and
+    its home."""
     folder, home = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter")
     for o in (*LINKED, "Makefile", "pyproject.toml"):
         (folder / o).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / o, folder / o)
-    lines = subprocess.run(
-        ["make", "--no-print-directory", "-n", "lab"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    python, *words = shlex.split(lines[-1])
+        shutil.copy(ROOT / o, folder / o)
+    command = ["make", "--no-print-directory", "-n", "lab"]
+    dry = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    python, *words = shlex.split(dry.stdout.splitlines()[-1])
     assert python == ".venv/bin/python"
     with serving(home, folder, [sys.executable, *words]) as (url, token):
         yield url, token, home
@@ -331,7 +301,6 @@ def front(make_lab, context):
 )
 def test_links_of_the_front_page_open_files(front, link, title):
     front.locator(".jp-Notebook a", has_text=re.compile(f"^{link}$")).first.click()
-    expect(
-        front.locator(".lm-DockPanel-tabBar .lm-TabBar-tabLabel", has_text=title).first
-    ).to_be_visible(timeout=60_000)
+    tab = front.locator(".lm-DockPanel-tabBar .lm-TabBar-tabLabel", has_text=title).first
+    expect(tab).to_be_visible(timeout=60_000)
     expect(front.locator(".jp-Dialog")).to_have_count(0)

@@ -1,8 +1,8 @@
-"Every notebook runs from top to bottom, as `nbdev-test` runs it, and is fit to be read as it is committed."
+"Every notebook runs from top to bottom, as `nbdev-test` runs it, and is fit to be read as it is."
 
+import ast
 import json
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -14,8 +14,9 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from conftest import SECONDS
-from notebooks import NotebookError, execute, files, notebooks, root, runnable, tidy
+from conftest import SECONDS, copy_checkout
+from links import ROOT
+from notebooks import NotebookError, execute, notebooks, runnable, tidy
 
 NBS = notebooks()
 CHAPTERS = [o for o in NBS if o.parent.name == "nbs" and re.match(r"\d\d_", o.name)]
@@ -25,7 +26,7 @@ MACHINE = re.compile(
 )
 PICTURE = re.compile(r"data:image/[\w+]+;base64,[\w+/=\s\\]+")
 per_notebook = pytest.mark.parametrize(
-    "path", NBS, ids=lambda o: o.relative_to(root / "nbs").as_posix()
+    "path", NBS, ids=lambda o: o.relative_to(ROOT / "nbs").as_posix()
 )
 per_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda o: o.name)
 
@@ -34,8 +35,22 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def code_lines(cell):
-    return [o for o in cell.source.splitlines() if o.strip() and not o.startswith("#|")]
+def parsed(source: str) -> ast.Module:
+    "The syntax tree of a cell; a magic is a call."
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.parse(TransformerManager().transform_cell(source))
+
+
+def statements(source: str) -> int:
+    """How many statements a cell holds, those in its functions and classes too. Docstrings don't
+    count, nor does the layout: a call over six lines is one statement, `a = 1; b = 2` are two."""
+    tree = parsed(source)
+    count = sum(isinstance(o, ast.stmt) for o in ast.walk(tree))
+    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    docstrings = [o for o in ast.walk(tree) if isinstance(o, documented) and ast.get_docstring(o)]
+    return count - len(docstrings)
 
 
 def joined(x):
@@ -63,9 +78,8 @@ def alts(cell) -> list[str | None]:
     "The alternative text of every picture in `cell`: None for a picture without."
     if cell.cell_type == "markdown":
         prose = re.sub(r"```.*?```|`[^`]*`", "", cell.source, flags=re.S)
-        return [o.strip() or None for o in re.findall(r"!\[(.*?)\]\(", prose)] + Pictures(
-            prose
-        ).alts
+        marked = [o.strip() or None for o in re.findall(r"!\[(.*?)\]\(", prose)]
+        return marked + Pictures(prose).alts
     if cell.cell_type != "code":
         return []
     found = []
@@ -83,25 +97,22 @@ def texts(nb):
     for cell in nb.cells:
         yield cell.source
         for out in cell.get("outputs", []):
-            yield PICTURE.sub(
-                "",
-                json.dumps({k: v for k, v in out.items() if k != "metadata"}, ensure_ascii=False),
-            )
+            shown = {k: v for k, v in out.items() if k != "metadata"}
+            yield PICTURE.sub("", json.dumps(shown, ensure_ascii=False))
 
 
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory):
-    "What `nbdev-test` says of all notebooks, run once over a copy of the committed files, and that copy with the outputs."
-    folder = tmp_path_factory.mktemp("nbdev") / "course"
-    for path in files():
-        (new := folder / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, new)
+    """What `nbdev-test` says of all notebooks, run once over a copy of the committed files, and
+    that copy with the outputs."""
+    folder = copy_checkout(tmp_path_factory.mktemp("nbdev") / "course")
     command = [Path(sys.executable).parent / "nbdev-test", "--save", "--timing"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True), folder
 
 
 def verdict(run, name):
-    "The seconds that the notebook `name` took, None where they aren't known; and why it failed, None if it didn't."
+    """The seconds that the notebook `name` took, None where they aren't known; and why it failed,
+    None if it didn't."""
     failed = run.stderr.partition("nbdev Tests Failed On The Following Notebooks:")[2].split()
     seconds = re.search(rf"^{re.escape(name)}: (\d+) secs$", run.stdout, re.M)
     if name in failed or run.returncode and not failed:
@@ -119,35 +130,30 @@ def test_runs(path, tested, record_property):
     record_property("seconds", seconds)
     if seconds > SECONDS:
         warnings.warn(f"{path.name} took {seconds} s: {SECONDS} at most")
-    ran, new = runnable(path), read(folder / path.relative_to(root))
+    ran, new = runnable(path), read(folder / path.relative_to(ROOT))
     missing = [
         now.source
         for then, now in zip(read(path).cells, tidy(new).cells, strict=True)
         if now.cell_type == "code" and now.id in ran and shows(now) and not shows(then)
     ]
-    assert not missing, (
-        f"committed without the output of these cells: run scripts/notebooks.py run --save {path.name}\n"
-        + "\n---\n".join(missing)
-    )
+    command = f"scripts/notebooks.py run --save {path.name}"
+    assert not missing, f"without the output of these cells: run {command}\n" + lines(missing)
+
+
+def lines(sources):
+    return "\n---\n".join(sources)
 
 
 @per_notebook
 def test_readable(path):
     nb = read(path)
-    assert re.match(r"# \S.*\n+> \S", nb.cells[0].source), (
-        "the first cell is a title and a summary: '# …', then '> …'"
-    )
+    title = re.match(r"# \S.*\n+> \S", nb.cells[0].source)
+    assert title, "the first cell is a title and a summary: '# …', then '> …'"
     # Without a kernel's name, JupyterLab asks for one before anything runs.
-    assert nb.metadata.get("kernelspec", {}).get("name") == "python3" and set(nb.metadata) == {
-        "kernelspec"
-    }, f"metadata: {dict(nb.metadata)}"
-    errors = [
-        o.ename
-        for c in nb.cells
-        if c.cell_type == "code"
-        for o in c.outputs
-        if o.output_type == "error"
-    ]
+    assert nb.metadata.get("kernelspec", {}).get("name") == "python3", dict(nb.metadata)
+    assert set(nb.metadata) == {"kernelspec"}, dict(nb.metadata)
+    outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+    errors = [o.ename for o in outputs if o.output_type == "error"]
     assert not errors, f"an error among the outputs: {errors}"
     assert path.stat().st_size < 2_000_000, "over 2 MB: make the pictures smaller"
 
@@ -155,9 +161,8 @@ def test_readable(path):
 @per_notebook
 def test_pictures_have_words(path):
     bare = [c.source for c in read(path).cells if None in alts(c)]
-    assert not bare, (
-        "a picture without alternative text (show it with show_figure):\n" + "\n---\n".join(bare)
-    )
+    hint = "a picture without alternative text (show it with show_figure)"
+    assert not bare, f"{hint}:\n{lines(bare)}"
 
 
 @per_notebook
@@ -168,25 +173,21 @@ def test_no_machine_paths(path):
 
 @per_chapter
 def test_small_steps(path):
+    "Half of the code cells have at most 4 statements, a tenth over 12; prose is twice the code."
     cells = read(path).cells
-    code = [n for c in cells if c.cell_type == "code" if (n := len(code_lines(c)))]
-    words = sum(len(c.source.split()) for c in cells if c.cell_type == "markdown")
-    long = sum(n > 12 for n in code) / len(code)
-    assert statistics.median(code) <= 4, (
-        f"half of the code cells have {statistics.median(code)} lines or more: 4 at most"
-    )
-    assert long <= 0.1, f"{long:.0%} of the code cells have more than 12 lines: 10% at most"
-    assert words >= 2 * sum(code), (
-        f"{words} words of prose for {sum(code)} lines of code: two a line at least"
-    )
+    code = [statements(o.source) for o in cells if o.cell_type == "code"]
+    median, long = statistics.median(code), sum(n > 12 for n in code) / len(code)
+    words = sum(len(o.source.split()) for o in cells if o.cell_type == "markdown")
+    assert median <= 4, f"half of the code cells have {median} statements or more: 4 at most"
+    assert long <= 0.1, f"{long:.0%} of the code cells have over 12 statements: 10% at most"
+    enough = words >= 2 * sum(code)
+    assert enough, f"{words} words for {sum(code)} statements: two a statement at least"
 
 
 def install_cell(path):
     "The cell of a notebook that installs the package; None where there is none."
-    return next(
-        (o.source for o in read(path).cells if o.cell_type == "code" and "pip install" in o.source),
-        None,
-    )
+    code = [o.source for o in read(path).cells if o.cell_type == "code"]
+    return next((o for o in code if "pip install" in o), None)
 
 
 @pytest.mark.parametrize("path", [o for o in NBS if install_cell(o)], ids=lambda o: o.name)
@@ -215,21 +216,36 @@ def said(code, out, err):
 
 
 def test_what_nbdev_test_says_is_understood():
-    failed = said(
-        1,
-        "",
-        "ZeroDivisionError\nnbdev Tests Failed On The Following Notebooks:\n=====\n\t01_a.ipynb\n\tb.ipynb\n",
-    )
-    assert (
-        verdict(failed, "b.ipynb")[1]
-        and verdict(failed, "01_a.ipynb")[1]
-        and verdict(failed, "a.ipynb") == (None, None)
-    )
-    assert verdict(said(0, "Success.\n01_a.ipynb: 12 secs\nb.ipynb: 3 secs\n", ""), "b.ipynb") == (
-        3,
-        None,
-    )
+    head = "ZeroDivisionError\nnbdev Tests Failed On The Following Notebooks:\n=====\n"
+    failed = said(1, "", head + "\t01_a.ipynb\n\tb.ipynb\n")
+    assert verdict(failed, "b.ipynb")[1] and verdict(failed, "01_a.ipynb")[1]
+    assert verdict(failed, "a.ipynb") == (None, None)
+    passed = said(0, "Success.\n01_a.ipynb: 12 secs\nb.ipynb: 3 secs\n", "")
+    assert verdict(passed, "b.ipynb") == (3, None)
     assert "BrokenProcessPool" in verdict(said(1, "", "BrokenProcessPool"), "b.ipynb")[1]
+
+
+LONG_CALL = """total = add(
+    1,
+    2,
+    3,
+    4,
+)"""
+
+
+@pytest.mark.parametrize(
+    "source, count",
+    [
+        ("a = 1; b = 2", 2),
+        (LONG_CALL, 1),
+        ('def f():\n    "What it does."\n    return 1', 2),
+        ('class A:\n    """Words."""\n\n    def f(self): return 1', 3),
+        ("#| hide\n%matplotlib inline\nif x:\n    !ls\nelse:\n    y = 1", 4),
+        ("# nothing", 0),
+    ],
+)
+def test_statements_are_counted(source, count):
+    assert statements(source) == count
 
 
 def notebook(tmp_path, *sources):
@@ -263,32 +279,27 @@ def test_the_kernel_has_the_checkout(tmp_path):
         notebook(tmp_path, "import sota_course; print(sota_course.__file__)"), cwd=tmp_path
     )
     (out,) = nb.cells[0].outputs
-    assert out.name == "stdout" and Path(out.text.strip()).parent == root / "sota_course"
+    assert out.name == "stdout" and Path(out.text.strip()).parent == ROOT / "sota_course"
+
+
+def shown(**data):
+    "A cell with one output."
+    mimes = {k.replace("_", "/"): v for k, v in data.items()}
+    return nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", mimes)])
+
+
+TAGS = '<img src="a.png"> <img alt="" src="b.png"> <img alt="Words" src="c.png">'
+prose = nbformat.v4.new_markdown_cell
 
 
 @pytest.mark.parametrize(
     "cell, found",
     [
-        (nbformat.v4.new_markdown_cell("![](a.png) and ![A church](b.png)"), [None, "A church"]),
-        (
-            nbformat.v4.new_markdown_cell(
-                '<img src="a.png"> <img alt="" src="b.png"> <img alt="Words" src="c.png">'
-            ),
-            [None, None, "Words"],
-        ),
-        (nbformat.v4.new_markdown_cell("`![](a.png)` shows a picture, and `<img>` too"), []),
-        (
-            nbformat.v4.new_code_cell(
-                outputs=[nbformat.v4.new_output("display_data", {"image/png": "iVBO"})]
-            ),
-            [None],
-        ),
-        (
-            nbformat.v4.new_code_cell(
-                outputs=[nbformat.v4.new_output("display_data", {"text/html": "<img src='x'>"})]
-            ),
-            [None],
-        ),
+        (prose("![](a.png) and ![A church](b.png)"), [None, "A church"]),
+        (prose(TAGS), [None, None, "Words"]),
+        (prose("`![](a.png)` shows a picture, and `<img>` too"), []),
+        (shown(image_png="iVBO"), [None]),
+        (shown(text_html="<img src='x'>"), [None]),
     ],
 )
 def test_bare_pictures_are_found(cell, found):
@@ -297,12 +308,7 @@ def test_bare_pictures_are_found(cell, found):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "saved to /home/ann/x.csv",
-        "PosixPath('/root/.fastai')",
-        'File "/work/main/a.py"',
-        r"C:\Users",
-    ],
+    ["to /home/ann/x.csv", "PosixPath('/root/.fastai')", 'File "/work/main/a.py"', r"C:\Users"],
 )
 def test_machine_paths_are_found(text):
     assert MACHINE.search(text)

@@ -1,4 +1,4 @@
-"The wheel, as someone gets it who has never seen this repository: it installs, imports, and runs a notebook by itself."
+"The wheel, as a stranger gets it: it installs, imports, and runs a notebook by itself."
 
 import os
 import re
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from notebooks import execute, files, root
+from conftest import copy_checkout
+from links import ROOT, files
+from notebooks import execute
 
 MODULES = sorted(
-    ".".join(o.relative_to(root).with_suffix("").parts)
-    for o in (root / "sota_course").rglob("*.py")
+    ".".join(o.relative_to(ROOT).with_suffix("").parts)
+    for o in (ROOT / "sota_course").rglob("*.py")
     if not o.stem.startswith("_")
 )
 # What pip and commands must not see of the environment that the tests run in
@@ -32,10 +34,7 @@ def run(*cmd, cwd=None, **env):
 
 def build(folder, out, *options):
     "A wheel of the committed files, and of nothing that lies beside them."
-    for path in files():
-        (new := folder / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, new)
-    run(sys.executable, "-m", "build", *options, "--outdir", out, folder)
+    run(sys.executable, "-m", "build", *options, "--outdir", out, copy_checkout(folder))
 
 
 @pytest.fixture(scope="module")
@@ -46,50 +45,40 @@ def wheel(tmp_path_factory) -> Path:
     return next(out.glob("*.whl"))
 
 
-def metadata(wheel):
+def member(wheel, end):
+    "The text of the wheel's file whose name ends with `end`."
     with zipfile.ZipFile(wheel) as z:
-        return message_from_string(
-            z.read(next(o for o in z.namelist() if o.endswith("METADATA"))).decode()
-        )
+        name = next(o for o in z.namelist() if o.endswith(end))
+        return z.read(name).decode()
+
+
+def metadata(wheel):
+    return message_from_string(member(wheel, "METADATA"))
 
 
 @pytest.fixture(scope="module")
 def clean(wheel, tmp_path_factory) -> Path:
-    "The Python of a new environment with the wheel and what it requires; torch is the build that the Makefile names."
+    """The Python of a new environment with the wheel and what it requires; torch is the build that
+    the Makefile names."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", folder)
     python = folder / "bin" / "python"
-    torch = (
-        os.environ.get("TORCH")
-        or re.search(r"^TORCH \?= (.+)$", (root / "Makefile").read_text(), re.M)[1]
-    ).split()
+    named = re.search(r"^TORCH \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    torch = (os.environ.get("TORCH") or named).split()
+    quiet = "install -q --no-compile --no-input --disable-pip-version-check".split()
     # ipykernel stands for the notebook that Colab would bring.
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-compile",
-        "--no-input",
-        "--disable-pip-version-check",
-        wheel,
-        "ipykernel",
-        *torch,
-        cwd=folder,
-    )
-    run(python, root / "scripts" / "torchvision_cpu.py", cwd=folder)
+    run(python, "-m", "pip", *quiet, wheel, "ipykernel", *torch, cwd=folder)
+    run(python, ROOT / "scripts" / "torchvision_cpu.py", cwd=folder)
     return python
 
 
 def test_contents(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = [o for o in z.namelist() if ".dist-info/" not in o]
-    ours = [o.relative_to(root).as_posix() for o in files()]
+    ours = [o.relative_to(ROOT).as_posix() for o in files()]
     results = [f"sota_course/{o}" for o in ours if re.fullmatch(r"results/([^/]+/)?[^/]+\.json", o)]
-    assert results and sorted(names) == sorted(
-        [o for o in ours if o.startswith("sota_course/")] + results
-    )
+    modules = [o for o in ours if o.startswith("sota_course/")]
+    assert results and sorted(names) == sorted(modules + results)
 
 
 def test_metadata(wheel):
@@ -100,63 +89,50 @@ def test_metadata(wheel):
     assert set(meta.get_all("Provides-Extra")) == {"dev", "bench"}
     requires = [o for o in meta.get_all("Requires-Dist")]
     assert not [o for o in requires if re.search(r"[<~!]|==", o.split(";")[0])], "lower bounds only"
-    assert all(
-        any(o.startswith(peer) and "bench" in o for o in requires)
-        for peer in ("timm", "kornia", "ttach")
-    )
+    bench = [o for o in requires if "bench" in o]
+    for peer in ("timm", "kornia", "ttach"):
+        assert any(o.startswith(peer) for o in bench), peer
 
 
 def test_a_requirement_in_settings_reaches_the_wheel(tmp_path):
     folder = tmp_path / "source"
     build(folder, tmp_path / "one", "--wheel")
     settings = folder / "settings.ini"
-    changed = settings.read_text().replace(
-        "matplotlib>=3.8", "matplotlib>=3.9\n    some-new-thing>=7"
-    )
-    changed = re.sub(
-        r"(?m)^(console_scripts =\n)", r"\1    sota-new=sota_course.recipe:new\n", changed
-    )
-    settings.write_text(changed)
+    newer = "matplotlib>=3.9\n    some-new-thing>=7"
+    changed = settings.read_text().replace("matplotlib>=3.8", newer)
+    command = r"\1    sota-new=sota_course.recipe:new\n"
+    settings.write_text(re.sub(r"(?m)^(console_scripts =\n)", command, changed))
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "two", folder)
-    one, two = [
-        set(metadata(next((tmp_path / o).glob("*.whl"))).get_all("Requires-Dist"))
-        for o in ("one", "two")
-    ]
-    assert two - one == {"matplotlib>=3.9", "some-new-thing>=7"} and one - two == {
-        "matplotlib>=3.8"
-    }
-    with zipfile.ZipFile(next((tmp_path / "two").glob("*.whl"))) as z:
-        assert (
-            "sota-new = sota_course.recipe:new"
-            in z.read(next(o for o in z.namelist() if o.endswith("entry_points.txt"))).decode()
-        )
+    wheels = [next((tmp_path / o).glob("*.whl")) for o in ("one", "two")]
+    one, two = (set(metadata(o).get_all("Requires-Dist")) for o in wheels)
+    assert two - one == {"matplotlib>=3.9", "some-new-thing>=7"}
+    assert one - two == {"matplotlib>=3.8"}
+    assert "sota-new = sota_course.recipe:new" in member(wheels[1], "entry_points.txt")
 
 
 def test_every_module_imports(clean, tmp_path):
-    code = f"import importlib, sota_course; [importlib.import_module(o) for o in {MODULES}]; print(sota_course.__file__)"
+    code = f"import importlib, sota_course; [importlib.import_module(o) for o in {MODULES}]; "
+    code += "print(sota_course.__file__)"
     shown = run(clean, "-c", code, cwd=tmp_path).strip()
     assert Path(shown).is_relative_to(clean.parent.parent)
 
 
 def test_commands(clean, tmp_path):
     config = ConfigParser(delimiters=["="])
-    config.read(root / "settings.ini")
+    config.read(ROOT / "settings.ini")
     for line in config["DEFAULT"]["console_scripts"].split():
         name = line.split("=")[0]
         assert "usage" in run(clean.parent / name, "--help", cwd=tmp_path).lower(), name
 
 
 def test_a_notebook_alone(clean, tmp_path):
-    "What Colab does: one notebook in an empty folder, with the package from pip and no repository near."
-    shutil.copy(root / "nbs" / "00_data.ipynb", tmp_path)
+    "What Colab does: one notebook in an empty folder, the package from pip, no repository near."
+    shutil.copy(ROOT / "nbs" / "00_data.ipynb", tmp_path)
     nb, _ = execute(tmp_path / "00_data.ipynb", python=clean, paths=())
-    assert any(
-        o.output_type != "stream" for c in nb.cells if c.cell_type == "code" for o in c.outputs
-    )
+    outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+    assert any(o.output_type != "stream" for o in outputs)
 
 
 def test_the_measured_runs_come_along(clean, tmp_path):
-    code = (
-        "from sota_course.training.runs import load_results; print(*load_results('imagenette-64'))"
-    )
+    code = "from sota_course.training.runs import load_results as f; print(*f('imagenette-64'))"
     assert "cached" in run(clean, "-c", code, cwd=tmp_path).split()

@@ -1,24 +1,19 @@
 "README.md is the front page, nbs/index.ipynb, with links that work anywhere."
 
 import re
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 import notebooks
 import readme
-from links import address
+from links import ROOT, address
 
 
 def test_readme_is_made_from_the_front_page():
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme.readme(), (
-        "run `python scripts/readme.py`"
-    )
+    committed = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert committed == readme.readme(), "run `python scripts/readme.py`"
 
 
 def test_tables_of_the_front_page_are_up_to_date():
@@ -27,17 +22,12 @@ def test_tables_of_the_front_page_are_up_to_date():
     now, _ = notebooks.execute(path)
 
     def tables(nb):
-        return [
-            o["data"]["text/markdown"]
-            for c in nb.cells
-            for o in c.get("outputs", [])
-            if "text/markdown" in o.get("data", {})
-        ]
+        outputs = [o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])]
+        return [o["text/markdown"] for o in outputs if "text/markdown" in o]
 
     then = tables(nbformat.read(path, as_version=4))
-    assert then == tables(now), (
-        "run `python scripts/notebooks.py run --save nbs/index.ipynb` and `python scripts/readme.py`"
-    )
+    save = "python scripts/notebooks.py run --save nbs/index.ipynb"
+    assert then == tables(now), f"run `{save}` and `python scripts/readme.py`"
     assert len(then) == 2
 
 
@@ -45,25 +35,21 @@ def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():
     targets = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert not [o for o in targets if not o.startswith("https://")]
     below = address().blob("")
-    missing = [
-        o for o in targets if o.startswith(below) and not (ROOT / o.removeprefix(below)).exists()
-    ]
-    assert not missing
+    ours = [o.removeprefix(below) for o in targets if o.startswith(below)]
+    assert not [o for o in ours if not (ROOT / o).exists()]
 
 
 def test_the_first_use_runs(tmp_path, monkeypatch):
     "As it stands there, but for fewer images, smaller ones, and a single epoch."
-    code = "\n".join(
-        re.findall(
-            r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
-        )
-    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
     assert len(code.splitlines()) <= 8
-    for old, new in {
+    quick = {
         '"drawn"': '"drawn", n_train=64, n_val=32',
         "dls(64, 64,": "dls(32, 32,",
         "cycle(5,": "cycle(1,",
-    }.items():
+    }
+    for old, new in quick.items():
         assert code.count(old) == 1
         code = code.replace(old, new)
     monkeypatch.chdir(tmp_path)
@@ -78,11 +64,10 @@ def notebook(tmp_path):
     def make(*cells):
         nb = nbformat.v4.new_notebook()
         for kind, source, *outputs in cells:
-            nb.cells.append(
-                nbformat.v4.new_code_cell(source, outputs=outputs)
-                if kind == "code"
-                else nbformat.v4.new_markdown_cell(source)
-            )
+            if kind == "code":
+                nb.cells.append(nbformat.v4.new_code_cell(source, outputs=outputs))
+            else:
+                nb.cells.append(nbformat.v4.new_markdown_cell(source))
         nbformat.write(nb, tmp_path / "x.ipynb")
         return readme.markdown(tmp_path / "x.ipynb", str.upper, readme.words)
 
@@ -95,10 +80,13 @@ def output(**data):
 
 @pytest.mark.parametrize("directive", ["hide", "include: false", "default_exp x"])
 def test_hidden_cells_stay_hidden(notebook, directive):
-    assert (
-        notebook(("code", f"#| {directive}\nsecret = 1", output(plain="1")), ("markdown", "seen"))
-        == "SEEN\n"
-    )
+    hidden = ("code", f"#| {directive}\nsecret = 1", output(plain="1"))
+    assert notebook(hidden, ("markdown", "seen")) == "SEEN\n"
+
+
+def fenced(*blocks):
+    "Blocks of code in fences: a block's first line is its language."
+    return "\n\n".join(f"```{o}\n```" for o in blocks)
 
 
 def test_code_or_outputs_can_be_hidden(notebook):
@@ -108,37 +96,27 @@ def test_code_or_outputs_can_be_hidden(notebook):
         ("code", "#| export\nkept = 3"),
         ("code", "a = 1\nb = 2 #| hide_line"),
     )
-    assert (
-        made
-        == "```\n1\n```\n\n```python\nshown = 2\n```\n\n```python\nkept = 3\n```\n\n```python\na = 1\n```\n"
-    )
+    assert made == fenced("\n1", "python\nshown = 2", "python\nkept = 3", "python\na = 1") + "\n"
 
 
 def test_outputs_are_kept_as_markdown_tables_words_or_text(notebook):
+    image = '<img alt="a curve" src="data:image/png;base64,AA==">'
     made = notebook(
         ("code", "x", output(markdown="| a |", plain="<object>")),
-        (
-            "code",
-            "y",
-            output(html='<img alt="a curve" src="data:image/png;base64,AA==">', plain="<HTML>"),
-        ),
+        ("code", "y", output(html=image, plain="<HTML>")),
         ("code", "z", output(html="<b>1</b>", plain="1")),
     )
-    assert (
-        made
-        == "```python\nx\n```\n\n| A |\n\n```python\ny\n```\n\n*A CURVE*\n\n```python\nz\n```\n\n```\n1\n```\n"
-    )
+    x, y, z = (f"```python\n{o}\n```\n\n" for o in "xyz")
+    assert made == f"{x}| A |\n\n{y}*A CURVE*\n\n{z}```\n1\n```\n"
 
 
 def test_what_training_prints_becomes_a_table(notebook):
-    fit = "<style>x</style><table><thead><tr><th>epoch</th><th>loss</th></tr></thead><tr><td>0</td><td>2 &lt; 3</td></tr></table>"
+    head = "<style>x</style><table><thead><tr><th>epoch</th><th>loss</th></tr></thead>"
+    fit = head + "<tr><td>0</td><td>2 &lt; 3</td></tr></table>"
+    words = "<IPython.core.display.HTML object>"
     made = notebook(
-        ("code", "#| echo: false\nx", output(html=fit, plain="<IPython.core.display.HTML object>")),
-        (
-            "code",
-            "#| echo: false\ny",
-            output(html="<progress></progress>", plain="<IPython.core.display.HTML object>"),
-        ),
+        ("code", "#| echo: false\nx", output(html=fit, plain=words)),
+        ("code", "#| echo: false\ny", output(html="<progress></progress>", plain=words)),
     )
     assert made == "| EPOCH | LOSS |\n| --- | --- |\n| 0 | 2 < 3 |\n"
 

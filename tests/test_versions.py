@@ -1,7 +1,8 @@
-"""The library with whatever versions are installed: it trains, mixes, predicts from several views, and its sliders move.
+"""The library with whatever versions are installed: it trains, mixes, predicts from several views,
+and its sliders move.
 
-`make test-oldest`, `make test-colab` and `make test-newest` run this file alone, in environments of their own; so it needs
-nothing but pytest and the package."""
+`make test-oldest`, `make test-colab` and `make test-newest` run this file alone, in environments of
+their own; so it needs nothing but pytest and the package."""
 
 import os
 import re
@@ -17,17 +18,8 @@ import sota_course
 
 # A file with a line `name==version` for each version that was asked for
 PINS = os.environ.get("SOTA_COURSE_PINS")
-SHOWN = (
-    "torch",
-    "torchvision",
-    "fastai",
-    "fastcore",
-    "ipywidgets",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "pillow",
-)
+SHOWN = "torch torchvision fastai fastcore ipywidgets matplotlib numpy pandas pillow".split()
+UNASKED = "no versions were asked for: make test-oldest and make test-colab ask for some"
 
 
 def release(text):
@@ -38,9 +30,7 @@ def release(text):
     return numbers
 
 
-@pytest.mark.skipif(
-    not PINS, reason="no versions were asked for: make test-oldest and make test-colab ask for some"
-)
+@pytest.mark.skipif(not PINS, reason=UNASKED)
 def test_what_was_asked_for_is_installed(capsys):
     pins = dict(re.findall(r"^([\w-]+)==(\S+)", Path(PINS).read_text(), re.M))
     with capsys.disabled():
@@ -50,11 +40,8 @@ def test_what_was_asked_for_is_installed(capsys):
 
 def test_every_module_imports():
     package = Path(sota_course.__file__).parent
-    paths = [
-        o.relative_to(package).with_suffix("")
-        for o in package.rglob("*.py")
-        if not o.name.startswith("_")
-    ]
+    files = [o for o in package.rglob("*.py") if not o.name.startswith("_")]
+    paths = [o.relative_to(package).with_suffix("") for o in files]
     for o in paths:
         import_module(".".join(("sota_course", *o.parts)))
     assert Path("training/runs") in paths
@@ -131,20 +118,13 @@ def test_a_slider_moves_its_picture(monkeypatch):
     figures.explore(draw, "{a} inches more", a=(0.0, 2.0, 0.5))
     assert isinstance(sliders[0], ipywidgets.FloatSlider)
     sliders[0].value = 2.0
-    assert (
-        [o.count("<img") for o in shown] == [1, 1]
-        and shown[0] != shown[1]
-        and "2.0 inches" in shown[1]
-    )
+    assert [o.count("<img") for o in shown] == [1, 1]
+    assert shown[0] != shown[1] and "2.0 inches" in shown[1]
 
 
 def test_the_command(tmp_path):
-    run = subprocess.run(
-        [Path(sys.executable).parent / "sota-train", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    command = [Path(sys.executable).parent / "sota-train", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0 and "usage" in run.stdout.lower(), run.stderr
 
 
@@ -153,9 +133,8 @@ def test_the_command(tmp_path):
 )
 def test_how_threads_wait(own, policy):
     "Asleep, unless someone chose otherwise; and it's said before torch is loaded."
-    code = (
-        "import os, sys, sota_course; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    )
+    said = "os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules"
+    code = f"import os, sys, sota_course; print({said})"
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | own
     run = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
