@@ -1,4 +1,4 @@
-"Turns `settings.ini`, and the version in the package, into the metadata that pyproject.toml lists as dynamic."
+"`settings.ini`, and the package's version, become the metadata that pyproject.toml calls dynamic."
 
 from configparser import ConfigParser
 from pathlib import Path

@@ -415,8 +415,8 @@ def test_the_module_is_light():
 
 
 # Each class at seed 0: the mean of each quarter of a grey 64 x 64 version. If this changes, so do
-# readers' images: raise `DRAWING_VERSION`, so that a set drawn before is not taken for one drawn now, and
-# write the new numbers here.
+# readers' images: raise `DRAWING_VERSION`, so that a set drawn before is not taken for one drawn
+# now, and write the new numbers here.
 QUARTERS = {
     1: {
         "tench": [133, 173, 126, 153],
