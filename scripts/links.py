@@ -112,11 +112,14 @@ def outside_code(change, text: str) -> str:
 # --- badges ---
 
 COLAB = "https://colab.research.google.com"
+ANY_LINK = r"\[[^\n]*\]\([^)\n]*\)"  # alone on its line
 BADGES = re.compile(
+    rf"(?:{ANY_LINK}\n)*"
     rf"\[!\[Open in Colab\]\([^)]*\)\]\({re.escape(COLAB)}/github/(?P<repo>[^/]+/[^/]+)/blob/[^/]+"
     r"/nbs/(?P<nb>[^)]*)\)\n"
-    r"(?:\[!\[Open in [^)]*\)\]\([^)]*\)\n)*"
+    rf"(?:{ANY_LINK}\n)*"
     r"\[Read it on the site\]\((?P<page>https?://[^)]*)\)"
+    rf"(?:\n{ANY_LINK})*"
 )
 
 
