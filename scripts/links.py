@@ -51,9 +51,14 @@ class Address:
         return self.docs + page_name(nb) + ".html"
 
 
+def pyproject(root: Path = ROOT) -> dict:
+    "What pyproject.toml says."
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def address(root: Path = ROOT) -> Address:
     "The address that pyproject names. Raises `ValueError` where no badge could be made from it."
-    urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    urls = pyproject(root)["project"]["urls"]
     repo = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)/?", urls["Repository"])
     if not repo:
         raise ValueError(
