@@ -23,6 +23,7 @@ NEED_FASTAI = {"data", "baseline"}
 
 # What a module may import inside a function, and why it isn't at the top.
 LATE = {
+    "baseline": {"timm"},  # whoever names a model of it needs it
     "course.exercises": {"sota_course.course.answers"},  # it imports this module, and all chapters
     "course.figures": {"ipywidgets"},  # sliders only
     "images.check": {"fastprogress"},  # so are the next two: a bar, where one is asked for
