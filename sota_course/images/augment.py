@@ -52,7 +52,7 @@ class AugDraw:
 
 # %% ../../nbs/images/augment.ipynb #a5d30a10
 def _crop_matrix(scale_x, scale_y, x, y):
-    "Matrices that take the share `scale` of each axis, at the place -1, one end, to 1, the other"
+    "Matrices that take a share of each axis, at a place from -1, one end, to 1, the other"
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     return _matrix(
         (scale_x, zero, (1 - scale_x) * x),
