@@ -11,10 +11,10 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'center_crop', 'random_resized_crop', 'resize', 'five_crop', 'merge_views', 'ten_crop', 'baseline_learner',
            'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
            'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
-           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon', 'triangular',
-           'whitening_conv', 'reliability', 'compare', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError',
-           'ImageError', 'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run',
-           'load_results', 'predictions', 'score']
+           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon',
+           'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'CacheError', 'CheckpointError',
+           'DataError', 'DownloadError', 'ImageError', 'SotaCourseError', 'explore', 'show_figure', 'load_model',
+           'save_model', 'Result', 'Run', 'load_results', 'predictions', 'score']
 
 # %% ../nbs/all.ipynb #51c3b005
 from .data import class_name, data_block, get_data, get_dls
@@ -84,7 +84,7 @@ from .training.mixing import CutMix, ManifoldMixup, MixUp
 from .training.mixup_variants import RegMixup, ResizeMix
 from .training.muon import Muon, muon
 from .training.progressive import Progressive, Stage, fit_progressive
-from .training.schedules import triangular
+from .training.schedules import fit_triangular, triangular
 from .training.views import tta_predict
 from .training.whitening import whitening_conv
 
@@ -114,6 +114,7 @@ _all_ = [
     "Lookahead",
     "Muon",
     "muon",
+    "fit_triangular",
     "triangular",
     "whitening_conv",
     "reliability",
