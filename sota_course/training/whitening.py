@@ -15,7 +15,7 @@ from fastai.torch_core import no_random
 from torch import nn
 from ..core import check_tensor, check_whole
 
-# %% ../../nbs/training/whitening.ipynb #4896ccef
+# %% ../../nbs/training/whitening.ipynb #6db6fd35
 def _check_images(x, k):
     "Raises `TypeError` or `ValueError` unless `x` are images that have patches of `k` by `k`."
     check_tensor(x, "the images")
@@ -31,7 +31,7 @@ def _check_images(x, k):
     if not x.isfinite().all():
         raise ValueError("a pixel is infinite or not a number: its patches have no covariance")
 
-# %% ../../nbs/training/whitening.ipynb #f708a7cb
+# %% ../../nbs/training/whitening.ipynb #db9b573e
 def patch_moments(
     x: torch.Tensor,  # images (n,channels,h,w), floats
     k: int,  # side of the patches, in pixels
@@ -49,7 +49,7 @@ def patch_moments(
     shift = total / n
     return mean + shift, products / n - shift.outer(shift)
 
-# %% ../../nbs/training/whitening.ipynb #18b9d28a
+# %% ../../nbs/training/whitening.ipynb #9e1aef93
 def patch_eigen(
     x: torch.Tensor,  # images (n,channels,h,w), floats, as the model gets them
     k: int,  # side of the patches, in pixels
@@ -63,7 +63,7 @@ def patch_eigen(
     # Rounding can leave a variance of nothing below 0.
     return values.flip(0).clamp(min=0), axes.T.flip(0).reshape(-1, *shape), mean.reshape(shape)
 
-# %% ../../nbs/training/whitening.ipynb #b40d7ce6
+# %% ../../nbs/training/whitening.ipynb #5940a74a
 def whitening_filters(
     values: torch.Tensor,  # variances (d,), largest first
     axes: torch.Tensor,  # (d,channels,k,k): see `patch_eigen`
@@ -82,7 +82,7 @@ def whitening_filters(
     weight = torch.cat([scaled, -scaled])
     return weight, -(weight * mean).sum((1, 2, 3))
 
-# %% ../../nbs/training/whitening.ipynb #979e08ad
+# %% ../../nbs/training/whitening.ipynb #a11c7b0d
 def _training_images(dls, n):
     "The first `n` images of an epoch, on the CPU, or all if there are fewer."
     batches, seen = [], 0
@@ -96,7 +96,7 @@ def _training_images(dls, n):
         raise ValueError("the training loader gave no batch, so there is nothing to whiten")
     return torch.cat(batches)[:n]
 
-# %% ../../nbs/training/whitening.ipynb #d0dad269
+# %% ../../nbs/training/whitening.ipynb #55a6fcc7
 def whitening_conv(
     # normalized training images (n,channels,h,w), or fastai DataLoaders that give them; None: an
     # empty layer, for weights that will be loaded
