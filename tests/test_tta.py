@@ -66,7 +66,8 @@ from sota_course.training.models import ACTIVATIONS, _activation
 from sota_course.training.runs import Result
 from sota_course.training.dense import dense_five_crop, pool_regions, region_weights, split_model
 from sota_course.training.views import RATIO, activation_of, rescore, tta_predict
-from sota_course.tta import PAD_MODES, changed_predictions, five_crop, merge_views, ten_crop
+from sota_course.tta import changed_predictions, five_crop, merge_views, ten_crop
+from sota_course.tta_checks import PAD_MODES
 from sota_course.training.compare import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
@@ -1354,6 +1355,20 @@ def test_without_padding_dense_is_exact():
                 dense = dense_five_crop(model, x, 16)
                 five = torch.stack([model(o) for o in five_crop(x, 16)])
             assert torch.allclose(dense, five, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [0, 2, 3])
+def test_a_remainder_that_has_no_cell_belongs_to_no_crop(extra):
+    "A convolution without padding rounds down, for the image as for a crop."
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), nn.ReLU())
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).eval()
+    x = torch.randn(3, 3, 24 + extra, 24 + extra)
+    for size in (16, 18):
+        with torch.no_grad():
+            dense = dense_five_crop(model, x, size)
+            first = model(x[..., :size, :size])
+        assert torch.allclose(dense[0], first, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [16, 32, 45])

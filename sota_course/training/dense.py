@@ -13,7 +13,8 @@ import torch
 from fastai.layers import AdaptiveConcatPool2d
 from torch import nn
 from ..core import size_pair
-from ..tta import crop_offsets, pad_to_size
+from ..tta import crop_offsets
+from ..tta_checks import pad_to_size
 
 # %% ../../nbs/training/dense.ipynb #feea439d
 def _grid(pixels, cells):

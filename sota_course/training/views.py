@@ -41,14 +41,8 @@ from ..images.loader import image_sources
 from ..label_smoothing import smooth_cross_entropy
 from .dense import dense_five_crop
 from .runs import can_show_bars, score
-from sota_course.tta import (
-    REDUCTIONS,
-    check_predictions,
-    crop_offsets,
-    crop_slices,
-    merge_views,
-    pad_to_size,
-)
+from ..tta import crop_offsets, crop_slices, merge_views
+from ..tta_checks import REDUCTIONS, check_predictions, pad_to_size
 
 # %% ../../nbs/training/views.ipynb #1daa84c7
 def input_size(
