@@ -1,14 +1,20 @@
-"""Measure the chapter on test time augmentation: one view, crops, the dense five-crop and fastai's
-tta on the same trained models.
+r"""Measure the chapter on test time augmentation: one view, crops, the whole image in one pass, the
+dense five-crop and fastai's tta on the same trained models.
 
     python bench/measure_tta.py --data <photos> [--sets imagenette flowers] [--seeds 0 1 2]
-                                [--out results]
+                                [--arch xresnet10] [--name tta-imagenette] [--out results]
+    python bench/measure_tta.py --data <photos> --sets imagenette --arch small_resnet \
+                                --name tta-small
 
-<photos> is the folder that holds imagenette2-160sq and flowers5. For each seed an xresnet10 is
-trained at 64 pixels, and predicts the validation set in every way. Results go to
-<out>/tta-imagenette and <out>/tta-flowers, a file for each way and seed. What is there already
-isn't done again, and an interrupted training goes on from its last epoch. The flowers have no
-official split: a fifth of each class, drawn once with seed 0, is their validation set.
+<photos> is the folder that holds imagenette2-160sq and flowers5. For each seed a net is trained at
+64 pixels, and predicts the validation set in every way. Results go to <out>/tta-imagenette and
+<out>/tta-flowers, a file for each way and seed; --name sends those of one set to another folder,
+as those of another net. What is there already isn't done again, and an interrupted training goes
+on from its last epoch. The flowers have no official split: a fifth of each class, drawn once with
+seed 0, is their validation set.
+
+`extra` of each file counts the images that the plain prediction had wrong and this way has right,
+and the other way round: what McNemar's test asks for.
 """
 
 import os
@@ -41,6 +47,7 @@ WAYS = {
     "five, max": ("five_crop_tta", dict(reduce="max")),
     "five, beta 0.25": ("five_crop_tta", dict(beta=0.25)),
     "ten": ("five_crop_tta", dict(views="ten")),
+    "whole": ("five_crop_tta", dict(views="whole")),
     "dense": ("five_crop_tta", dict(views="dense")),
     "fastai's tta": ("tta", {}),
 }
@@ -99,9 +106,15 @@ def main():
     add = parser.add_argument
     add("--sets", nargs="+", choices=SETS, default=list(SETS))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--arch", default=ARCH, help=f"a net's name; default: {ARCH}")
+    add("--name", help="folder of the results of a single set; default: tta-<set>")
     add("--epochs", type=int, help="for a trial: fewer than the set's own")
     add("--limit", type=int, help="for a trial: images of each class")
     args = parser.parse_args()
+    if args.name and len(args.sets) > 1:
+        parser.error("--name is the folder of one set's results: choose the set with --sets")
+    if args.arch != ARCH and not args.name:
+        parser.error(f"another net than {ARCH} needs a folder of its own: pass --name")
     clock, seeds = Clock(), " ".join(map(str, args.seeds))
     with tempfile.TemporaryDirectory() as tmp:
         os.environ["SOTA_COURSE_HOME"] = tmp  # the cache of links goes with them
@@ -111,10 +124,13 @@ def main():
             split = linked(args.data / folder, path, args.limit)
             dls = get_dls(64, SIZE, path, progress=False)
             dls.args["split"] = split
-            make = partial(baseline_learner, dls, ARCH)
+            make = partial(baseline_learner, dls, args.arch)
             command = f"python bench/measure_tta.py --data <photos> --sets {name} --seeds {seeds}"
+            if args.name:
+                command += f" --arch {args.arch} --name {args.name}"
+            folder = args.out / (args.name or f"tta-{name}")
             for seed in args.seeds:
-                run = one_seed("model", make, epochs, seed, args.out / f"tta-{name}", command)
+                run = one_seed("model", make, epochs, seed, folder, command)
                 measure(run, seed, clock)
 
 

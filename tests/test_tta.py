@@ -66,7 +66,8 @@ from sota_course.training.models import ACTIVATIONS, _activation
 from sota_course.training.runs import Result
 from sota_course.training.dense import dense_five_crop, pool_regions, region_weights, split_model
 from sota_course.training.views import RATIO, activation_of, rescore, tta_predict
-from sota_course.tta import PAD_MODES, changed_predictions, five_crop, merge_views, ten_crop
+from sota_course.tta import changed_predictions, five_crop, merge_views, ten_crop
+from sota_course.tta_checks import PAD_MODES
 from sota_course.training.compare import compare
 
 SIZES = [(32, 32), (44, 33), (33, 52), (36, 80), (100, 37)]
@@ -312,6 +313,7 @@ def test_an_unknown_loss_is_an_error():
         ("ten", ten_crop),
         ("centre", lambda x, s: five_crop(x, s)[4:]),
         ("flip", lambda x, s: ten_crop(x, s)[[4, 9]]),
+        ("whole", lambda x, s: x[None]),
         (lambda x, s: five_crop(x, s)[:2], lambda x, s: five_crop(x, s)[:2]),
     ],
 )
@@ -626,7 +628,7 @@ def test_views_of_ones_own():
 
 
 @pytest.mark.parametrize("n", [0, 1])
-@pytest.mark.parametrize("views", ["five", "ten", "dense"])
+@pytest.mark.parametrize("views", ["five", "ten", "whole", "dense"])
 def test_few_images(n, views):
     p, _ = predict(xresnet10(4), torch.randn(n, 3, 40, 48), views, size=32)
     assert p.shape == (n, 4)
@@ -814,7 +816,9 @@ def places(h, w, th, tw):
 
 
 def crops_of(x, size, views):
-    "A list of single crops (1, 3, height, width) of a single image."
+    "A list of single crops (1, 3, height, width) of a single image; or the image alone."
+    if views == "whole":
+        return [x[None]]
     (th, tw), crops = size, []
     for o in (x, x.flip(-1)):
         for top, left in places(*x.shape[-2:], th, tw):
@@ -885,7 +889,7 @@ def learner_of(xs, model, loss, bs):
 
 @given(
     known=st.sampled_from(KNOWN),
-    views=st.sampled_from([*NAMED, "dense", two]),
+    views=st.sampled_from([*NAMED, "whole", "dense", two]),
     reduce=st.sampled_from(["mean", "max"]),
     beta=st.sampled_from([0.0, 0.25, 1.0, None]),
     n=st.integers(1, 6),
@@ -918,7 +922,7 @@ def test_property_views_are_one_crop_at_a_time(
 
 @given(
     known=st.sampled_from(KNOWN),
-    views=st.sampled_from(["flip", "five", "ten", "dense", two]),
+    views=st.sampled_from(["flip", "five", "ten", "whole", "dense", two]),
     sides=st.lists(st.tuples(st.integers(6, 9), st.integers(6, 9)), min_size=1, max_size=5),
     bs=st.integers(1, 6),
 )
@@ -1285,6 +1289,45 @@ def test_scores_want_distributions(p):
         rescore(plain_result(), "x", predicted)
 
 
+# ---- the whole image -----------------------------------------------------------------------------
+
+
+class TwentyFour(nn.Module):
+    "Takes 24 x 24 pixels and nothing else, as timm's vision transformers say it."
+
+    def forward(self, x):
+        assert x.shape[-2:] == (24, 24), "Input height (30) doesn't match model (24)."
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Flatten(), nn.Linear(3 * 24**2, 2)), TwentyFour()]
+)
+def test_a_model_of_one_size_cant_take_the_whole_image(model):
+    words = '(?s)fed 24 x 24 pixels, fails on a view of 30 x 36.*views="five"'
+    with pytest.raises(ValueError, match=words) as e:
+        predict(model, torch.zeros(1, 3, 30, 36), "whole", size=24)
+    assert isinstance(e.value.__cause__, (RuntimeError, AssertionError))
+    assert predict(model, torch.zeros(1, 3, 24, 24), "whole", size=24)[0].shape[0] == 1
+
+
+@pytest.mark.parametrize("views, side", [("five", 24), ("whole", 30)])
+def test_other_failures_of_a_model_keep_their_name(views, side):
+    class Fails(nn.Module):
+        def forward(self, x):
+            error = RuntimeError if x.shape[-1] == 24 else torch.cuda.OutOfMemoryError
+            raise error("of its own")
+
+    with pytest.raises(RuntimeError, match="^of its own$"):
+        predict(Fails(), torch.zeros(1, 3, side, side), views, size=24)
+
+
+def test_the_whole_image_of_the_size_of_a_view_is_that_view():
+    x = torch.randn(3, 3, 24, 24)
+    p, q = (predict(net(), x, o, size=24)[0] for o in ("whole", "centre"))
+    assert torch.equal(p, q)
+
+
 # ---- dense ---------------------------------------------------------------------------------------
 
 
@@ -1312,6 +1355,20 @@ def test_without_padding_dense_is_exact():
                 dense = dense_five_crop(model, x, 16)
                 five = torch.stack([model(o) for o in five_crop(x, 16)])
             assert torch.allclose(dense, five, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [2, 3])
+def test_a_remainder_that_has_no_cell_belongs_to_no_crop(extra):
+    "A convolution without padding rounds down, for the image as for a crop."
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), nn.ReLU())
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).eval()
+    x = torch.randn(3, 3, 24 + extra, 24 + extra)
+    for size in (16, 18):
+        with torch.no_grad():
+            dense = dense_five_crop(model, x, size)
+            first = model(x[..., :size, :size])
+        assert torch.allclose(dense[0], first, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [16, 32, 45])

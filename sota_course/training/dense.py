@@ -1,4 +1,4 @@
-"""Five views from one pass over a larger image: the network's body once, five regions of its features, the head on each
+"""Five views from one pass over a larger image: what that saves, what it loses, and why.
 
 Docs: https://sota-course.github.io/sota_course/training/dense.html.md"""
 
@@ -13,15 +13,17 @@ import torch
 from fastai.layers import AdaptiveConcatPool2d
 from torch import nn
 from ..core import size_pair
-from ..tta import crop_offsets, pad_to_size
+from ..tta import crop_offsets
+from ..tta_checks import pad_to_size
 
 # %% ../../nbs/training/dense.ipynb #feea439d
-def _stride(pixels, cells):
-    "The pixels from one cell to the next."
-    for k in range(16):
-        if math.ceil(pixels / 2**k) == cells:
-            return 2**k
-    return pixels / cells
+def _grid(pixels, cells):
+    "The pixels from one cell to the next, and how the network rounds where they don't divide."
+    for rounds in (math.ceil, math.floor):
+        for k in range(16):
+            if rounds(pixels / 2**k) == cells:
+                return 2**k, rounds
+    return pixels / cells, math.ceil
 
 # %% ../../nbs/training/dense.ipynb #119daec0
 def region_weights(
@@ -31,10 +33,10 @@ def region_weights(
     cells: int,  # of the feature map
 ) -> torch.Tensor:  # (crops, cells), rows sum to 1
     "How much each cell of a feature map counts in the average over each crop, along one axis."
-    stride = _stride(pixels, cells)
+    stride, rounds = _grid(pixels, cells)
     edges = (torch.arange(cells + 1) * stride).double()
-    start = torch.tensor(starts)[:, None]
-    end = start + stride * math.ceil(size / stride - 1e-6)  # a crop alone would have whole cells
+    start = torch.tensor(starts)[:, None].clamp(max=float(edges[-1]) - 1e-6)
+    end = start + stride * max(1, rounds(round(size / stride, 6)))  # alone it'd have whole cells
     overlap = torch.minimum(edges[1:], end) - torch.maximum(edges[:-1], start)
     w = overlap.clamp(min=0)
     return (w / w.sum(1, keepdim=True)).float()

@@ -7,7 +7,7 @@ Docs: https://sota-course.github.io/sota_course/training/views.html.md"""
 # %% auto #0
 __all__ = ['VIEWS', 'RATIO', 'input_size', 'rgb_sources', 'loaded_batches', 'tensor_batches', 'plain_batches', 'checked_images',
            'first_targets', 'check_targets', 'batch_order', 'batch_targets', 'activation_of', 'dummy_outputs',
-           'check_activation', 'tta_predict', 'rescore']
+           'check_activation', 'whole_image', 'tta_predict', 'rescore']
 
 # %% ../../nbs/training/views.ipynb #f8b7e748
 import math
@@ -41,14 +41,8 @@ from ..images.loader import image_sources
 from ..label_smoothing import smooth_cross_entropy
 from .dense import dense_five_crop
 from .runs import can_show_bars, score
-from sota_course.tta import (
-    REDUCTIONS,
-    check_predictions,
-    crop_offsets,
-    crop_slices,
-    merge_views,
-    pad_to_size,
-)
+from ..tta import crop_offsets, crop_slices, merge_views
+from ..tta_checks import REDUCTIONS, check_predictions, pad_to_size
 
 # %% ../../nbs/training/views.ipynb #1daa84c7
 def input_size(
@@ -423,20 +417,31 @@ def _named_crops(which, x, size):
         crops += crop_slices(x.flip(-1), size)
     return [crops[i] for i in which]
 
+# %% ../../nbs/training/views.ipynb #38fd1b82
+def whole_image(
+    x: torch.Tensor,  # images (n, channels, height, width), floats
+    size,  # what training fed; not looked at, since nothing is cut
+) -> torch.Tensor:  # (1, n, channels, height, width): `x`, as its only view
+    """The whole image in one pass, as large as it was opened: for networks that are convolutional
+    up to a global pooling. arXiv:1409.1556 (dense evaluation), arXiv:1906.06423 (how large)."""
+    return x[None]
+
 # %% ../../nbs/training/views.ipynb #155b0096
 def _cutter(views):
     "The function (images, (height, width)) -> views that `views` stands for."
     if callable(views):
         return views
+    if views == "whole":
+        return whole_image
     if views not in VIEWS:
         raise ValueError(
-            f"views must be {', '.join(VIEWS)}, dense, or a function of images and "
+            f"views must be {', '.join(VIEWS)}, whole, dense, or a function of images and "
             f"(height, width), not {views!r}"
         )
     return partial(_named_crops, VIEWS[views])
 
 # %% ../../nbs/training/views.ipynb #c868cb7f
-def _whole(x, size):
+def _middle(x, size):
     "One view (1, n, …): the middle of the images, as large as it can be, at `size`."
     (h, w), (th, tw) = x.shape[-2:], size_pair(size)
     scale = min(h / th, w / tw)
@@ -477,12 +482,34 @@ def _checked(out):
     )
 
 # %% ../../nbs/training/views.ipynb #a387d493
+def _output_of_view(model, x, size):
+    "The outputs (n, …) of one view. Raises `ValueError` where the model takes no other size."
+    (h, w), (th, tw) = x.shape[-2:], size
+    try:
+        return _checked(model(x))
+    except (RuntimeError, AssertionError) as e:
+        as_fed = (h, w) == (th, tw)
+        if as_fed or isinstance(e, torch.cuda.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"this model, which is fed {th} x {tw} pixels, fails on a view of {h} x {w} ({e}): "
+            'views="whole" is for networks that are convolutional up to a global pooling; for '
+            'others take crops, as views="five" does'
+        ) from e
+
+
+def _joined(images):
+    "`images` as one batch where all have one size, else as they are."
+    if len({o.shape[-2:] for o in images}) > 1 or len(images) == 1:
+        return images
+    return [torch.cat(images)]
+
+
 def _outputs_of_crops(model, xs, cut, size):
-    "(views, n, outputs) in the order of the groups: each view is a batch."
+    "(views, n, outputs) in the order of the groups: each view is a batch for each of its sizes."
     outs = []
     for images in _views(cut, xs, size):
-        x = torch.cat(images) if len(images) > 1 else images[0]
-        outs.append(_checked(model(x)))
+        outs.append(torch.cat([_output_of_view(model, x, size) for x in _joined(images)]))
     return torch.stack(outs)
 
 
@@ -632,7 +659,7 @@ def _blend(seen, plain, beta):
 def tta_predict(
     learn,  # a fastai `Learner`, or any model
     dl=None,  # a loader, a tensor of images or a list of them; default: the validation set
-    views="five",  # see `VIEWS`; "dense"; or a function (images, (height, width)) -> (views, n, …)
+    views="five",  # see `VIEWS`; "whole"; "dense"; or a function (images, (height, width)) -> views
     reduce: str = "mean",  # or "max", see `merge_views`
     beta: float = 0.0,  # weight of the plain prediction, 0 to 1; None: gives views and plain apart
     size=None,  # side of the views; default: what the loader feeds
@@ -652,7 +679,7 @@ def tta_predict(
         plan = _plan_tensors(dl, size, ratio, bs)
     else:
         plan = _plan_files(dl, sources, size, ratio, bs, beta)
-    cuts = [cut] if plan.plain is not None or beta == 0 else [cut, _whole]
+    cuts = [cut] if plan.plain is not None or beta == 0 else [cut, _middle]
     with eval_mode(model, learn):
         batches = _bar(plan.batches, plan.n, learn, progress)
         probs, targets = _predict(model, batches, cuts, plan.size, act, reduce)
