@@ -30,12 +30,12 @@ def photo_options(doc: str, sets: str = PHOTOS) -> argparse.ArgumentParser:
     return parser
 
 
-def learner_of(path, size, bs=64, stats="imagenet", **kwargs):
+def learner_of(path, size, bs=64, stats="imagenet", arch=ARCH, **kwargs):
     "What makes a new baseline on the data in `path`; `kwargs` make the loss and callbacks anew."
 
     def make():
         dls = get_dls(bs, size, path, stats=stats, progress=False)
-        return baseline_learner(dls, ARCH, **{k: f() for k, f in kwargs.items()})
+        return baseline_learner(dls, arch, **{k: f() for k, f in kwargs.items()})
 
     return make
 

@@ -44,10 +44,11 @@ def parsed(source: str) -> ast.Module:
 
 
 def statements(source: str) -> int:
-    """How many statements a cell holds, those in its functions and classes too. Docstrings don't
-    count, nor does the layout: a call over six lines is one statement, `a = 1; b = 2` are two."""
+    """How many statements a cell holds, those in its functions and classes too. Imports and
+    docstrings don't count, nor does layout: a call over six lines is one, `a = 1; b = 2` two."""
     tree = parsed(source)
-    count = sum(isinstance(o, ast.stmt) for o in ast.walk(tree))
+    imports = (ast.Import, ast.ImportFrom)
+    count = sum(isinstance(o, ast.stmt) and not isinstance(o, imports) for o in ast.walk(tree))
     documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     docstrings = [o for o in ast.walk(tree) if isinstance(o, documented) and ast.get_docstring(o)]
     return count - len(docstrings)
@@ -241,6 +242,7 @@ LONG_CALL = """total = add(
         ('def f():\n    "What it does."\n    return 1', 2),
         ('class A:\n    """Words."""\n\n    def f(self): return 1', 3),
         ("#| hide\n%matplotlib inline\nif x:\n    !ls\nelse:\n    y = 1", 4),
+        ("import a, b\nfrom c import d", 0),
         ("# nothing", 0),
     ],
 )

@@ -865,3 +865,17 @@ def test_real_photos_train(photos, tmp_path):
     done = sota_train(*flags(data=data, size=32, arch="xresnet10", epochs=1, out=tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["accuracy"] > 0.3
+
+
+def test_a_network_of_timm(command, refused, small, tmp_path):
+    "It is trained, saved and loaded by its name; one that timm doesn't have is refused."
+    from sota_course.training.models import load_model
+
+    def args(arch):
+        return flags(data=small, size=32, arch=arch, epochs=1, bs=20, out=tmp_path)
+
+    code, _, err = command(*args("timm:resnet10t"))
+    assert code == 0, err
+    (card,) = tmp_path.glob("*timm-resnet10t*/card.json")
+    assert load_model(card.parent).card["arch"]["name"] == "timm:resnet10t"
+    assert "timm has no model 'resnet10x': did you mean timm:" in refused(*args("timm:resnet10x"))

@@ -25,7 +25,8 @@ def train(
     # "drawn", "imagenette-160", ... or a folder with train/<class>/ and val/<class>/
     data: str = "drawn",
     size: int = 64,  # side of the images that the model sees, in pixels
-    arch: str = "xresnet18",  # xresnet10, xresnet18, xresnet34, xresnet50 or xresnet101
+    # small_resnet, xresnet10, xresnet18, xresnet34, xresnet50, xresnet101 or timm:<name>
+    arch: str = "small_resnet",
     epochs: int = 5,  # epochs of the one-cycle schedule
     seed: int = 0,  # of weights, order and augmentation
     bs: int = 64,  # images in a batch
@@ -73,10 +74,19 @@ def _is_name(o):
     return 0 < len(o) <= 100 and o.isprintable() and not set(o) & set("/\\") and o[0] != "."
 
 
+def _is_arch(o):
+    "Whether `o` may name a network; what timm has is found out by `find_arch`."
+    xresnets = (f"xresnet{n}" for n in (10, 18, 34, 50, 101))
+    return o in ("small_resnet", *xresnets) or o.startswith("timm:")
+
+
 OPTION_RULES = dict(  # option -> what it must be, in words and as a function
     data=("the name of a data set or the path of a folder", _is_text),
     size=_whole(8, 3276, "a number of pixels"),  # presized by 5/4, that is 4096 at most
-    arch=_one_of("xresnet10", "xresnet18", "xresnet34", "xresnet50", "xresnet101"),
+    arch=(
+        "small_resnet, xresnet10, 18, 34, 50 or 101, or timm:<name of a model of timm>",
+        _is_arch,
+    ),
     epochs=_whole(1, 100_000, "a number of epochs"),
     seed=_whole(0, 2**32 - 1, "a number"),
     bs=_whole(2, 100_000, "a number of images"),  # batch normalization needs two
@@ -170,7 +180,8 @@ def data_name(data) -> str:
 
 def run_name(args) -> str:
     "What the run is called, and how its files begin."
-    return args["name"] or f"{data_name(args['data'])}-{args['arch']}-{args['size']}px"
+    arch = str(args["arch"]).replace(":", "-")  # Windows has no colon in a file's name
+    return args["name"] or f"{data_name(args['data'])}-{arch}-{args['size']}px"
 
 # %% ../../nbs/training/command.ipynb #904c4938
 def command_line(

@@ -24,8 +24,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
-import sota_course  # noqa: F811 (the first import isn't exported)
-from ..baseline import ARCHS
+from ..baseline import ARCHS, find_arch, is_arch
 from ..core import CheckpointError, object_name, write_whole
 from ..images.augment import BookAug, resize_batch
 from ..images.cache import METHODS, load_presized
@@ -115,16 +114,16 @@ def _activation(loss, n=3):
 
 # %% ../../nbs/training/models.ipynb #63748fae
 def _build(name, args, n_out, arch=None, device="meta"):
-    """The network that a card names, from `arch` or else from `ARCHS`. Raises `CheckpointError`.
+    """The network that a card names, from `arch` or else by its name. Raises `CheckpointError`.
 
     On the device meta it has shapes and no content."""
-    if not arch and name not in ARCHS:
+    if not arch and not is_arch(name):
         raise CheckpointError(
             f"the network is {name!r}, which isn't among {', '.join(ARCHS)}: "
             "give load_model the function of n_out that builds it, as arch="
         )
-    make = arch or ARCHS[name]
     try:
+        make = arch or find_arch(name)
         with torch.device(device):
             return make(n_out=n_out, **args)
     except Exception as e:
@@ -209,7 +208,7 @@ def save_model(
     model, name, args = get_model(learn.model), arch or _name(learn), args or {}
     classes = [str(o) for o in learn.dls.vocab]
     weights = _contiguous(model.state_dict())
-    _fit(_build(name, args, len(classes)) if name in ARCHS else model, weights)
+    _fit(_build(name, args, len(classes)) if is_arch(name) else model, weights)
     data = save_tensors(weights)
     card = dict(
         format=CARD_FORMAT,
@@ -467,6 +466,7 @@ def load_model(
     Raises `CheckpointError` where a file is missing, damaged, or doesn't belong to the other."""
     card = read_card(folder)
     build = partial(_build, card["arch"]["name"], card["arch"]["args"], len(card["classes"]), arch)
-    model = _sized(build, card["weights"]["bytes"], own=arch is not None)
+    own = arch is not None or card["arch"]["name"] not in ARCHS
+    model = _sized(build, card["weights"]["bytes"], own=own)
     model.load_state_dict(_fit(model, _weights(folder, card)), assign=True)
     return SavedModel(model, card, device)

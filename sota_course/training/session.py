@@ -99,8 +99,13 @@ def _loaders(path, args):
 
 
 def _learner(path, args):
-    "The learner that the options in `args` ask for. Raises `DataError` for data that can't teach."
-    return baseline_learner(_loaders(path, args), args["arch"])
+    """The learner that the options in `args` ask for.
+
+    Raises `DataError` for data that can't teach, `ValueError` for an unknown network."""
+    try:
+        return baseline_learner(_loaders(path, args), args["arch"])
+    except ImportError as e:
+        raise ValueError(f"--arch {e}") from e
 
 # %% ../../nbs/training/session.ipynb #9b7b52f6
 class Divergence(Callback):
