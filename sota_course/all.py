@@ -11,9 +11,10 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'center_crop', 'random_resized_crop', 'resize', 'five_crop', 'merge_views', 'ten_crop', 'baseline_learner',
            'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
            'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
-           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'reliability', 'compare', 'CacheError',
-           'CheckpointError', 'DataError', 'DownloadError', 'ImageError', 'SotaCourseError', 'explore', 'show_figure',
-           'load_model', 'save_model', 'Result', 'Run', 'load_results', 'predictions', 'score']
+           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'reliability', 'compare', 'detectable', 'interval',
+           'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError', 'ImageError',
+           'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run', 'load_results',
+           'predictions', 'score']
 
 # %% ../nbs/all.ipynb #51c3b005
 from .data import class_name, data_block, get_data, get_dls
@@ -118,13 +119,17 @@ from sota_course.core import (
     SotaCourseError,
 )
 from .course.figures import explore, show_figure
-from .training.compare import compare
+from .training.compare import compare, detectable, interval, mcnemar, welch
 from .training.models import load_model, save_model
 from .training.runs import Result, Run, load_results, predictions, score
 
 # %% ../nbs/all.ipynb #51c3b00f
 _all_ = [
     "compare",
+    "detectable",
+    "interval",
+    "mcnemar",
+    "welch",
     "CacheError",
     "CheckpointError",
     "DataError",
