@@ -21,6 +21,7 @@ from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.training.metrics import brier, fit_temperature
 from sota_course.training.mixing import CutMix, MixUp
 from sota_course.training.runs import Run, score
+from sota_course.training.views import tta_predict
 from sota_course.tta import changed_predictions
 
 from study import LR, PHOTOS, Clock, one_seed, photo_options
@@ -55,7 +56,7 @@ def of_views(learn, logp, targets):
     "What each way to look at the photos gives the trained model."
     measured = {}
     for views in VIEWS:
-        probs, _ = learn.five_crop_tta(views=views)
+        probs, _ = tta_predict(learn, views=views, progress=False)
         right, wrong = changed_predictions(logp.exp(), probs, targets)
         scored = score(probs.clamp_min(1e-12).log(), targets)
         changed = dict(became_right=len(right), became_wrong=len(wrong))

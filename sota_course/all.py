@@ -12,9 +12,10 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
            'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
            'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon',
-           'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'CacheError', 'CheckpointError',
-           'DataError', 'DownloadError', 'ImageError', 'SotaCourseError', 'explore', 'show_figure', 'load_model',
-           'save_model', 'Result', 'Run', 'load_results', 'predictions', 'score']
+           'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
+           'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError', 'ImageError',
+           'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run', 'load_results',
+           'predictions', 'score']
 
 # %% ../nbs/all.ipynb #51c3b005
 from .data import class_name, data_block, get_data, get_dls
@@ -130,13 +131,17 @@ from sota_course.core import (
     SotaCourseError,
 )
 from .course.figures import explore, show_figure
-from .training.compare import compare
+from .training.compare import compare, detectable, interval, mcnemar, welch
 from .training.models import load_model, save_model
 from .training.runs import Result, Run, load_results, predictions, score
 
 # %% ../nbs/all.ipynb #51c3b00f
 _all_ = [
     "compare",
+    "detectable",
+    "interval",
+    "mcnemar",
+    "welch",
     "CacheError",
     "CheckpointError",
     "DataError",
