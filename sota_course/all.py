@@ -9,10 +9,10 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'CLASSES', 'draw_image', 'build_cache', 'cached_dls', 'clear_cache', 'smooth_cross_entropy',
            'smooth_targets', 'cutmix', 'mixup', 'ChannelStats', 'channel_stats', 'denormalize', 'normalize',
            'center_crop', 'random_resized_crop', 'resize', 'five_crop', 'merge_views', 'ten_crop', 'baseline_learner',
-           'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
-           'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
-           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon',
-           'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
+           'small_resnet', 'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp',
+           'Normalize', 'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix',
+           'dense_five_crop', 'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon',
+           'muon', 'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
            'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError', 'ImageError',
            'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run', 'load_results',
            'predictions', 'score']
@@ -68,7 +68,7 @@ _all_ = [
 ]
 
 # %% ../nbs/all.ipynb #51c3b00b
-from .baseline import baseline_learner, xresnet10
+from .baseline import baseline_learner, small_resnet, xresnet10
 from .label_smoothing import SmoothCrossEntropy
 from .images.normalization import Normalize, dataset_stats
 from .training.averaging import EMA, Lookahead
@@ -92,6 +92,7 @@ from .training.whitening import whitening_conv
 # %% ../nbs/all.ipynb #51c3b00c
 _all_ = [
     "baseline_learner",
+    "small_resnet",
     "xresnet10",
     "SmoothCrossEntropy",
     "reliability_diagram",
