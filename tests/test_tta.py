@@ -1477,7 +1477,7 @@ ANSWERS = {
         [
             ((1, 2), "rounded up"),
             ((2, 0), "left comes before top"),
-            ((2, 4), "middle of the picture"),
+            ((2, 4), "middle of the image"),
             ((1, 4), "not half of it"),
         ],
     ),
@@ -1488,7 +1488,7 @@ ANSWERS = {
             (lambda x: x.mean(0), "logits still"),
             (lambda x: softmax(x).sum(0), "sum over the views"),
             (lambda x: x.softmax(0).mean(0), "over the views"),
-            (lambda x: softmax(x).mean(1), "over the pictures"),
+            (lambda x: softmax(x).mean(1), "over the images"),
         ],
     ),
     "tta.3": (
