@@ -12,9 +12,11 @@ import sys
 import numpy as np
 import pytest
 
+from links import pyproject
 from shared import alternate
 
-PURE = "core", "normalize", "resize", "tta", "mixup", "label_smoothing"
+CONTRACTS = {o["id"]: o for o in pyproject()["tool"]["importlinter"]["contracts"]}
+PURE = [o.removeprefix("sota_course.") for o in CONTRACTS["pure"]["source_modules"]]
 REST = "data", "baseline", "training.command", "training.runs", "all"
 ROUNDS = 7
 

@@ -51,9 +51,14 @@ class Address:
         return self.docs + page_name(nb) + ".html"
 
 
+def pyproject(root: Path = ROOT) -> dict:
+    "What pyproject.toml says."
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def address(root: Path = ROOT) -> Address:
     "The address that pyproject names. Raises `ValueError` where no badge could be made from it."
-    urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    urls = pyproject(root)["project"]["urls"]
     repo = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)/?", urls["Repository"])
     if not repo:
         raise ValueError(
@@ -112,11 +117,14 @@ def outside_code(change, text: str) -> str:
 # --- badges ---
 
 COLAB = "https://colab.research.google.com"
+ANY_LINK = r"\[[^\n]*\]\([^)\n]*\)"  # alone on its line
 BADGES = re.compile(
+    rf"(?:{ANY_LINK}\n)*"
     rf"\[!\[Open in Colab\]\([^)]*\)\]\({re.escape(COLAB)}/github/(?P<repo>[^/]+/[^/]+)/blob/[^/]+"
     r"/nbs/(?P<nb>[^)]*)\)\n"
-    r"(?:\[!\[Open in [^)]*\)\]\([^)]*\)\n)*"
+    rf"(?:{ANY_LINK}\n)*"
     r"\[Read it on the site\]\((?P<page>https?://[^)]*)\)"
+    rf"(?:\n{ANY_LINK})*"
 )
 
 

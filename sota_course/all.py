@@ -11,9 +11,11 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'center_crop', 'random_resized_crop', 'resize', 'five_crop', 'merge_views', 'ten_crop', 'baseline_learner',
            'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
            'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
-           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'reliability', 'compare', 'CacheError',
-           'CheckpointError', 'DataError', 'DownloadError', 'ImageError', 'SotaCourseError', 'explore', 'show_figure',
-           'load_model', 'save_model', 'Result', 'Run', 'load_results', 'predictions', 'score']
+           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon',
+           'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
+           'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError', 'ImageError',
+           'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run', 'load_results',
+           'predictions', 'score']
 
 # %% ../nbs/all.ipynb #51c3b005
 from .data import class_name, data_block, get_data, get_dls
@@ -69,6 +71,7 @@ _all_ = [
 from .baseline import baseline_learner, xresnet10
 from .label_smoothing import SmoothCrossEntropy
 from .images.normalization import Normalize, dataset_stats
+from .training.averaging import EMA, Lookahead
 from .training.dense import dense_five_crop
 from sota_course.training.metrics import (
     brier,
@@ -80,8 +83,11 @@ from sota_course.training.metrics import (
 )
 from .training.mixing import CutMix, ManifoldMixup, MixUp
 from .training.mixup_variants import RegMixup, ResizeMix
+from .training.muon import Muon, muon
 from .training.progressive import Progressive, Stage, fit_progressive
+from .training.schedules import fit_triangular, triangular
 from .training.views import tta_predict
+from .training.whitening import whitening_conv
 
 # %% ../nbs/all.ipynb #51c3b00c
 _all_ = [
@@ -105,6 +111,13 @@ _all_ = [
     "ece",
     "fit_temperature",
     "nll",
+    "EMA",
+    "Lookahead",
+    "Muon",
+    "muon",
+    "fit_triangular",
+    "triangular",
+    "whitening_conv",
     "reliability",
 ]
 
@@ -118,13 +131,17 @@ from sota_course.core import (
     SotaCourseError,
 )
 from .course.figures import explore, show_figure
-from .training.compare import compare
+from .training.compare import compare, detectable, interval, mcnemar, welch
 from .training.models import load_model, save_model
 from .training.runs import Result, Run, load_results, predictions, score
 
 # %% ../nbs/all.ipynb #51c3b00f
 _all_ = [
     "compare",
+    "detectable",
+    "interval",
+    "mcnemar",
+    "welch",
     "CacheError",
     "CheckpointError",
     "DataError",

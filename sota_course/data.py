@@ -27,6 +27,7 @@ from .images.drawn import CLASSES, DRAWING_VERSION, check_drawing, draw_dataset
 from .images.fetch import SETS, fetch
 from .images.cache import build_cache, presize_for
 from .images.loader import cached_dls
+from .images.subset import Choice
 from .normalize import check_unit_stats
 
 # %% ../nbs/00_data.ipynb #bf3c4d6e
@@ -203,12 +204,20 @@ def _check_split(path, files, splitter):
     return len(train)
 
 # %% ../nbs/00_data.ipynb #b0af2252
+def _choice(path, valid_pct, seed, per_class, noise):
+    "Fewer training images of `path`, or some with wrong labels."
+    files, splitter = image_files(path), _splitter(valid_pct, seed)
+    return Choice(files, class_name, splitter, per_class, noise, seed)
+
+
 def data_block(
     path,  # folder with `train/<class>/` and `val/<class>/`
     item_tfms=None,  # fastai transforms of one image
     batch_tfms=None,  # and of a batch
     valid_pct: float = None,  # share of a random split; None: the official one
-    seed: int = 42,  # of the random split
+    seed: int = 42,  # of the random split, and of the choices below
+    per_class: int = None,  # training images to take of each class; None: all
+    noise: float = 0.0,  # share of the training labels to make wrong, from 0 to 1
 ) -> DataBlock:
     """Images of `path`, their class names, and the split, as a fastai `DataBlock`.
 
@@ -216,10 +225,15 @@ def data_block(
     check_layout(path)
     splitter = _splitter(valid_pct, seed)
     _check_split(path, image_files(path), splitter)
+    get_items, get_y = image_files, class_name
+    if per_class is not None or noise:
+        choice = _choice(path, valid_pct, seed, per_class, noise)
+        # A DataBlock would bind a method to itself.
+        get_items, get_y, splitter = map(partial, (choice.items, choice.label, choice.split))
     return DataBlock(
         blocks=(ImageBlock, CategoryBlock),
-        get_items=image_files,
-        get_y=class_name,
+        get_items=get_items,
+        get_y=get_y,
         splitter=splitter,
         item_tfms=item_tfms,
         batch_tfms=batch_tfms,
@@ -229,10 +243,12 @@ def data_block(
 METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)
 
 # %% ../nbs/00_data.ipynb #28e06f93
-def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
+def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs, aug=None):
     """The book's pipeline.
 
     The images are checked first, since it would meet a bad one only in the middle of an epoch."""
+    if aug:
+        raise ValueError("aug holds arguments of BookAug, which fastai's own pipeline doesn't use")
     check_whole(size, "size", 2)  # fastai divides by the distance of the outermost pixels
     check_images(path, progress=progress).raise_if_fatal()
     item_tfms = Resize(460 if presize is None else presize, method=METHODS[method])
@@ -242,13 +258,15 @@ def _book_dls(path, bs, size, presize, method, stats, min_scale, split, progress
     return data_block(path, item_tfms, batch_tfms, **split).dataloaders(path, bs=bs, **kwargs)
 
 # %% ../nbs/00_data.ipynb #0da7a011
-def _cached_dls(path, bs, size, presize, method, stats, min_scale, split, progress, kwargs):
+def _cached_dls(
+    path, bs, size, presize, method, stats, min_scale, split, progress, kwargs, aug=None
+):
     """The same from the cache, which is built where it is missing or out of date.
 
     That comes first, since fastai looks at an image to see what it is."""
     presize = presize_for(size) if presize is None else presize
     cache = build_cache(image_files(path), presize, method=method, progress=progress)
-    dsets, aug = data_block(path, **split).datasets(path), dict(min_scale=min_scale)
+    dsets, aug = data_block(path, **split).datasets(path), dict(min_scale=min_scale) | (aug or {})
     return cached_dls(dsets, bs=bs, size=size, stats=stats, aug=aug, cache=cache, **kwargs)
 
 # %% ../nbs/00_data.ipynb #39b1c7d0
@@ -280,7 +298,10 @@ def get_dls(
     min_scale: float = 0.75,  # least share of the area that a random crop keeps
     pipeline: str = "cached",  # "cached", or "fastai" for the book's own
     valid_pct: float = None,  # share of a random split; None: the official one
-    seed: int = 42,  # of the random split
+    seed: int = 42,  # of the random split, and of the choices below
+    per_class: int = None,  # training images to take of each class; None: all
+    noise: float = 0.0,  # share of the training labels to make wrong, from 0 to 1
+    aug: dict = None,  # more arguments for `BookAug`, such as `max_rotate`; for the cached pipeline
     progress: bool = True,  # show a bar while images are decoded
     **kwargs,  # for the `DataLoader`s: `device`, `num_workers`, …
 ) -> DataLoaders:  # `args`: the arguments; `remake(**changes)`: the same with some changed
@@ -292,16 +313,21 @@ def get_dls(
     path = get_data("drawn", progress=progress) if path is None else _folder(path)
     check_layout(path)
     n = _check_split(path, image_files(path), _splitter(valid_pct, seed))
+    split = dict(valid_pct=valid_pct, seed=seed, per_class=per_class, noise=noise)
+    if per_class is not None or noise:
+        n = _choice(path, **split).n_train
     if n < bs and kwargs.get("drop_last", kwargs.get("shuffle", True)):
         raise DataError(
             f"{path.name} has {n} training images, fewer than a batch of {bs}: choose a smaller bs"
         )
     chosen = dict(size=size, presize=presize, method=method, min_scale=min_scale)
-    split = dict(valid_pct=valid_pct, seed=seed)
+    if aug:
+        chosen["aug"] = aug
     dls = PIPELINES[pipeline](
         path, bs, stats=_stats(stats), split=split, progress=progress, kwargs=kwargs, **chosen
     )
     said = "official" if valid_pct is None else f"random {valid_pct}, seed {seed}"
-    dls.args = dict(data=path.name, stats=stats, pipeline=pipeline, split=said, **chosen)
+    fewer = dict(per_class=per_class, noise=noise) if per_class is not None or noise else {}
+    dls.args = dict(data=path.name, stats=stats, pipeline=pipeline, split=said, **chosen, **fewer)
     dls.remake = partial(get_dls, **given | dict(path=path))
     return dls

@@ -161,8 +161,9 @@ def mixup(
     return blend(x, lam, perm), mixup_targets(y, lam, perm, n_classes)
 
 # %% ../nbs/05_mixup.ipynb #482a1da4
+# Making one takes longer than drawing from it.
 @lru_cache
-def _gamma(shape):  # making one takes longer than drawing from it
+def _gamma(shape):
     return Gamma(torch.tensor(shape, dtype=torch.float64), 1.0, validate_args=False)
 
 

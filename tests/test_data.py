@@ -21,6 +21,7 @@ from PIL import Image
 from sota_course.data import PIPELINES, check_layout, class_name, data_block, get_data, get_dls
 from sota_course.core import DataError
 from sota_course.images.decode import image_files
+from sota_course.images.drawn import draw_dataset
 
 matplotlib.use("agg")
 
@@ -264,3 +265,30 @@ def test_property_any_argument_works_or_is_refused(path, name, value, pipeline):
     assert x.shape == (int(args["bs"]), 3, int(args["size"]), int(args["size"]))
     assert x.isfinite().all()
     assert len(dls.valid_ds) and len(set(dls.vocab)) == 10
+
+
+def test_fewer_images_and_wrong_labels(tmp_path):
+    "The loaders hold what was chosen, in both pipelines; validation is as it was."
+    small = draw_dataset(tmp_path / "small", 60, 20, progress=False)
+    whole = get_dls(8, 32, small, progress=False)
+    for pipeline in ("cached", "fastai"):
+        chosen = dict(per_class=4, noise=0.5, pipeline=pipeline, num_workers=0, progress=False)
+        dls = get_dls(8, 32, small, **chosen)
+        labels = [dls.vocab[int(y)] for _, y in dls.train_ds]
+        right = [class_name(o) for o in dls.train.items]
+        assert sorted(right) == sorted(list(dls.vocab) * 4)
+        assert sum(a != b for a, b in zip(labels, right)) == round(0.5 * len(right))
+        assert list(dls.valid.items) == list(whole.valid.items)
+        assert [dls.vocab[int(y)] for _, y in dls.valid_ds] == list(
+            map(class_name, whole.valid.items)
+        )
+        assert dls.args["per_class"] == 4 and dls.args["noise"] == 0.5
+    assert "noise" not in whole.args
+    with pytest.raises(DataError, match="fewer than per_class=1000"):
+        get_dls(8, 32, small, per_class=1000, progress=False)
+    with pytest.raises(ValueError, match="share of wrong labels"):
+        get_dls(8, 32, small, noise=2, progress=False)
+    with pytest.raises(DataError, match="fewer than a batch of 64"):
+        get_dls(64, 32, small, per_class=1, progress=False)
+    with pytest.raises(ValueError, match="arguments of BookAug"):
+        get_dls(8, 32, small, pipeline="fastai", aug=dict(max_rotate=0), progress=False)

@@ -1,5 +1,7 @@
 "What a learner's function is told when it fails: its own line, and whether it returns something."
 
+import json
+import re
 import statistics
 
 import pytest
@@ -8,6 +10,8 @@ import torch.nn.functional as F
 
 from sota_course.course.exercises import WrongAnswer, call_answer, check, exercises, questions
 from sota_course.label_smoothing import smooth_targets
+
+from links import ROOT, source
 
 
 def by_torch(x):
@@ -75,3 +79,17 @@ def test_what_is_no_chapter_is_refused(name):
 def test_questions_are_a_dict(qa):
     with pytest.raises(TypeError, match="a dict with their answers"):
         questions(qa)
+
+
+def in_code(pattern, *paths):
+    "What `pattern` finds in the code cells of notebooks below nbs, sorted."
+    cells = [o for p in paths for o in json.loads(p.read_text(encoding="utf-8"))["cells"]]
+    code = "\n".join(source(o) for o in cells if o["cell_type"] == "code")
+    return sorted(re.findall(pattern, code, re.M))
+
+
+def test_each_exercise_is_asked_once_and_has_a_checker_and_an_answer():
+    answers = ROOT / "nbs/course/answers.ipynb"
+    checkers = in_code(r'^@exercise\("(\S+)"\)', answers)
+    assert in_code(r'^check\("(\S+)", ', *(ROOT / "nbs").glob("[0-9]*.ipynb")) == checkers
+    assert sorted(set(in_code(r'^assert check\(\s*"(\S+)"', answers))) == checkers

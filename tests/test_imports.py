@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from links import ROOT
+from links import ROOT, page_name, pyproject
 
 PACKAGE = "sota_course"
 PATHS = {
@@ -15,11 +15,15 @@ PATHS = {
     for o in sorted((ROOT / PACKAGE).rglob("*.py"))
     if not o.name.startswith("_")
 }
-PURE = "core", "normalize", "resize", "tta", "mixup", "label_smoothing"
-HEAVY = "fastai", "fastcore", "pandas", "matplotlib", "PIL", "IPython"
+CONTRACTS = {o["id"]: o for o in pyproject()["tool"]["importlinter"]["contracts"]}
+PURE = [o.removeprefix(f"{PACKAGE}.") for o in CONTRACTS["pure"]["source_modules"]]
+HEAVY = CONTRACTS["pure"]["forbidden_modules"]
+# Chapters that are about images as files, or about training, and need fastai for it
+NEED_FASTAI = {"data", "baseline"}
 
 # What a module may import inside a function, and why it isn't at the top.
 LATE = {
+    "baseline": {"timm"},  # whoever names a model of it needs it
     "course.exercises": {"sota_course.course.answers"},  # it imports this module, and all chapters
     "course.figures": {"ipywidgets"},  # sliders only
     "images.check": {"fastprogress"},  # so are the next two: a bar, where one is asked for
@@ -37,15 +41,19 @@ def test_the_contracts_are_kept():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def layers():
-    "The modules that the contract puts in order."
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    text = text.split("layers = [")[1].split("\n]")[0]
-    return [o.strip() for o in text.replace('"', "").replace("|", ",").split(",") if o.strip()]
-
-
 def test_every_module_has_its_layer():
-    assert sorted(layers()) == sorted(PATHS)
+    placed = [o.strip() for line in CONTRACTS["layers"]["layers"] for o in line.split("|")]
+    assert len(placed) == len(set(placed)), "a module stands in two of pyproject.toml's layers"
+    missing, gone = sorted(PATHS.keys() - set(placed)), sorted(set(placed) - PATHS.keys())
+    assert not missing, f"give these a place among the layers in pyproject.toml: {missing}"
+    assert not gone, f"pyproject.toml has layers of modules that are not there: {gone}"
+
+
+def test_every_technique_is_held_to_tensors():
+    "A chapter's module stands in the contract `pure`, or is named above as one that can't."
+    chapters = {page_name(o.name) for o in (ROOT / "nbs").glob("[0-9]*.ipynb")}
+    exported = {o for o in chapters if f"{PACKAGE}.{o}" in PATHS}
+    assert exported - set(PURE) == NEED_FASTAI, "see the contract `pure` in pyproject.toml"
 
 
 def imports(tree, module, package):

@@ -87,6 +87,17 @@ def test_badges_stand_under_the_title():
         assert links.BADGES.fullmatch(links.source(nb["cells"][1])), path
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_badges_are_known_again_when_one_comes_or_goes(place):
+    lines = links.badges("course/x.ipynb", NEW).splitlines()
+    fewer = [o for i, o in enumerate(lines) if i != place or "Colab" in o or "site" in o]
+    lines.insert(place, "[![Tests](https://e.org/tests.svg)](https://e.org/tests)")
+    for text in map("\n".join, (lines, fewer)):
+        found = links.BADGES.fullmatch(text)
+        assert found["repo"] == NEW.repo and found["nb"] == "course/x.ipynb"
+        assert found["page"] == NEW.page("course/x.ipynb")
+
+
 @pytest.mark.parametrize(
     "code,alone",
     [

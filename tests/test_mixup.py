@@ -1183,6 +1183,7 @@ def test_two_processes(tmp_path):
 import fastai.callback.progress, sys, torch, torch.distributed as dist
 from torch import nn
 from fastai.data.core import DataLoaders
+from fastai.learner import Learner
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 
 def main(store, rank):

@@ -255,7 +255,7 @@ def test_a_wrong_value_is_refused_before_anything_is_imported_or_made(
 
 
 def test_every_option_is_held_against_wrong_values():
-    assert set(WRONG) == set(OPTION_RULES)
+    assert set(WRONG) == set(OPTION_RULES), "WRONG above needs an entry for each option's rule"
 
 
 @pytest.mark.parametrize(

@@ -1456,7 +1456,7 @@ def test_rescore():
     assert better[0].config == dict(lr=1, views="five")
     assert runs[0].accuracy == 0.5
     verdict = compare(runs, better).verdict("five")
-    assert verdict.startswith("five is better than plain: accuracy +0.250 ± 0.000 over 3")
+    assert verdict.startswith("five is better than plain: accuracy +0.250 ± 0.000 over the same")
     half_right = p[:2].repeat(2, 1), torch.tensor([0, 1, 1, 0])
     same = [rescore(o, "same", lambda: half_right) for o in runs]
     assert "can't be told apart" in compare(runs, same).verdict("same")

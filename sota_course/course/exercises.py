@@ -75,7 +75,8 @@ def exercises(
         raise ValueError(
             f"there is no chapter {chapter!r} with exercises: choose one of {', '.join(chapters)}"
         )
-    return [o for o in names if o.startswith(f"{chapter}.")]
+    own = [o for o in names if o.startswith(f"{chapter}.")]
+    return sorted(own, key=lambda o: (len(o), o))  # the tenth comes after the ninth
 
 # %% ../../nbs/course/exercises.ipynb #2fa9a9ef
 # Where code lies that isn't the learner's

@@ -68,7 +68,7 @@ def label_name(
 class Pen:
     """Draws on an image in an object's own units.
 
-    They go x to the right and y down; the object lies between -1 and 1."""
+    x runs to the right and y down; the object lies between -1 and 1."""
 
     def __init__(
         self,

@@ -67,7 +67,9 @@ class Source:
 
 # %% ../../nbs/images/fetch.ipynb #6f61dfef
 SETS = {
-    base + size: ((base + size).replace("-", "_").upper(), dict(train=n_train, val=n_val))
+    base + size: dict(
+        url=(base + size).replace("-", "_").upper(), images=dict(train=n_train, val=n_val)
+    )
     for base, n_train, n_val in (("imagenette", 9469, 3925), ("imagewoof", 9025, 3929))
     for size in ("-160", "-320", "")
 }
@@ -97,7 +99,7 @@ def url_source(
 # %% ../../nbs/images/fetch.ipynb #8cecaef9
 def named_source(
     name: str,  # one of `SETS`
-    url: str | None = None,  # a mirror of the official archive; default: fastai's address
+    url: str | None = None,  # a mirror of the official archive; default: the official address
 ) -> Source:
     "The source of the data set `name`. Raises `DataError` with the valid names."
     if not isinstance(name, str) or name not in SETS:
@@ -112,10 +114,11 @@ def named_source(
     from fastai.data.external import URLs
     from fastdownload import checks_module, read_checks
 
-    key, images = SETS[name]
-    official = getattr(URLs, key)
+    entry = SETS[name]
+    official = getattr(URLs, entry["url"], entry["url"])
     size, md5 = read_checks(checks_module(fastai.data)).get(official, (None, None))
-    return url_source(url or official, size, md5, images)
+    known = dict(size=size, md5=md5) | entry
+    return url_source(**known | dict(url=url or official))
 
 # %% ../../nbs/images/fetch.ipynb #00fa6f27
 def fetch_error(
@@ -684,11 +687,11 @@ def fetch_source(
 # %% ../../nbs/images/fetch.ipynb #b0a29a35
 def fetch(
     name: str,  # one of `SETS`: "imagenette-160", "imagewoof-320", …
-    url: str | None = None,  # a mirror of the official archive; default: fastai's address
+    url: str | None = None,  # a mirror of the official archive; default: the official address
     progress: bool = True,  # show bars?
     **kwargs,  # `tries`, `timeout`, `pause` of `download`, `patience` of `fetch_source`
 ) -> Path:  # a folder with train/<class>/ and val/<class>/
-    """fastai's data set `name`, fetched if it isn't there.
+    """The data set `name`, fetched if it isn't there.
 
     Raises a `DataError`, which names the ways out."""
     return fetch_source(named_source(name, url), progress, **kwargs)

@@ -31,7 +31,7 @@ from fastai.vision.data import ImageBlock
 from fastcore.all import L, merge, noop, patch
 from PIL import Image
 from ..core import check_whole
-from .augment import BookAug
+from .augment import BookAug, alternating_flips
 from sota_course.images.cache import (
     ImageCache,
     build_cache,
@@ -130,6 +130,8 @@ class CachedDL(TfmdDL):
         check_presize(presize, method)
         self.cache, self.presize, self.method = cache, presize, method
         self._src = self._rows = self._targets = None
+        # For alternating flips: the number of the pass, from 0, and the seed of the first flips
+        self.epoch, self.flip_seed, self._turn = -1, 0, (None, None)
         late = _late(Pipeline(kwargs.get("after_item")).fs)
         if late:
             raise ValueError(
@@ -197,6 +199,31 @@ def _square(image, size, down, right):
     top, left = int(down * (h - size)), int(right * (w - size))
     return image[top : top + size, left : left + size]
 
+# %% ../../nbs/images/loader.ipynb #a17e0012
+@patch
+def begin_epoch(
+    self: CachedDL,
+    epoch: int,  # that the next pass belongs to, from 0
+    seed: int,  # of the run: it decides which images are mirrored first
+):
+    "Say which epoch comes next: alternating flips depend on it."
+    self.epoch, self.flip_seed = epoch - 1, seed
+
+
+@patch
+def before_iter(self: CachedDL):
+    super(CachedDL, self).before_iter()
+    self.epoch += 1
+
+
+@patch
+def _flips(self: CachedDL):
+    "Which images of the data set are mirrored in this pass, where flips alternate"
+    key = max(0, self.epoch), self.flip_seed
+    if key != self._turn[0]:
+        self._turn = key, alternating_flips(len(self.dataset), *key)
+    return self._turn[1]
+
 # %% ../../nbs/images/loader.ipynb #10ad0004
 @patch
 def create_batch(self: CachedDL, idxs):
@@ -212,6 +239,7 @@ def create_batch(self: CachedDL, idxs):
         square[:] = _square(self._presized(i), size, *place)
     x = TensorImage(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     x.seed = seed
+    x.mirrored = self._flips()[torch.tensor(idxs)]
     return (x, *(_taken(ys, idxs) for ys in self._targets))
 
 # %% ../../nbs/images/loader.ipynb #97aa22de

@@ -48,6 +48,8 @@ class EpochSeeds(Callback):
         s = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
         set_seed(s)
         self.dls.train.rng = random.Random(s)
+        if hasattr(self.dls.train, "begin_epoch"):
+            self.dls.train.begin_epoch(epoch, self.seed)
 
 # %% ../../nbs/training/checkpoints.ipynb #91f3b404
 class History(Callback):

@@ -147,7 +147,7 @@ def run_files(
     run: Run,  # with a folder
     seed: int,
 ) -> dict:  # `result`, `checkpoint`, `picture` and `model`, a folder: a `Path` for each
-    "Where the run_files of a run are."
+    "Where the files of a run are."
     ends = dict(result=".json", checkpoint=".pt", picture=".png", model="-model")
     return {k: run.file(seed, end) for k, end in ends.items()}
 
@@ -179,7 +179,7 @@ def _may_start(run, args):
 
 # %% ../../nbs/training/session.ipynb #bf6bc892
 def _remove(run, seed):
-    "Remove the run_files of a run, the result first."
+    "Remove the files of a run, the result first."
     own = run_files(run, seed)
     model = own.pop("model")
     for o in (*own.values(), model / CARD_FILE, model / WEIGHTS_FILE):
@@ -290,7 +290,7 @@ def _why_not_written(e):
     while e is not None:
         if isinstance(e, OSError):
             return e.strerror or str(e)
-        # torch's own writer of run_files doesn't say why.
+        # torch's own writer of files doesn't say why.
         if isinstance(e, RuntimeError) and any(o in str(e) for o in _torch_writes):
             return "it seems to be full"
         e = e.__cause__ or e.__context__
@@ -323,7 +323,7 @@ def _advice(args):
 
 # %% ../../nbs/training/session.ipynb #8ee64e7c
 def _make(path, args, run):
-    "The learner; run_files that `--overwrite` gives up are removed when it stands."
+    "The learner; files that `--overwrite` gives up are removed when it stands."
     learn = _learner(path, args)
     if args["overwrite"]:
         _remove(run, args["seed"])
