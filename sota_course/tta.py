@@ -10,11 +10,7 @@ __all__ = ['crop_offsets', 'crop_slices', 'five_crop', 'ten_crop', 'merge_views'
 # %% ../nbs/04_tta.ipynb #00fae0ac
 import torch
 from .core import size_pair
-from sota_course.tta_checks import (
-    check_predictions,
-    check_views,
-    pad_to_size,
-)
+from .tta_checks import check_predictions, check_views, pad_to_size
 
 # %% ../nbs/04_tta.ipynb #0e3d2d46
 def crop_offsets(
