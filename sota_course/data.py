@@ -205,7 +205,9 @@ def _check_split(path, files, splitter):
 
 # %% ../nbs/00_data.ipynb #b0af2252
 def _choice(path, valid_pct, seed, per_class, noise):
-    "Fewer training images of `path`, or some with wrong labels."
+    "Fewer training images of `path`, or some with wrong labels; None where neither is asked for."
+    if per_class is None and not noise:
+        return None
     files, splitter = image_files(path), _splitter(valid_pct, seed)
     return Choice(files, class_name, splitter, per_class, noise, seed)
 
@@ -226,8 +228,8 @@ def data_block(
     splitter = _splitter(valid_pct, seed)
     _check_split(path, image_files(path), splitter)
     get_items, get_y = image_files, class_name
-    if per_class is not None or noise:
-        choice = _choice(path, valid_pct, seed, per_class, noise)
+    choice = _choice(path, valid_pct, seed, per_class, noise)
+    if choice:
         # A DataBlock would bind a method to itself.
         get_items, get_y, splitter = map(partial, (choice.items, choice.label, choice.split))
     return DataBlock(
@@ -314,8 +316,9 @@ def get_dls(
     check_layout(path)
     n = _check_split(path, image_files(path), _splitter(valid_pct, seed))
     split = dict(valid_pct=valid_pct, seed=seed, per_class=per_class, noise=noise)
-    if per_class is not None or noise:
-        n = _choice(path, **split).n_train
+    choice = _choice(path, **split)
+    if choice:
+        n = choice.n_train
     if n < bs and kwargs.get("drop_last", kwargs.get("shuffle", True)):
         raise DataError(
             f"{path.name} has {n} training images, fewer than a batch of {bs}: choose a smaller bs"
@@ -327,7 +330,7 @@ def get_dls(
         path, bs, stats=_stats(stats), split=split, progress=progress, kwargs=kwargs, **chosen
     )
     said = "official" if valid_pct is None else f"random {valid_pct}, seed {seed}"
-    fewer = dict(per_class=per_class, noise=noise) if per_class is not None or noise else {}
+    fewer = dict(per_class=per_class, noise=noise) if choice else {}
     dls.args = dict(data=path.name, stats=stats, pipeline=pipeline, split=said, **chosen, **fewer)
     dls.remake = partial(get_dls, **given | dict(path=path))
     return dls

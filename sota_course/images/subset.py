@@ -93,7 +93,8 @@ class Choice:
 
     def label(self, file):
         "The label to train on: a wrong one where it was made wrong."
-        return self.wrong.get(str(file)) or self._label(file)
+        key = str(file)
+        return self.wrong[key] if key in self.wrong else self._label(file)
 
     def split(self, files):
         "Positions of the training and of the validation images."
