@@ -7,10 +7,11 @@
 pixels for six epochs, and scored on all validation photos.
 
 `batchnorm` trains it as it is, on pixels without statistics and on normalized ones, and with two
-first layers of 4 by 4 pixels: a learned one, and frozen whitening filters. `without` takes BatchNorm
-out of it, gives the convolutions biases, and trains it without statistics and with them, each at
-the rate that was best for it in `rates`: a run for each rate, with a seed of its own. What is there
-already isn't done again. Results go to <out>/whitening and <out>/whitening-rates.
+first layers of 4 by 4 pixels: a learned one, and frozen whitening filters. `without` takes
+BatchNorm out of it, gives the convolutions biases, and trains it without statistics and with them,
+each at the rate that was best for it in `rates`: a run of three epochs for each rate, with a seed
+of its own. What is there already isn't done again. Results go to <out>/whitening and
+<out>/whitening-rates.
 """
 
 from functools import partial
@@ -26,7 +27,8 @@ from sota_course.training.whitening import whitening_conv
 from study import LR, PHOTOS, Clock, one_seed, photo_options
 
 SIZE, BS, EPOCHS = 32, 64, 6
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATE_EPOCHS = 3
 RATE_SEED = 100  # none of those that are compared
 STEM = 48  # channels behind a first layer of 4 by 4 pixels
 WIDTHS = (STEM, 32, 64, 128)
@@ -74,7 +76,7 @@ def without_batchnorm(n_out, dls):
 # --- runs ---
 
 
-def run(name, net, stats, path, folder, command, seed, lr=LR):
+def run(name, net, stats, path, folder, command, seed, lr=LR, epochs=EPOCHS):
     "The run `name` of a network on pixels with `stats`."
 
     def make():
@@ -84,7 +86,7 @@ def run(name, net, stats, path, folder, command, seed, lr=LR):
         learn.arch = f"small_resnet, {net.__name__}"
         return learn
 
-    return one_seed(name, make, EPOCHS, seed, folder, command, lr=lr)
+    return one_seed(name, make, epochs, seed, folder, command, lr=lr)
 
 
 def batchnorm(path, own, args):
@@ -108,7 +110,8 @@ def rates(path, own, args):
     for lr in RATES:
         for side, stats in dict(none=None, channels=own).items():
             name, command = rate_name(side, lr), COMMAND + "rates"
-            yield run(name, without_batchnorm, stats, path, folder, command, RATE_SEED, lr)
+            how = dict(seed=RATE_SEED, lr=lr, epochs=RATE_EPOCHS)
+            yield run(name, without_batchnorm, stats, path, folder, command, **how)
 
 
 def best_rate(found, side):
