@@ -15,7 +15,7 @@ A thousand photos and 120 epochs take about 80 seconds on one core, all 9,469 te
 """
 
 import torch.nn.functional as F
-from sota_course.baseline import baseline_learner
+from sota_course.training.learner import baseline_learner
 from sota_course.data import get_dls
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.training.metrics import brier, fit_temperature

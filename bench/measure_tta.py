@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fastai.torch_core import set_seed
 
-from sota_course.baseline import baseline_learner
+from sota_course.training.learner import baseline_learner
 from sota_course.data import get_dls
 from sota_course.images.decode import image_files
 from sota_course.training.views import rescore

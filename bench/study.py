@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from sota_course.baseline import baseline_learner
+from sota_course.training.learner import baseline_learner
 from sota_course.data import get_dls
 from sota_course.training.runs import Run
 

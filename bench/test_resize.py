@@ -26,7 +26,7 @@ from torchvision.transforms import functional as TF
 
 from measure_resize import BS, SIZE, STAGES
 from shared import alternate, medians, rates
-from sota_course.baseline import baseline_learner
+from sota_course.training.learner import baseline_learner
 from sota_course.images.loader import cached_dls
 from sota_course.resize import resize
 

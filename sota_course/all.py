@@ -9,10 +9,11 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'CLASSES', 'draw_image', 'build_cache', 'cached_dls', 'clear_cache', 'smooth_cross_entropy',
            'smooth_targets', 'cutmix', 'mixup', 'ChannelStats', 'channel_stats', 'denormalize', 'normalize',
            'center_crop', 'random_resized_crop', 'resize', 'five_crop', 'merge_views', 'ten_crop', 'baseline_learner',
-           'small_resnet', 'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp',
-           'Normalize', 'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix',
-           'dense_five_crop', 'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon',
-           'muon', 'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
+           'Recipe', 'from_toml', 'preset', 'to_toml', 'train', 'whitened_resnet', 'small_resnet', 'xresnet10',
+           'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
+           'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
+           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon',
+           'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
            'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError', 'ImageError',
            'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run', 'load_results',
            'predictions', 'score']
@@ -68,7 +69,10 @@ _all_ = [
 ]
 
 # %% ../nbs/all.ipynb #51c3b00b
-from .baseline import baseline_learner, small_resnet, xresnet10
+from .baseline import small_resnet, xresnet10
+from .training.learner import baseline_learner, whitened_resnet
+from .training.recipe_runs import train
+from .training.recipes import Recipe, from_toml, preset, to_toml
 from .label_smoothing import SmoothCrossEntropy
 from .images.normalization import Normalize, dataset_stats
 from .training.averaging import EMA, Lookahead
@@ -92,6 +96,12 @@ from .training.whitening import whitening_conv
 # %% ../nbs/all.ipynb #51c3b00c
 _all_ = [
     "baseline_learner",
+    "Recipe",
+    "from_toml",
+    "preset",
+    "to_toml",
+    "train",
+    "whitened_resnet",
     "small_resnet",
     "xresnet10",
     "SmoothCrossEntropy",

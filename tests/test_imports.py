@@ -23,13 +23,13 @@ NEED_FASTAI = {"data", "baseline"}
 
 # What a module may import inside a function, and why it isn't at the top.
 LATE = {
-    "baseline": {"timm"},  # whoever names a model of it needs it
     "course.exercises": {"sota_course.course.answers"},  # it imports this module, and all chapters
     "course.figures": {"ipywidgets"},  # sliders only
     "images.check": {"fastprogress"},  # so are the next two: a bar, where one is asked for
     "images.drawn": {"fastprogress"},
     "images.fetch": {"fastprogress", "fastdownload", "fastai"},  # fastai: its addresses and folders
     "training.command": {"fastcore", "sota_course.training.session"},  # a quick start
+    "training.learner": {"timm"},  # whoever names a model of it needs it
     "training.metrics": {"matplotlib"},  # one diagram
 }
 

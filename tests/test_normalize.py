@@ -33,7 +33,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
 
 from sota_course.training import models
-from sota_course.baseline import baseline_learner
+from sota_course.training.learner import baseline_learner
 from sota_course.data import data_block, get_dls
 from sota_course.course.exercises import check, exercises
 from sota_course.core import BadImages

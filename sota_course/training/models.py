@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import nn
-from ..baseline import ARCHS, find_arch, is_arch
+from .learner import ARCHS, find_arch, is_arch
 from ..core import CheckpointError, object_name, write_whole
 from ..images.augment import BookAug, resize_batch
 from ..images.cache import METHODS, load_presized

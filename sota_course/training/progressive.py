@@ -26,6 +26,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from ..core import check_whole, eval_mode
 from .runs import predictions, score
+from .schedules import triangular
 
 # %% ../../nbs/training/progressive.ipynb #d8bbdbcc
 def _check_lr(lr):
@@ -93,7 +94,7 @@ class Phase:
     frozen: bool = None  # None: leave it as it is
 
 # %% ../../nbs/training/progressive.ipynb #2840eb02
-SCHEDULES = ("one_cycle", "fine_tune")
+SCHEDULES = ("one_cycle", "triangular", "fine_tune")
 
 
 def _check_schedule(schedule, freeze_epochs):
@@ -128,7 +129,7 @@ def phases(
     stages = check_stages(stages)
     _check_schedule(schedule, freeze_epochs)
     _check_lr(lr)
-    one_cycle = schedule == "one_cycle"
+    one_cycle = schedule != "fine_tune"
     first_cycle = (0, sum(o.epochs for o in stages) if one_cycle else stages[0].epochs)
     plan, at = [], 0
     for i, o in enumerate(stages):
@@ -155,15 +156,21 @@ def _curve(plan, cycles):
     return value
 
 
-def _scheduler(learn, plan):
+def _scheduler(learn, plan, schedule):
     "fastai's `ParamScheduler` for learning rate and momentum over `plan`."
     lrs, moms = [], []
     for o in plan:
         learn.opt.set_hyper("lr", o.lr)  # makes one rate for each parameter group of a slice
         top = np.array([h["lr"] for h in learn.opt.hypers])
+        if schedule == "triangular":
+            lrs.append(triangular(top, peak=o.pct_start))
+            continue
         lrs.append(combined_cos(o.pct_start, top / o.div, top, top / 1e5))
         moms.append(combined_cos(o.pct_start, *learn.moms))
-    return ParamScheduler(dict(lr=_curve(plan, lrs), mom=_curve(plan, moms)))
+    curves = dict(lr=_curve(plan, lrs))
+    if moms:
+        curves["mom"] = _curve(plan, moms)
+    return ParamScheduler(curves)
 
 # %% ../../nbs/training/progressive.ipynb #b1140bc9
 def reset_running_stats(model: nn.Module):
@@ -313,7 +320,8 @@ def fit_progressive(
     learn: Learner,
     stages,  # `Stage`s, in order
     lr=None,  # for stages without one; default: the learner's
-    schedule: str = "one_cycle",  # over all stages, or "fine_tune": fastai's after the first stage
+    # over all stages: "one_cycle" or "triangular"; "fine_tune": fastai's after the first stage
+    schedule: str = "one_cycle",
     get_dls=None,  # makes DataLoaders of `bs` and `size`; default: `learn.dls.remake`
     reset_bn: bool = False,  # forget BatchNorm's statistics at each change of stage
     reset_opt: bool = False,  # forget the optimizer's state at each change of stage
@@ -334,7 +342,7 @@ def fit_progressive(
     if learn.opt is None:
         learn.create_opt()
     switch = StageSwitch(stages, plan, make, reset_bn, reset_opt, start_epoch)
-    cbs = [switch, _scheduler(learn, plan), *L(cbs)]
+    cbs = [switch, _scheduler(learn, plan, schedule), *L(cbs)]
     learn.fit(plan[-1].end, wd=wd, cbs=cbs, start_epoch=start_epoch)
     return learn
 

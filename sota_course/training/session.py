@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
-from ..baseline import baseline_learner
+from .learner import baseline_learner
 from ..core import DataError, write_whole
 from ..data import get_data, get_dls
 from ..images.decode import open_image
