@@ -15,16 +15,9 @@ from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from torch import nn
 from ..core import check_tensor, check_whole, class_numbers, eval_mode
-from sota_course.mixup import (
-    blend,
-    box_weights,
-    loss_setting,
-    mixed_loss,
-    partners,
-    paste,
-    rand_boxes,
-    sample_lam,
-)
+from ..mixed_loss import loss_setting, mixed_loss
+from ..mixup import blend, box_weights, paste, rand_boxes, sample_lam
+from ..mixup_checks import partners
 
 # %% ../../nbs/training/mixing.ipynb #3082ef3f
 class MixHandler(Callback):
