@@ -1,6 +1,6 @@
-"""What tests/test_distributed.py starts with torchrun: python distributed_script.py CASE DATA OUT
+"""What the processes of tests/test_distributed.py do: python distributed_script.py CASE DATA OUT
 
-Each process leaves what it found in OUT; the tests call the same functions in one process."""
+Each leaves what it found in OUT; the tests call the same functions in one process."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 import sota_course  # noqa: F401 (before torch: see its `__init__`)
 import torch
 from fastai.callback.core import Callback
@@ -24,7 +25,7 @@ from sota_course.baseline import small_resnet
 from sota_course.images.loader import cached_dls
 from sota_course.training.averaging import EMA
 from sota_course.training.distributed import Distribute, distributed, process_rank
-from sota_course.training.mixing import CutMix, MixUp
+from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 from sota_course.training.muon import muon
 from sota_course.training.progressive import Progressive, Stage
 from sota_course.training.runs import Run
@@ -110,40 +111,64 @@ def small_results():
     return dict(values=values, preds=preds, targets=targets, weights=state)
 
 
+def refusals():
+    "What is said where processes can't work together."
+    said = []
+    learn = small_learner()
+    learn.dls.train.rng.seed(process_rank())
+    for learn in (learn, small_learner([ManifoldMixup(layers=["3"])])):
+        with pytest.raises(ValueError) as error:
+            small_fit(learn)
+        said.append(str(error.value))
+    return said
+
+
 def train(data, out):
     "All that is compared with one process."
-    results = dict(
+    return dict(
         plain=image_run(data, out / "plain"),
         norm=image_run(data, out / "norm", partial(small_resnet, 10, (8, 16, 16))),
         small=small_results(),
     )
+
+
+def together(data, out):
+    results = train(data, out) | dict(said=refusals())
     torch.save(results, out / f"process-{process_rank()}.pt")
     print("said once")
 
 
-def other_batches(data, out):
-    learn = small_learner()
-    set_seed(process_rank())
-    learn.dls.train.rng.seed(process_rank())
-    small_fit(learn)
+def resumed(data, out):
+    torch.save(image_run(data, out / "plain"), out / f"resumed-{process_rank()}.pt")
+    raise ValueError("all processes have the same to complain about")
 
 
-CASES = dict(
-    train=train,
-    killed=lambda data, out: image_run(data, out / "plain", cbs=[Die(None)]),
-    resumed=lambda data, out: torch.save(
-        image_run(data, out / "plain"), out / f"resumed-{process_rank()}.pt"
-    ),
-    lost=lambda data, out: image_run(data, None, cbs=[Die(1)]),
-    other_batches=other_batches,
-)
-
-
-if __name__ == "__main__":
-    case, data, out = sys.argv[1:]
+def main(case, data, out):
+    data, out = Path(data), Path(out)
     try:
         with distributed(minutes=2):
-            CASES[case](Path(data), Path(out))
+            if case == "together":
+                together(data, out)
+            elif case == "resumed":
+                resumed(data, out)
+            else:
+                image_run(data, out / "plain", cbs=[Die(None if case == "killed" else 1)])
     except Exception as e:
         print(f"script: {e}", file=sys.stderr)
         sys.exit(2)
+
+
+def join(rank, processes, port, *args):
+    "`main` as process `rank`, with the variables that torchrun sets; stderr goes to a file."
+    numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, MASTER_PORT=port)
+    os.environ.update({k: str(o) for k, o in numbers.items()}, MASTER_ADDR="localhost")
+    torch.set_num_threads(1)
+    sys.stderr = open(Path(args[-1]) / f"said-{rank}.txt", "w")
+    main(*args)
+
+
+if __name__ == "__main__":
+    # As a module, so that what a run records has a name that others can import.
+    from distributed_script import main
+
+    main(*sys.argv[1:])
