@@ -72,6 +72,7 @@ from .baseline import baseline_learner, small_resnet, xresnet10
 from .label_smoothing import SmoothCrossEntropy
 from .images.normalization import Normalize, dataset_stats
 from .training.averaging import EMA, Lookahead
+from .training.distributed import Distribute, distributed, is_main
 from .training.dense import dense_five_crop
 from sota_course.training.metrics import (
     brier,

@@ -258,9 +258,7 @@ def _start(minutes):
         if dist.is_nccl_available():
             backend = "cpu:gloo,cuda:nccl"
     store, rank, processes = next(dist.rendezvous("env://", timeout=timeout))
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=processes, timeout=timeout
-    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
     return store
 
 
