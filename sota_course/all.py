@@ -77,6 +77,7 @@ from .training.recipes import Recipe, from_toml, preset, to_toml
 from .label_smoothing import SmoothCrossEntropy
 from .images.normalization import ChannelStats, Normalize, dataset_stats
 from .training.averaging import EMA, Lookahead
+from .training.distributed import Distribute, distributed, is_main
 from .training.dense import dense_five_crop
 from sota_course.training.metrics import (
     brier,
