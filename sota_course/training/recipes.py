@@ -298,7 +298,7 @@ def preset(
     **changes,  # choices to make otherwise
 ) -> Recipe:
     "A measured recipe, with `changes`. Raises `RecipeError`."
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise RecipeError("preset", f"must be one of {', '.join(PRESETS)}, not {name!r}")
     return Recipe(**_known(with_changes(PRESETS[name][1], changes)))
 
