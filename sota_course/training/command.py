@@ -23,6 +23,10 @@ START_AGAIN = "Nothing was trained yet, and nothing was lost: start again with t
 class Diverged(ValueError):
     "A loss became infinite or undefined."
 
+    def __init__(self, where):
+        super().__init__(where)
+        self.where = where  # fastai puts words of its own before the message
+
 
 class Interrupted(KeyboardInterrupt):
     "The command was told to stop, by Ctrl-C or a signal."

@@ -16,6 +16,7 @@ import shlex
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from sota_course.training.recipes import (
     ARCH_NAMES,
@@ -39,9 +40,7 @@ class Options:
 
     recipe: Recipe = Recipe()
     preset: str = _option(None, "a recipe to begin with: see above")
-    recipe_file: str = _option(
-        None, "a recipe in TOML, such as each run leaves"
-    )
+    recipe_file: str = _option(None, "a recipe in TOML, such as each run leaves")
     name: str = _option(None, "what files begin with; default: data, preset or network, size")
     out: str = _option("runs", "folder for results, recipes, pictures, models and checkpoints")
     resume: bool = _option(False, "go on with an interrupted run, or complete a finished one")
@@ -118,11 +117,17 @@ def _groups():
     return groups | {"files": _FILES, "what to do": _TASKS}
 
 
-def option_parser() -> argparse.ArgumentParser:
-    "What reads the command line; its error is a `ValueError`."
+@cache
+def _docs():
+    "name of a choice -> what it is."
     # Most of the start's time, and nothing needs it before.
     from fastcore.docments import docments
 
+    return docments(Recipe) | {o.name: o.metadata.get("doc") for o in fields(Options)}
+
+
+def option_parser() -> argparse.ArgumentParser:
+    "What reads the command line; its error is a `ValueError`."
     parser = _Parser(
         "sota-train",
         usage="sota-train [--preset NAME] [--recipe FILE] [options]",
@@ -131,12 +136,11 @@ def option_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    docs = docments(Recipe) | {o.name: o.metadata.get("doc") for o in fields(Options)}
     known = {o.name: o for o in (*fields(Recipe), *fields(Options))}
     for title, names in _groups().items():
         group = parser.add_argument_group(title)
         for name in names:
-            _add(group, known[name], docs[name])
+            _add(group, known[name], _docs()[name])
     return parser
 
 # %% ../../nbs/training/options.ipynb #12643c8c

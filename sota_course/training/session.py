@@ -412,7 +412,7 @@ def _in_words(e, run):
     "The error to raise in place of `e`, for people; None where there is no better one."
     if isinstance(e, Diverged):
         return Diverged(
-            f"training diverged: {e}, with --lr {run.recipe.lr:g}, and no further step can mend "
+            f"training diverged: {e.where}, with --lr {run.recipe.lr:g}, and no further step can mend "
             "that. Choose a lower --lr, and add --overwrite"
         )
     if _is_memory(e):
