@@ -181,7 +181,7 @@ def few():
 
 
 PARTS = {"ablation": ablation, "64": at_64, "few": few}
-BATCH = len(CHANGES) + 1  # recipes that are measured with all seeds before the next ones: the ladder
+BATCH = len(CHANGES) + 1  # the ladder is measured with all seeds before anything else
 
 
 def in_turn(names, seeds):
