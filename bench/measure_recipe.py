@@ -44,6 +44,7 @@ CHANGES = {
 }
 # And what doesn't belong to `fast`
 MORE = {
+    "larger_crops": dict(min_scale=0.75),
     "batch32": dict(bs=32),
     "batch128": dict(bs=128),
     "adam": dict(opt="adam", lr=8e-3, wd=0.01),
