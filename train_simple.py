@@ -2,8 +2,8 @@
 
     python train_simple.py --data imagenette2-160 [--epochs 5] [--size 64] [--runs 3] [--help]
 
-It needs torch, numpy and Pillow. Each setting below is an option; results/simple holds what was
-measured. Seconds are those of the training: decoding (once) and the last test come on top.
+Imagenette, CPU: accuracy 0.8372, 0.8405 with the mirrored view, n = 1 so far (results/simple):
+1,534 s on one thread of a crowded machine, 227 s of CPU time with decoding and test.
 Ideas: airbench (K. Jordan, arXiv:2404.00498), Muon (2024), hlb-CIFAR10, D. Page's ResNet (2018).
 """
 
