@@ -161,6 +161,7 @@ def main(case, data, out):
 def join(rank, processes, port, *args):
     "`main` as process `rank`, with the variables that torchrun sets; stderr goes to a file."
     numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, MASTER_PORT=port)
+    numbers |= dict(TORCHELASTIC_USE_AGENT_STORE=True, TORCHELASTIC_RESTART_COUNT=0)
     os.environ.update({k: str(o) for k, o in numbers.items()}, MASTER_ADDR="localhost")
     torch.set_num_threads(1)
     sys.stderr = open(Path(args[-1]) / f"said-{rank}.txt", "w")

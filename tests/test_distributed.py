@@ -7,13 +7,14 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sota_course  # noqa: F401 (before torch: see its `__init__`)
 import torch
+import torch.distributed as dist
 
 import distributed_script as script
 from links import ROOT
@@ -55,9 +56,9 @@ def fork():
 def _fork(case, data, out):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distributed_script"])
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    args = [(o, PROCESSES, port, case, str(data), str(out)) for o in range(PROCESSES)]
+    # As torchrun's, it outlives the processes: the first that fails leaves a mark there.
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    args = [(o, PROCESSES, store.port, case, str(data), str(out)) for o in range(PROCESSES)]
     started = [context.Process(target=script.join, args=o) for o in args]
     for o in started:
         o.start()
