@@ -28,9 +28,11 @@ LATE = {
     "images.check": {"fastprogress"},  # so are the next two: a bar, where one is asked for
     "images.drawn": {"fastprogress"},
     "images.fetch": {"fastprogress", "fastdownload", "fastai"},  # fastai: its addresses and folders
-    "training.command": {"fastcore", "sota_course.training.session"},  # a quick start
+    "training.command": {"sota_course.training.session"},  # a quick start
     "training.learner": {"timm"},  # whoever names a model of it needs it
     "training.metrics": {"matplotlib"},  # one diagram
+    "training.options": {"fastcore"},  # a quick start
+    "training.session": {"torch.utils.tensorboard"},  # whoever asks for event files needs it
 }
 
 

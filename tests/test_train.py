@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
+import sota_course.training.recipe_runs
 import sota_course.training.runs
 import sota_course.training.command
 import sota_course.training.session
-from sota_course.training.command import OPTION_RULES, Signals, main
+from sota_course.training.command import Signals, main
+from sota_course.training.options import OPTION_RULES, read_options
+from sota_course.training.recipes import RULES, Recipe, from_toml, preset
 
 SOTA_TRAIN = [sys.executable, "-c", "from sota_course.training.command import main; main()"]
 
@@ -73,7 +76,7 @@ def refused(command):
 
 def flags(**kwargs):
     "The command's arguments: data=folder gives --data folder."
-    return [o for k, v in kwargs.items() for o in (f"--{k}", v)]
+    return [o for k, v in kwargs.items() for o in (f"--{k.replace('_', '-')}", v)]
 
 
 def options(data, out, epochs=2):
@@ -116,7 +119,7 @@ def test_it_says_where_the_result_and_the_picture_are(whole):
     assert done.returncode == 0, done.stderr
     assert str(out / "try-seed0.json") in done.stdout and str(out / "try-seed0.png") in done.stdout
     assert "accuracy" in done.stdout and (out / "try-seed0.png").read_bytes().startswith(b"\x89PNG")
-    left = ["try-seed0-model", "try-seed0.json", "try-seed0.png"]
+    left = ["try-seed0-model", "try-seed0.json", "try-seed0.png", "try-seed0.toml"]
     assert sorted(o.name for o in out.iterdir()) == left
 
 
@@ -176,10 +179,11 @@ def test_the_result_names_its_circumstances_and_no_folder_of_this_machine(whole,
     text = (whole[1] / "try-seed0.json").read_text()
     res = json.loads(text)
     command = (
-        f"sota-train --data {small.name} --size 32 --arch xresnet10 --epochs 3 --seed 0 --bs 20"
+        f"sota-train --data {small.name} --size 32 --bs 20 --arch xresnet10 --epochs 3 --seed 0"
     )
     assert res["command"] == command
     assert str(small.parent) not in text and str(whole[1]) not in text
+    assert str(small.parent) not in (whole[1] / "try-seed0.toml").read_text()
     assert {"cpu", "cores", "torch", "fastai", "sota_course", "python"} <= set(res["environment"])
     assert (res["config"]["n_train"], res["config"]["n_valid"], len(res["history"])) == (200, 50, 3)
 
@@ -222,21 +226,47 @@ def test_resuming_with_other_settings_says_which_differ(
 
 NONE = ("", " ")
 NUMBERS = ("nan", "inf", "-inf", "-1", "two", "", "1e400")
+WHOLE = (*NUMBERS, "1.5", "1000000000000")
+SHARES = (*NUMBERS, "1.1")
 WRONG = dict(
     data=NONE,
-    size=(*NUMBERS, "0", "7", "3277", "6.5"),
-    arch=(*NONE, "resnet-51", "XResNet18"),
-    epochs=(*NUMBERS, "0", "1.5", "1000000"),
-    seed=(*NUMBERS, "1.5", 2**32),
-    bs=(*NUMBERS, "0", "1", "2.5", "1000000000"),
-    lr=(*NUMBERS, "0", "-0.0"),
-    presize=(*NUMBERS, "0", "31", "4097"),
+    size=(*WHOLE, "0", "7", "3277", "6.5"),
+    bs=(*WHOLE, "0", "1"),
+    presize=(*WHOLE, "0", "31", "4097"),
     method=(*NONE, "stretch"),
-    min_scale=(*NUMBERS, "0", "1e-9", "1.1"),
-    stats=(*NONE, "cifar"),
+    valid_pct=(*SHARES, "0", "1", "20"),
+    per_class=(*WHOLE, "0"),
     pipeline=(*NONE, "torch"),
-    valid_pct=(*NUMBERS, "0", "1", "20"),
-    workers=(*NUMBERS, "100000"),
+    stats=(*NONE, "cifar"),
+    arch=(*NONE, "resnet-51", "XResNet18"),
+    epochs=(*WHOLE, "0"),
+    first_size=(*WHOLE, "7", "33"),
+    stages=(*NONE, "2x4", "32", "2x", "0x32", "2x32x1", "2x64", "x32", "2x32 1"),
+    opt=(*NONE, "lamb"),
+    lr=(*NUMBERS, "0", "-0.0"),
+    wd=NUMBERS,
+    schedule=(*NONE, "cosine"),
+    peak=(*SHARES, "0", "1"),
+    accumulate=(*WHOLE, "0"),
+    clip=(*NUMBERS, "0"),
+    aug=(*NONE, "rand"),
+    min_scale=(*SHARES, "0", "1e-9"),
+    flip=(*NONE, "both"),
+    mixup=NUMBERS,
+    cutmix=NUMBERS,
+    mix_until=(*SHARES, "0.5"),  # of what isn't mixed
+    smoothing=(*SHARES, "1"),
+    ema=(*SHARES, "1"),
+    lookahead=WHOLE,
+    precision=(*NONE, "int8"),
+    channels_last=("yes",),
+    compile=("yes",),
+    views=(*NONE, "dense"),
+    seed=(*WHOLE, 2**32),
+    preset=("", "slow", "Fast"),
+    recipe=("", "no/such/file.toml"),
+    workers=(*WHOLE, "100000"),
+    runs=(*WHOLE, "0", "1001"),
     name=("", "a/b", "..", "/", "../x", "a\\b", ".hidden", "a\nb", "x" * 101),
     out=NONE,
 )
@@ -255,7 +285,8 @@ def test_a_wrong_value_is_refused_before_anything_is_imported_or_made(
 
 
 def test_every_option_is_held_against_wrong_values():
-    assert set(WRONG) == set(OPTION_RULES), "WRONG above needs an entry for each option's rule"
+    ruled = {o for rules in RULES.values() for o in rules} | set(OPTION_RULES)
+    assert set(WRONG) == ruled | {"preset", "recipe"}, "WRONG needs an entry for each option"
 
 
 @pytest.mark.parametrize(
@@ -264,8 +295,14 @@ def test_every_option_is_held_against_wrong_values():
         (["--nosuch"], "--nosuch"),
         (["--lr"], "--lr"),
         (["drawn"], "drawn"),
-        (["--tta=yes"], "--tta"),
+        (["--resume=yes"], "--resume"),
+        (["--epoch", "2"], "--epoch"),
         (["--resume", "--overwrite"], "choose one"),
+        (["--stages", "1x32 1x64", "--epochs", "3"], "--epochs"),
+        (["--stages", "1x32", "--first-size", "32"], "--first-size"),
+        (["--ema", "0.9", "--lookahead", "5"], "--ema"),
+        (["--pipeline", "fastai", "--flip", "alternate"], "--flip"),
+        (["--seed", 2**32 - 1, "--runs", "2"], "--runs"),
         (["--data", "/", "--name", ""], "--name"),
     ],
 )
@@ -281,26 +318,28 @@ TYPED = st.one_of(
 )
 LEGAL = dict(
     lr=lambda o: math.isfinite(float(o)) and float(o) > 0,
+    clip=lambda o: o == "none" or float(o) > 0,
     min_scale=lambda o: 0 < float(o) <= 1,
-    valid_pct=lambda o: 0 < float(o) < 1,
+    valid_pct=lambda o: o == "none" or 0 < float(o) < 1,
     size=lambda o: int(o) > 0,
-    presize=lambda o: int(o) > 0,
     epochs=lambda o: int(o) > 0,
     bs=lambda o: int(o) > 1,
-    workers=lambda o: int(o) >= 0,
+    workers=lambda o: o == "none" or int(o) >= 0,
+    runs=lambda o: 0 < int(o) <= 1000,
     seed=lambda o: int(o) >= 0,
     name=lambda o: str(o) and Path(str(o)).name == str(o),
-    arch=lambda o: o.startswith("xresnet"),
+    arch=lambda o: o.startswith(("small", "whitened", "xresnet", "timm:")),
 )
+FREE = {"channels_last", "compile"}  # they take no value
 
 
 @given(TYPED)
 def test_property_whatever_is_typed_is_refused_in_a_sentence_or_legal(value):
-    for option in OPTION_RULES:
+    for option in WRONG.keys() - FREE:
         seen, said = [], []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["sota-train", f"--{option.replace('_', '-')}={value}"])
-            patch.setattr(sota_course.training.command, "train", seen_by(seen))
+            patch.setattr(sota_course.training.command, "_start", lambda: seen.append)
             patch.setattr("builtins.print", lambda *o, file=None: said.append(str(o[0])))
             code = sota_course.training.command._code(Signals())
         if code:
@@ -309,19 +348,83 @@ def test_property_whatever_is_typed_is_refused_in_a_sentence_or_legal(value):
             assert len(seen) == 1 and LEGAL.get(option, bool)(str(value)), option
 
 
-def seen_by(calls):
-    "`train`, which notes its arguments in place of training."
-    import inspect
+# A preset, a file, and what is typed
 
-    def train(**kwargs):
-        calls.append(kwargs)
 
-    real = sota_course.training.command.train
-    train.__signature__ = inspect.signature(real)
-    train.__doc__ = ""
-    train.__module__ = "sota_course.training.command"
-    train.__annotations__ = real.__annotations__
-    return train
+def test_what_is_typed_counts_more_than_the_file_and_this_more_than_the_preset(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('lr = 0.5\nsmoothing = 0.3\narch = "xresnet10"\n')
+    typed = ["--preset", "fast", "--recipe", str(file), "--lr", "0.1", "--out", str(tmp_path)]
+    options = read_options(typed)
+    assert options.recipe == preset("fast", lr=0.1, smoothing=0.3, arch="xresnet10")
+
+
+def test_a_recipe_file_that_cannot_be_meant_is_named(tmp_path, refused):
+    file = tmp_path / "mine.toml"
+    wrong = {
+        "epochs 3": "TOML",
+        "epochs = 0": "epochs must be",
+        "lr = nan": "lr must be",
+        "epoch = 3": "did you mean epochs",
+        'preset = "slow"': "preset must be one of",
+        "preset = [1, 2]": "preset must be one of",
+        "[data]\nx = 1": "data must be",
+        'lr = "fast"': "lr must be",
+    }
+    for text, word in wrong.items():
+        file.write_text(text)
+        said = refused("--recipe", file, "--out", tmp_path)
+        assert f"--recipe {file}" in said and word in said, text
+    file.write_bytes(b"\xff\xfe")
+    assert "--recipe" in refused("--recipe", file)
+    assert "directory" in refused("--recipe", tmp_path).lower()
+
+
+def test_a_typed_value_is_named_by_its_option_beside_a_file_too(tmp_path, refused):
+    file = tmp_path / "mine.toml"
+    file.write_text("lr = 0.1\n")
+    said = refused("--recipe", file, "--lr", "nan")
+    assert said.startswith("sota-train: --lr must be")
+
+
+def test_the_recipe_of_a_run_gives_the_same_run(whole, small, tmp_path, command):
+    _, out = whole
+    recipe = out / "try-seed0.toml"
+    assert from_toml(recipe) == Recipe(data=small.name, size=32, arch="xresnet10", epochs=3, bs=20)
+    args = flags(recipe=recipe, data=small, out=tmp_path, name="try")
+    code, _, err = command(*args)
+    assert code == 0, err
+    assert scores(tmp_path) == scores(out)
+
+
+TINY = dict(size=32, arch="small_resnet", epochs=1, bs=20)
+
+
+def test_several_seeds_end_with_mean_and_interval_and_go_on(small, tmp_path, command, refused):
+    args = flags(data=small, out=tmp_path, name="try", views="flip", **TINY)
+    code, out, err = command(*args, "--runs", 2)
+    assert code == 0, err
+    ends = ("-model", ".json", ".png", ".toml")
+    expected = [f"try-seed{i}{o}" for i in (0, 1) for o in ends]
+    assert sorted(o.name for o in tmp_path.iterdir()) == sorted(expected)
+    table = [o.split() for o in out.splitlines()]
+    assert any(o[:2] == ["try", "2"] and o[3] == "±" for o in table), out
+    assert any(o[:3] == ["try,", "flip", "2"] for o in table), out
+    stored = [json.loads((tmp_path / f"try-seed{i}.json").read_text()) for i in (0, 1)]
+    assert [o["command"][-8:] for o in stored] == ["--seed 0", "--seed 1"]
+    assert [from_toml(tmp_path / f"try-seed{i}.toml").seed for i in (0, 1)] == [0, 1]
+    # What is there isn't trained again, and no seed is overwritten unasked.
+    before = contents(tmp_path)
+    assert "--overwrite" in refused(*args, "--runs", 3)
+    code, out, _ = command(*args, "--runs", 3, "--resume")
+    assert code == 0 and out.count("finished before") == 2
+    after = contents(tmp_path)
+    assert {k: after[k] for k in before} == before and "try-seed2.json" in after
+    # The seeds are runs of their own: the second is what --seed 1 gives.
+    alone = tmp_path / "alone"
+    assert command(*flags(data=small, out=alone, name="try", seed=1, **TINY))[0] == 0
+    one = json.loads((alone / "try-seed1.json").read_text())
+    assert one["nll"] == stored[1]["nll"] != stored[0]["nll"]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +516,7 @@ def test_a_bad_image_stops_it_before_the_first_epoch_by_name(tmp_path, command):
 def test_a_training_that_diverges_is_no_result(small, tmp_path, command):
     code, out, said = command(*options(small, tmp_path), "--lr", "1e6")
     assert code == 1
-    assert "diverged" in said
+    assert "diverged: in epoch 0, batch " in said and " of 10, the loss is " in said
     assert "lower --lr" in said
     assert len(said.strip().splitlines()) == 1
     # No result, no picture, no model.
@@ -450,8 +553,9 @@ def test_too_little_memory_is_a_sentence(small, tmp_path, refused, monkeypatch):
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
         )
 
-    monkeypatch.setattr("sota_course.training.session.baseline_learner", out_of_memory)
-    assert "lower one of them" in refused(*options(small, tmp_path))
+    monkeypatch.setattr("sota_course.training.session.recipe_learner", out_of_memory)
+    assert "try --bs 10" in refused(*options(small, tmp_path))
+    assert "try --bs 8" in refused(*options(small, tmp_path), "--bs", 16)
 
 
 # Stopped at any moment
@@ -465,35 +569,37 @@ class Killed(BaseException):
 def trained(small, tmp_path_factory):
     "The folder of a run that was killed when its epochs were over and nothing else was done."
     out = tmp_path_factory.mktemp("trained")
-    args = [*options(small, out, 1), "--tta"]
+    args = [*options(small, out, 1), "--views", "five"]
     with pytest.MonkeyPatch.context() as patch:
         killed_at(patch, "_save", "before", args)
     assert [o.name for o in out.iterdir()] == ["try-seed0.pt"]
     return out
 
 
-STEPS = ("_save", "_add_tta", "_draw", "save", "unlink")
+STEPS = ("score_views", "_save", "_draw", "_write_recipe", "save", "unlink")
 
 
 def numbers(folder):
-    return scores(folder), json.loads((folder / "try-seed0.json").read_text())["extra"]
+    views = json.loads((folder / "try-seed0.json").read_text())["extra"]["views"]
+    return scores(folder), views | dict(seconds=0)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(small, tmp_path_factory):
     "The numbers of the same run when nobody kills it."
     out = tmp_path_factory.mktemp("undisturbed")
-    sota_course.training.command.train(
-        data=small, size=32, arch="xresnet10", epochs=1, bs=20, out=out, name="try", tta=True
-    )
+    words = [*options(small, out, 1), "--views", "five"]
+    sota_course.training.session.run_training(read_options(list(map(str, words))))
     return numbers(out)
 
 
 def killed_at(patch, step, when, args):
     "Run the command, and kill it before the step or after it."
-    owner = {"save": sota_course.training.runs.Result, "unlink": Path}.get(
-        step, sota_course.training.session
-    )
+    owner = {
+        "score_views": sota_course.training.recipe_runs.RecipeRun,
+        "save": sota_course.training.runs.Result,
+        "unlink": Path,
+    }.get(step, sota_course.training.session)
     real = getattr(owner, step)
 
     def wrapped(*args, **kwargs):
@@ -521,13 +627,13 @@ def test_killed_between_two_steps_of_its_end_it_is_completed(
     small, trained, undisturbed, tmp_path, monkeypatch, command, step, when
 ):
     out = shutil.copytree(trained, tmp_path / "out")
-    args = [*options(small, out, 1), "--tta", "--resume"]
+    args = [*options(small, out, 1), "--views", "five", "--resume"]
     killed_at(monkeypatch, step, when, args)
     code, said, err = command(*args)
     assert code == 0, err
-    left = "-model/card.json", "-model/model.safetensors", ".json", ".png"
+    left = "-model/card.json", "-model/model.safetensors", ".json", ".png", ".toml"
     assert sorted(contents(out)) == [f"try-seed0{o}" for o in left]
-    assert "load_model" in said and "learn.tta()" in said and "try-seed0.png" in said
+    assert "load_model" in said and "try, five" in said and "try-seed0.png" in said
     assert numbers(out) == undisturbed
 
 
@@ -543,17 +649,19 @@ def test_what_a_kill_left_half_written_goes(small, trained, tmp_path, command):
 
 @pytest.fixture
 def finished(whole, tmp_path):
-    "A finished run of three epochs without TTA."
+    "A finished run of three epochs without views."
     return shutil.copytree(whole[1], tmp_path / "finished")
 
 
-def test_tta_is_added_to_a_finished_run(small, finished, command):
+def test_views_are_added_to_a_finished_run(small, finished, command):
     before = json.loads((finished / "try-seed0.json").read_text())
-    code, out, err = command(*options(small, finished, 3), "--resume", "--tta")
-    assert code == 0 and "finished before" in out and "learn.tta()" in out, err
+    code, out, err = command(*options(small, finished, 3), "--resume", "--views", "ten")
+    assert code == 0 and "finished before" in out and "try, ten" in out, err
     after = json.loads((finished / "try-seed0.json").read_text())
-    assert 0 < after["extra"].pop("tta_accuracy") < 1
-    assert after["command"] == before["command"] + " --tta"
+    views = after["extra"].pop("views")
+    assert views["name"] == "ten" and 0 < views["accuracy"] < 1
+    assert after["command"] == before["command"].replace("--seed", "--views ten --seed")
+    assert from_toml(finished / "try-seed0.toml").views == "ten"
     assert after | dict(command="") == before | dict(command=""), "nothing else has changed"
 
 
@@ -574,8 +682,8 @@ def test_a_finished_run_that_lacks_nothing_is_left_as_it_is(small, finished, com
 def test_what_cannot_be_had_any_more_is_said(small, finished, command, refused):
     shutil.rmtree(finished / "try-seed0-model")
     before = contents(finished)
-    said = refused(*options(small, finished, 3), "--resume", "--tta")
-    assert "TTA can't be had" in said and "--overwrite" in said and contents(finished) == before
+    said = refused(*options(small, finished, 3), "--resume", "--views", "flip")
+    assert "views can't be had" in said and "--overwrite" in said and contents(finished) == before
     code, out, _ = command(*options(small, finished, 3), "--resume")
     assert code == 0 and "model can't be had" in out and "--overwrite" in out
 
@@ -587,9 +695,9 @@ def test_another_run_s_model_is_not_taken_for_this_one_s(
     assert command(*options(small, other, 1), "--resume")[0] == 0
     shutil.rmtree(finished / "try-seed0-model")
     shutil.copytree(other / "try-seed0-model", finished / "try-seed0-model")
-    said = refused(*options(small, finished, 3), "--resume", "--tta")
+    said = refused(*options(small, finished, 3), "--resume", "--views", "flip")
     assert "isn't the model of this result" in said
-    assert "tta_accuracy" not in (finished / "try-seed0.json").read_text()
+    assert "views" not in (finished / "try-seed0.json").read_text()
 
 
 def test_a_checkpoint_beside_a_result_still_gives_the_model(small, trained, tmp_path, command):
@@ -600,7 +708,7 @@ def test_a_checkpoint_beside_a_result_still_gives_the_model(small, trained, tmp_
     before = scores(out)
     shutil.rmtree(out / "try-seed0-model")
     (out / "try-seed0.pt").write_bytes(checkpoint)
-    assert command(*options(small, out, 1), "--resume", "--tta")[0] == 0
+    assert command(*options(small, out, 1), "--resume", "--views", "five")[0] == 0
     assert (out / "try-seed0-model" / "card.json").exists() and scores(out) == before
 
 
@@ -608,7 +716,7 @@ def test_a_checkpoint_beside_a_result_still_gives_the_model(small, trained, tmp_
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("where", ["get_data", "get_dls", "_save", "_add_tta", "_draw", "compare"])
+@pytest.mark.parametrize("where", ["get_data", "recipe_dls", "_save", "_draw", "compare"])
 def test_a_signal_at_any_moment_ends_it_with_a_sentence(
     small, trained, tmp_path, monkeypatch, command, where, signum, code
 ):
@@ -619,7 +727,7 @@ def test_a_signal_at_any_moment_ends_it_with_a_sentence(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"sota_course.training.session.{where}", stop)
-        found, _, said = command(*options(small, out, 1), "--tta", "--resume")
+        found, _, said = command(*options(small, out, 1), "--views", "five", "--resume")
     assert found == code
     assert said.strip().startswith("Stopped.")
     assert "--resume" in said
@@ -677,7 +785,7 @@ def test_a_signal_while_modules_are_imported(signum, code, swallow):
     body = f"send({int(signum)})"
     if swallow:
         body = f"try: {body}\nexcept BaseException: pass"
-    found, said = with_training(f"{RAISE}{body}\ndef run_training(args): pass\n")
+    found, said = with_training(f"{RAISE}{body}\ndef run_training(options): pass\n")
     assert found == code
     assert said.strip().startswith("Stopped.")
     assert len(said.strip().splitlines()) == 1
@@ -706,7 +814,7 @@ def test_a_second_signal_needs_no_patience(first, second, code, while_):
 
 
 def test_a_signal_after_the_end_leaves_the_exit_code():
-    body = "import atexit\natexit.register(lambda: send(2, 15))\ndef run_training(args): pass\n"
+    body = "import atexit\natexit.register(lambda: send(2, 15))\ndef run_training(options): pass\n"
     found, said = with_training(RAISE + body)
     assert (found, said) == (0, "")
 
@@ -770,12 +878,12 @@ def test_no_room_for_what_comes_at_the_end_keeps_the_checkpoint(
     for n in (300, 50_000):  # for nothing; for the card
         out = shutil.copytree(trained, tmp_path / str(n))
         with no_room(n):
-            code, _, said = command(*options(small, out, 1), "--resume", "--tta")
+            code, _, said = command(*options(small, out, 1), "--resume", "--views", "five")
         assert code == 2 and f"--out {out} can't be written to" in said
         assert (out / "try-seed0.pt").exists()
         assert not (out / "try-seed0.json").exists()
         assert not list(out.rglob("*.part"))
-        assert command(*options(small, out, 1), "--resume", "--tta")[0] == 0
+        assert command(*options(small, out, 1), "--resume", "--views", "five")[0] == 0
 
 
 @pytest.fixture
@@ -809,6 +917,8 @@ HEAVY = ("torch", "fastai", "matplotlib", "numpy", "pandas", "torchvision")
         (["--epochs", "two"], 2),
         (["--nosuch"], 2),
         (["--lr", "nan"], 2),
+        (["--preset", "slow"], 2),
+        (["--recipe", "none.toml"], 2),
         (["--out", "/proc/no"], 2),
     ],
 )
@@ -831,7 +941,8 @@ def test_help_speaks_of_the_model(command):
     code, out, _ = command("--help")
     assert code == 0
     assert "load_model" in out
-    assert all(f"--{o.replace('_', '-')}" in out for o in OPTION_RULES)
+    assert all(f"--{o.replace('_', '-')} " in out for o in WRONG.keys() - FREE)
+    assert "--no-compile" in out and "best   a long training" in out
 
 
 def test_torch_s_complaint_about_fastai_is_not_passed_on():

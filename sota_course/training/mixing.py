@@ -28,6 +28,8 @@ class MixHandler(Callback):
     order, run_valid = 5, False
     # Whether a pixel comes from one image or the other, so that a target for each can't be mixed.
     pastes = False
+    # Whether it mixes inside the network, where one of several processes hasn't all images.
+    inside = False
 
     def __init__(
         self,
@@ -284,6 +286,8 @@ def mixable_layers(model: nn.Module) -> list:  # modules, in order; the first is
 class ManifoldMixup(MixHandler):
     """Train with activations blended in a layer that is drawn for each batch.
     Verma et al., arXiv:1806.05236."""
+
+    inside = True
 
     def __init__(
         self,

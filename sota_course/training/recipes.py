@@ -6,7 +6,7 @@ Docs: https://sota-course.github.io/sota_course/training/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['ARCH_NAMES', 'RULES', 'PRESETS', 'RecipeError', 'parse_stages', 'Recipe', 'stages_of', 'total_epochs', 'preset',
-           'to_toml', 'from_toml']
+           'with_changes', 'to_toml', 'choices_in', 'from_toml']
 
 # %% ../../nbs/training/recipes.ipynb #e14ef1db
 import json
@@ -142,6 +142,9 @@ class Recipe:
 
     def __post_init__(self):
         _check(self)
+        if self.stages is not None:
+            epochs = sum(o[0] for o in parse_stages(self.stages))
+            object.__setattr__(self, "epochs", epochs)  # the class is frozen
 
 # %% ../../nbs/training/recipes.ipynb #34a26e41
 # Groups of choices, in the order in which help and files show them: choice -> its rule
@@ -295,9 +298,18 @@ def preset(
     **changes,  # choices to make otherwise
 ) -> Recipe:
     "A measured recipe, with `changes`. Raises `RecipeError`."
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise RecipeError("preset", f"must be one of {', '.join(PRESETS)}, not {name!r}")
-    return Recipe(**_known(PRESETS[name][1] | changes))
+    return Recipe(**_known(with_changes(PRESETS[name][1], changes)))
+
+
+def with_changes(
+    choices: dict,  # by name
+    changes: dict,  # by name
+) -> dict:
+    "The choices after the changes. Stages take the place of what else says how images grow."
+    replaced = ("epochs", "first_size") if changes.get("stages") else ()
+    return {k: v for k, v in choices.items() if k not in replaced} | changes
 
 
 def _known(choices):
@@ -333,15 +345,24 @@ def to_toml(
     return text
 
 
+def choices_in(
+    path,  # a file that `to_toml` wrote, or a person
+) -> dict:  # by name; `preset` may be among them
+    "What a TOML file chooses. Raises `RecipeError`, and `OSError` where the file can't be read."
+    try:
+        choices = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise RecipeError("the recipe", f"in {Path(path).name} can't be read as TOML: {e}") from e
+    _known([o for o in choices if o != "preset"])
+    return choices
+
+
 def from_toml(
     path,  # a file that `to_toml` wrote, or a person
 ) -> Recipe:
     """The recipe in a TOML file; a line `preset = "fast"` makes the rest changes of that preset.
 
     Raises `RecipeError`, and `OSError` where the file can't be read."""
-    try:
-        choices = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise RecipeError("the recipe", f"in {Path(path).name} can't be read as TOML: {e}") from e
+    choices = choices_in(path)
     name = choices.pop("preset", None)
     return Recipe(**_known(choices)) if name is None else preset(name, **choices)
