@@ -31,6 +31,7 @@ LATE = {
     "images.fetch": {"fastprogress", "fastdownload", "fastai"},  # fastai: its addresses and folders
     "training.command": {"fastcore", "sota_course.training.session"},  # a quick start
     "training.metrics": {"matplotlib"},  # one diagram
+    "training.steps": {"resource"},  # Windows has none
 }
 
 
