@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from sota_course.images.decode import image_files, open_image
-from sota_course.images.normalization import dataset_stats
-from sota_course.normalize import ChannelStats, normalize
+from sota_course.images.normalization import ChannelStats, dataset_stats
+from sota_course.normalize import normalize
 from sota_course.training.runs import Result, score
 from sota_course.training.settings import environment
 

@@ -2,27 +2,35 @@
 the size to test at.
 
     python bench/measure_resize.py --data <folder that holds imagenette2-160sq> [--out results]
-                                   [--seeds 0 1 2]
+                                   [--arch small_resnet|xresnet10] [--seeds 0 1 2]
 
-Writes results/resize-imagenette-64/<run>-seed<n>.json. Results that are there are kept, and an
+The runs of `small_resnet` go to <out>/resize-small, those of `xresnet10` to
+<out>/resize-imagenette-64, a file for each run and seed: a fixed size, as many epochs with growing
+sizes, and as long a time. To equal time, xresnet10 has fewer epochs at the fixed size, and
+small_resnet more with growing ones; each result of the latter says how many seconds of CPU time it
+took, validation included, the runs taking turns. Results that are there are kept, and an
 interrupted run goes on where it stopped. `--limit N` takes N images a class, to try it out. The
 seconds of these runs hold whatever else the machine did; how the times compare is measured by
 `bench/test_resize.py`, where epochs at each size take turns.
 """
 
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
 from sota_course.data import get_dls
 from sota_course.training.compare import compare
 from sota_course.training.progressive import Progressive, Stage, scores_by_size
+from sota_course.training.runs import Run
 
 from study import PHOTOS, Clock, learner_of, link, one_seed, photo_options
 
 SIZE, BS, EPOCHS = 64, 64, 6
 STAGES = [Stage(32, BS, 2), Stage(48, BS, 2), Stage(64, BS, 2)]
 SHORTER = 4  # epochs at the final size that take about as long as the stages
+LONGER = [Stage(32, BS, 4), Stage(48, BS, 3), Stage(64, BS, 3)]  # as long as EPOCHS at the final
+FOLDERS = dict(xresnet10="resize-imagenette-64", small_resnet="resize-small")
 TEST_SIZES = (32, 48, 64, 80, 96, 128)
 
 
@@ -34,14 +42,30 @@ def part(source: Path, target: Path, train: int, valid: int | None) -> Path:
     return target
 
 
-def runs(path, dls, folder, seed, command):
+class Timed(Run):
+    "A run whose result says what CPU time it took. One that was interrupted says it of the rest."
+
+    def fit(self, seed):
+        start = time.process_time()
+        result = super().fit(seed)
+        result.extra["cpu_seconds"] = time.process_time() - start
+        return result
+
+
+def runs(arch, path, dls, folder, seed, command):
     "The three runs with one seed."
-    make = learner_of(path, SIZE, BS)
-    stages = Progressive(STAGES, get_dls=dls)
+    make = learner_of(path, SIZE, BS, arch=arch)
+    kind = Run if arch == "xresnet10" else Timed
+    run = partial(one_seed, seed=seed, folder=folder, command=command, kind=kind)
+    stages, longer = (Progressive(o, get_dls=dls) for o in (STAGES, LONGER))
+    if arch == "xresnet10":
+        equal_time = run("fixed-equal-time", make, SHORTER)
+    else:
+        equal_time = run("progressive-equal-time", make, longer.epochs, fit_func=longer)
     return [
-        one_seed("fixed", make, EPOCHS, seed, folder, command),
-        one_seed("progressive", make, EPOCHS, seed, folder, command, fit_func=stages),
-        one_seed("fixed-equal-time", make, SHORTER, seed, folder, command),
+        run("fixed", make, EPOCHS),
+        run("progressive", make, EPOCHS, fit_func=stages),
+        equal_time,
     ]
 
 
@@ -62,13 +86,14 @@ def with_sizes(run, seed, by_size):
 def main():
     parser = photo_options(__doc__)
     add = parser.add_argument
+    add("--arch", choices=FOLDERS, default="small_resnet")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--limit", type=int, help="images of each class and split, to try it out")
     args = parser.parse_args()
     source = args.data / PHOTOS
     if not source.is_dir():
         parser.error(f"{args.data} has no folder {PHOTOS}")
-    command, folder = "python bench/measure_resize.py --data <photos>", "resize-imagenette-64"
+    command = f"python bench/measure_resize.py --data <photos> --arch {args.arch}"
     clock, done = Clock(), {}
     with tempfile.TemporaryDirectory() as tmp:
         path = source
@@ -82,7 +107,7 @@ def main():
         for o in STAGES:
             dls(bs=BS, size=o.size)  # the caches: not part of anyone's time
         for seed in args.seeds:
-            for run in runs(path, dls, args.out / folder, seed, command):
+            for run in runs(args.arch, path, dls, args.out / FOLDERS[args.arch], seed, command):
                 if run.name == "fixed":
                     with_sizes(run, seed, by_size)
                 done.setdefault(run.name, []).append(clock.train(run))

@@ -21,6 +21,7 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
 # %% ../nbs/all.ipynb #51c3b005
 from .data import class_name, data_block, get_data, get_dls
 from .images.check import check_images, quarantine
+from .images.crops import center_crop, random_resized_crop
 from .images.decode import image_files, open_image
 from .images.drawn import CLASSES, draw_image
 from .images.cache import build_cache, clear_cache
@@ -46,8 +47,8 @@ _all_ = [
 # %% ../nbs/all.ipynb #51c3b008
 from .label_smoothing import smooth_cross_entropy, smooth_targets
 from .mixup import cutmix, mixup
-from .normalize import ChannelStats, channel_stats, denormalize, normalize
-from .resize import center_crop, random_resized_crop, resize
+from .normalize import channel_stats, denormalize, normalize
+from .resize import resize
 from .tta import five_crop, merge_views, ten_crop
 
 # %% ../nbs/all.ipynb #51c3b009
@@ -74,8 +75,9 @@ from .training.learner import baseline_learner, whitened_resnet
 from .training.recipe_runs import train
 from .training.recipes import Recipe, from_toml, preset, to_toml
 from .label_smoothing import SmoothCrossEntropy
-from .images.normalization import Normalize, dataset_stats
+from .images.normalization import ChannelStats, Normalize, dataset_stats
 from .training.averaging import EMA, Lookahead
+from .training.distributed import Distribute, distributed, is_main
 from .training.dense import dense_five_crop
 from sota_course.training.metrics import (
     brier,

@@ -28,7 +28,7 @@ from .images.fetch import SETS, fetch
 from .images.cache import build_cache, presize_for
 from .images.loader import cached_dls
 from .images.subset import Choice
-from .normalize import check_unit_stats
+from .normalize_checks import check_unit_stats
 
 # %% ../nbs/00_data.ipynb #bf3c4d6e
 def _folder(path):

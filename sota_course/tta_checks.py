@@ -10,7 +10,7 @@ __all__ = ['PAD_MODES', 'REDUCTIONS', 'pad_to_size', 'check_views', 'check_predi
 # %% ../nbs/tta_checks.ipynb #e4d53678
 import torch
 from .core import class_numbers, size_pair
-from .resize import mirror_index
+from .images.crops import mirror_index
 
 # %% ../nbs/tta_checks.ipynb #f982ca7c
 PAD_MODES = ("zeros", "border", "reflection")

@@ -36,11 +36,11 @@ from torch import nn
 
 from sota_course.course.exercises import check
 from sota_course.label_smoothing import SmoothCrossEntropy
+from sota_course.mixed_loss import mixed_loss
 from sota_course.mixup import (
     blend,
     box_weights,
     cutmix,
-    mixed_loss,
     mixup,
     mixup_targets,
     one_hot,

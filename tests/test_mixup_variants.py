@@ -10,7 +10,8 @@ from fastai.losses import FocalLoss
 from hypothesis import given, strategies as st
 from torch import nn
 
-from sota_course.mixup import box_weights, mixed_loss
+from sota_course.mixed_loss import mixed_loss
+from sota_course.mixup import box_weights
 from sota_course.training.mixing import MixUp
 from sota_course.training.mixup_variants import RegMixup, ResizeMix, patch_boxes, resizemix
 from test_mixup import FLOATS, LOSSES, W, IndexOnly, batch, fit, layouts, learner, preview

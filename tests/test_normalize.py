@@ -39,15 +39,9 @@ from sota_course.course.exercises import check, exercises
 from sota_course.core import BadImages
 from sota_course.images.loader import cached_dls
 from sota_course.training.models import load_model, read_card, save_model
-from sota_course.images.normalization import Normalize, dataset_stats
-from sota_course.normalize import (
-    ChannelStats,
-    channel_stats,
-    check_stats,
-    check_unit_stats,
-    denormalize,
-    normalize,
-)
+from sota_course.images.normalization import ChannelStats, Normalize, dataset_stats
+from sota_course.normalize import channel_stats, denormalize, normalize
+from sota_course.normalize_checks import check_stats, check_unit_stats
 
 quick = settings(deadline=None, max_examples=40)
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -148,7 +142,7 @@ def test_processes():
     "What another process collected comes back whole."
     code = """
 import pickle, sys, torch
-from sota_course.normalize import ChannelStats
+from sota_course.images.normalization import ChannelStats
 x = pickle.load(sys.stdin.buffer)
 sys.stdout.buffer.write(pickle.dumps(ChannelStats().update(x).update(x / 255)))
 """

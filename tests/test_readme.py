@@ -1,4 +1,4 @@
-"README.md is the front page, nbs/index.ipynb, with links that work anywhere."
+"README.md is the front page, nbs/index.ipynb, with links that work anywhere; results/ has its own."
 
 import re
 
@@ -8,6 +8,7 @@ from PIL import Image
 
 import notebooks
 import readme
+import results
 from links import ROOT, address
 
 
@@ -29,6 +30,33 @@ def test_tables_of_the_front_page_are_up_to_date():
     save = "python scripts/notebooks.py run --save nbs/index.ipynb"
     assert then == tables(now), f"run `{save}` and `python scripts/readme.py`"
     assert len(then) == 2
+
+
+def test_the_front_page_has_a_row_for_each_technique():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Results\n")[2]
+    rows = re.findall(r"^\| \[.*$", text.partition("\n## ")[0], re.M)
+    assert len(rows) == 5
+    for row in rows:
+        assert len(re.findall(r"[+-]\d\.\d{3} ± \d\.\d{3}", row)) == 2, row
+        (command,) = re.findall(r"`python (bench/\w+\.py) .*`", row)
+        assert (ROOT / command).exists()
+
+
+def test_tables_of_the_results_are_up_to_date():
+    committed = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    assert committed == results.readme(ROOT / "results"), "run `python scripts/results.py`"
+
+
+def test_a_new_result_appears_in_the_tables(tmp_path):
+    (tmp_path / "map").mkdir()
+    (tmp_path / "README.md").write_text("# Kept\n\n## All runs\n\nold", encoding="utf-8")
+    first = next((ROOT / "results/map").glob("*-plain-seed0.json"))
+    (tmp_path / "map" / first.name).write_bytes(first.read_bytes())
+    made = results.readme(tmp_path)
+    name = first.name.removesuffix("-seed0.json")
+    assert made.startswith("# Kept\n\n## All runs\n\nMeans") and "old" not in made
+    (row,) = re.findall(rf"^\| {name} \|.*\| 1 \| .*$", made, re.M)
+    assert "±" not in row
 
 
 def test_links_of_the_readme_are_full_and_lead_to_files_that_exist():

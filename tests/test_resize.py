@@ -22,17 +22,15 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional as TF
 
 from sota_course.course.exercises import check, exercises
-from sota_course.resize import (
-    KERNELS,
+from sota_course.images.crops import (
     center_crop,
     crop_box,
     presize,
     random_resized_crop,
-    resize,
-    resize_weights,
     rotated_crop,
     to_square,
 )
+from sota_course.resize import KERNELS, resize, resize_weights
 from sota_course.training.progressive import (
     Progressive,
     Stage,

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from .exercises import WrongAnswer, call_answer, check_value, exercise
 from ..label_smoothing import best_gap, smooth_targets
-from ..mixup import blend, box_weights, mixed_loss, mixup_targets, rand_boxes
+from ..mixed_loss import mixed_loss
+from ..mixup import blend, box_weights, mixup_targets, rand_boxes
 from ..resize import resize_weights, triangle
 from ..training.progressive import relative_cost
 

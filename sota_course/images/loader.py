@@ -40,7 +40,7 @@ from sota_course.images.cache import (
     presize_for,
 )
 from .decode import image_files
-from ..normalize import check_stats, check_unit_stats
+from ..normalize_checks import check_stats, check_unit_stats
 
 # %% ../../nbs/images/loader.ipynb #4d8356a0
 _opened = (Image.Image, torch.Tensor, np.ndarray)

@@ -31,6 +31,7 @@ from fastcore.basics import store_attr
 from fastcore.foundation import L
 from torch import nn
 from ..core import CheckpointError, write_whole
+from .distributed import is_main
 
 # %% ../../nbs/training/checkpoints.ipynb #0c3dc36c
 class EpochSeeds(Callback):
@@ -284,7 +285,8 @@ def load_training_state(
 class Checkpoint(Callback):
     """Write all that the next epoch depends on, and `history`, to `path`.
 
-    Before the first epoch, and after each."""
+    Before the first epoch, and after each; of several processes that train together, the main one
+    does it."""
 
     order = 1000  # after every callback that takes note of the epoch
 
@@ -304,6 +306,8 @@ class Checkpoint(Callback):
             self.write()
 
     def write(self):
+        if not is_main():
+            return
         record = json.dumps(dict(config=self.config, history=self.history.rows))
         state = training_state(self.learn, self.watching) | dict(record=record)
         write_whole(self.path, lambda o: torch.save(state, o))

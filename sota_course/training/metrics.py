@@ -11,7 +11,8 @@ __all__ = ['reliability', 'ece', 'reliability_diagram', 'nll', 'brier', 'fit_tem
 import math
 import torch
 from ..core import check_whole, plain_tensor
-from ..label_smoothing import check_classes, smooth_targets
+from ..label_smoothing import smooth_targets
+from ..label_smoothing_checks import check_classes
 
 # %% ../../nbs/training/metrics.ipynb #2b865133
 def _check_probs(probs, targets):

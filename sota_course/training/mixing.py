@@ -15,16 +15,9 @@ from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from torch import nn
 from ..core import check_tensor, check_whole, class_numbers, eval_mode
-from sota_course.mixup import (
-    blend,
-    box_weights,
-    loss_setting,
-    mixed_loss,
-    partners,
-    paste,
-    rand_boxes,
-    sample_lam,
-)
+from ..mixed_loss import loss_setting, mixed_loss
+from ..mixup import blend, box_weights, paste, rand_boxes, sample_lam
+from ..mixup_checks import partners
 
 # %% ../../nbs/training/mixing.ipynb #3082ef3f
 class MixHandler(Callback):
@@ -35,6 +28,8 @@ class MixHandler(Callback):
     order, run_valid = 5, False
     # Whether a pixel comes from one image or the other, so that a target for each can't be mixed.
     pastes = False
+    # Whether it mixes inside the network, where one of several processes hasn't all images.
+    inside = False
 
     def __init__(
         self,
@@ -291,6 +286,8 @@ def mixable_layers(model: nn.Module) -> list:  # modules, in order; the first is
 class ManifoldMixup(MixHandler):
     """Train with activations blended in a layer that is drawn for each batch.
     Verma et al., arXiv:1806.05236."""
+
+    inside = True
 
     def __init__(
         self,

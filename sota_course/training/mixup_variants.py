@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import check_tensor, check_whole, whole_numbers
-from ..mixup import as_positions, as_weights, blend, box_weights, mixed_loss
+from ..mixed_loss import mixed_loss
+from ..mixup import blend, box_weights
+from ..mixup_checks import as_positions, as_weights
 from .mixing import MixHandler
 
 # %% ../../nbs/training/mixup_variants.ipynb #763daeb6

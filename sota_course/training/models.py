@@ -29,7 +29,8 @@ from ..core import CheckpointError, object_name, write_whole
 from ..images.augment import BookAug, resize_batch
 from ..images.cache import METHODS, load_presized
 from ..images.loader import CachedDL
-from ..normalize import check_stats, normalize
+from ..normalize import normalize
+from ..normalize_checks import check_stats
 from .views import activation_of, check_activation, dummy_outputs
 
 # %% ../../nbs/training/models.ipynb #33a59a25

@@ -38,6 +38,13 @@ from sota_course.training.checkpoints import (
     load_checkpoint,
     load_training_state,
 )
+from sota_course.training.distributed import (
+    Distribute,
+    is_main,
+    n_processes,
+    same_everywhere,
+    wait_for_all,
+)
 from .metrics import ece
 from sota_course.training.settings import (
     describe_run,
@@ -286,6 +293,8 @@ def fit(self: Run, seed: int) -> Result:
     The learner and its predictions stay in `learn`, `logp` and `targets`."""
     self.learn = learn = self._new_learner(seed)
     config, history = self._config(learn), History()
+    if n_processes() > 1:
+        learn.add_cb(Distribute())
     cbs = [EpochSeeds(seed), history, *self.cbs]
     if self.folder:
         cbs += self._checkpointing(seed, config, history)
@@ -305,6 +314,7 @@ def fit(self: Run, seed: int) -> Result:
         command=self.command,
         train_seconds=sum(o["train_seconds"] for o in history.rows),
         predict_seconds=time.perf_counter() - start,
+        extra=dict(processes=n_processes()) if n_processes() > 1 else {},
     )
 
 
@@ -313,12 +323,20 @@ def _checkpointing(self: Run, seed, config, history):
     "The callbacks that write the checkpoint of `seed`, and that go on from one that is there."
     self._may_store(config, self.learn)
     path = self.file(seed, ".pt")
-    remove_stale_parts(path)  # where no epoch is left, the checkpoint isn't written again
+    if is_main():
+        remove_stale_parts(path)  # where no epoch is left, the checkpoint isn't written again
     cbs = [Checkpoint(path, config, history, self.cbs)]
-    if not path.exists():
-        return cbs
-    state = self._resume(path, config, history)
-    return [*cbs, Resume(state, len(history.rows), self.cbs)]
+    if path.exists():
+        state = self._resume(path, config, history)
+        cbs.append(Resume(state, len(history.rows), self.cbs))
+    # Before the first of several processes writes there, all have looked.
+    same_everywhere(torch.tensor([len(history.rows)]), _OTHER_FOLDER)
+    return cbs
+
+
+_OTHER_FOLDER = (
+    "they don't find the same files in the run's folder, which must be on a disk that all share"
+)
 
 # %% ../../nbs/training/runs.ipynb #ef95eed0
 @patch
@@ -373,14 +391,23 @@ def train(self: Run) -> Run:
     self.results = []
     for seed in self.seeds:
         result = self._stored(seed)
+        same_everywhere(torch.tensor([bool(result)]), _OTHER_FOLDER)
         if not result:
             result = self.fit(seed)
-            if self.folder:
-                result.save(self.file(seed, ".json"))
-        if self.folder:
-            self._tidy(seed, result.config)
+        if self.folder and is_main():
+            self._keep(seed, result)
+        wait_for_all()
         self.results.append(result)
     return self
+
+
+@patch
+def _keep(self: Run, seed, result):
+    "Write the result where it isn't yet, and remove what is no longer needed."
+    path = self.file(seed, ".json")
+    if not path.exists():
+        result.save(path)
+    self._tidy(seed, result.config)
 
 # %% ../../nbs/training/runs.ipynb #9ec839b6
 def _places(folder):
