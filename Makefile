@@ -24,8 +24,8 @@ VERSIONS = SOTA_COURSE_PINS=$(@:test-%=.venv-%)/.sota_course/pins.txt $(@:test-%
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-course: env ## Set up, train the baseline on the drawn data set, and say how to open the notebooks
-	@$(BIN)/sota-train --data drawn --size 64 --epochs 5 --seed 0 --bs 32 --lr 8e-3 --name course --out runs --overwrite $(ARGS)
+course: env ## Set up, train the book's recipe and ours on the drawn data set, and say how to go on
+	@$(BIN)/python scripts/course.py $(ARGS)
 	@echo
 	@echo "Now open the notebooks: make lab"
 

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import course
 import environment
 from environment import Environment
 from links import ROOT
+from sota_course.training.options import read_options
+from sota_course.training.recipes import preset
 
 TARGETS = "course lab test test-oldest test-colab test-newest docs bench help".split()
 
@@ -83,8 +86,12 @@ def test_every_command_sets_up_first():
         assert any("scripts/environment.py" in line for line in lines[:first]), o
 
 
-def test_course_calls_the_training_command():
-    assert "sota-train --data drawn " in make("--dry-run", "course").stdout
+def test_course_trains_the_book_s_recipe_and_ours():
+    "Its options are read here, and it says how to go on; training takes a minute and more."
+    assert "scripts/course.py" in make("--dry-run", "course").stdout
+    book, fast = (read_options(o.split()).recipe for o in (course.BOOK, course.FAST))
+    assert (book.data, fast.data, book.size, fast.size) == ("drawn", "drawn", 64, 64)
+    assert fast == preset("fast", epochs=fast.epochs)
     assert re.search(r"^\s*sota-train\s*=", (ROOT / "settings.ini").read_text(), re.M)
 
 

@@ -202,11 +202,62 @@ def test_interrupted_and_resumed_ends_as_if_undisturbed(
     assert scores(tmp_path) == scores(whole[1])
 
 
-def test_a_kill_leaves_a_checkpoint_too(small, tmp_path, whole, command):
-    status, _ = stop_when(options(small, tmp_path, epochs=3), "0", signal.SIGKILL)
-    assert status == -signal.SIGKILL
-    assert command(*options(small, tmp_path, epochs=3), "--resume")[0] == 0
-    assert scores(tmp_path) == scores(whole[1])
+# Everything at once that carries something from one step, epoch or stage to the next
+RICH = dict(
+    size=32,
+    stages="2x16 2x24 2x32x40",
+    bs=20,
+    arch="whitened_resnet24",
+    opt="muon",
+    lr=0.05,
+    wd=0.0,
+    schedule="triangular",
+    aug="crops",
+    flip="alternate",
+    mixup=0.4,
+    cutmix=1.0,
+    mix_until=0.7,
+    smoothing=0.1,
+    ema=0.9,
+    accumulate=2,
+    clip=10.0,
+    views="flip",
+    name="try",
+)
+KILLED = """
+import os, signal
+from sota_course.training.command import main
+from sota_course.training.stopping import Stopper
+
+def after_batch(self):
+    if self.training and (self.epoch, self.iter) == {place}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Stopper.after_batch = after_batch
+main()
+"""
+
+
+def killed_in(place, args):
+    "Run the command in a process that is killed after a batch: `place` is its epoch and number."
+    script = [sys.executable, "-c", KILLED.format(place=place), *map(str, args)]
+    return subprocess.run(script, capture_output=True, text=True, timeout=240)
+
+
+def test_killed_in_the_middle_of_each_stage_it_ends_with_the_same_weights(small, tmp_path, command):
+    out, calm = tmp_path / "out", tmp_path / "calm"
+    args = flags(data=small, out=out, **RICH)
+    epochs = [(0, 4), (3, 7), (5, 2)]  # of the first, second and third stage
+    for i, place in enumerate(epochs):
+        done = killed_in(place, [*args, *(["--resume"] if i else [])])
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert [o.name for o in out.iterdir()] == ["try-seed0.pt"]
+    assert command(*args, "--resume")[0] == 0
+    assert command(*flags(data=small, out=calm, **RICH))[0] == 0
+    assert numbers(out) == numbers(calm)
+    for o in ("card.json", "model.safetensors"):
+        ours, theirs = (folder / "try-seed0-model" / o for folder in (out, calm))
+        assert ours.read_bytes() == theirs.read_bytes(), o
 
 
 def test_nothing_that_was_trained_is_overwritten_unasked(small, whole, refused):

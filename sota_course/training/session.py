@@ -453,12 +453,15 @@ def _with_views(result):
 
 
 def session_table(
-    results,  # of one recipe, a `Result` for each seed
+    *groups,  # for each recipe, a list with a `Result` for each seed
 ):  # a `Comparison`
     "The table at the end: plain predictions, and below them those from several views."
-    if not all("views" in o.extra for o in results):
-        return compare(results)
-    return compare(results, [_with_views(o) for o in results])
+    rows = []
+    for results in groups:
+        rows.append(results)
+        if all("views" in o.extra for o in results):
+            rows.append([_with_views(o) for o in results])
+    return compare(*rows)
 
 # %% ../../nbs/training/session.ipynb #9427d4cc
 def _report(runs, results):
