@@ -19,7 +19,7 @@ CONTRACTS = {o["id"]: o for o in pyproject()["tool"]["importlinter"]["contracts"
 PURE = [o.removeprefix(f"{PACKAGE}.") for o in CONTRACTS["pure"]["source_modules"]]
 HEAVY = CONTRACTS["pure"]["forbidden_modules"]
 # Chapters that are about images as files, or about training, and need fastai for it
-NEED_FASTAI = {"data", "baseline"}
+NEED_FASTAI = {"data", "baseline", "recipe"}
 
 # What a module may import inside a function, and why it isn't at the top.
 LATE = {

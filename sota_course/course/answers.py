@@ -931,3 +931,91 @@ def _label_smoothing_5(answer):
         eps=1e-3,
         hint="set best_gap(10, eps) to 3 and solve for eps; check it by putting it in",
     )
+
+# %% ../../nbs/course/answers.ipynb #07a00002
+def _line_rates(n, top, corners=(0.2, 1, 0.05), peak=0.25):
+    "Rates that go up along a line and down along another: wrong for other corners or peaks."
+    places = torch.arange(n + 1).double() / n
+    start, high, end = (top * o for o in corners)
+    up = start + (high - start) * places / peak
+    down = high + (end - high) * (places - peak) / (1 - peak)
+    return torch.where(places < peak, up, down)
+
+# %% ../../nbs/course/answers.ipynb #07a00003
+@exercise("recipe.1")
+def _recipe_1(answer):
+    n, top = 40, 0.1
+    check_value(
+        call_answer(answer, n, top),
+        _line_rates(n, top),
+        [
+            (
+                _line_rates(n, top, (0, 1, 0.05)),
+                "the rate starts at 0",
+                "its first value is a share of the highest",
+            ),
+            (
+                _line_rates(n, top, (0.2, 1, 0)),
+                "the rate ends at 0",
+                "even the last step is to move something",
+            ),
+            (
+                _line_rates(n, top, peak=0.5),
+                "the highest rate comes in the middle",
+                "there is more time for the way down than for the way up",
+            ),
+            (
+                _line_rates(n, top)[:-1],
+                "the last step is missing",
+                "step 0 and step n both have a rate",
+            ),
+        ],
+        eps=1e-6,
+        hint="write down the rates of the steps 0, n / 4 and n first",
+    )
+
+# %% ../../nbs/course/answers.ipynb #07a00005
+@exercise("recipe.2")
+def _recipe_2(answer):
+    gen = torch.Generator().manual_seed(7)
+    for shape in ((3, 3), (2, 5), (5, 2)):
+        g = torch.randn(shape, generator=gen)
+        u, s, v = torch.linalg.svd(g, full_matrices=False)
+        mistakes = [
+            (g / g.norm(), "the gradient was only scaled", "its directions still differ in length"),
+            (g, "this is the gradient itself", "what has to happen to its singular values?"),
+            (g / s[0], "only the longest direction has length 1", "all of them should"),
+        ]
+        if shape[0] == shape[1]:
+            mistakes.append(
+                (u @ v.T, "v was transposed", "torch.linalg.svd gives the last factor as it is")
+            )
+        hint = "compare your singular values with 1, for a matrix that isn't square too"
+        check_value(call_answer(answer, g.clone()), u @ v, mistakes, eps=1e-4, hint=hint)
+
+# %% ../../nbs/course/answers.ipynb #07a00007
+@exercise("recipe.3")
+def _recipe_3(answer):
+    check_value(
+        answer,
+        0.01 ** (1 / 150),
+        [
+            (
+                0.99 ** (1 / 150),
+                "with this decay one percent is gone, and 99 are left",
+                "which share is to be left?",
+            ),
+            (
+                1 - 0.01 ** (1 / 150),
+                "this is the share that a step takes",
+                "the decay is the share that a step leaves",
+            ),
+            (
+                1 - 0.99 / 150,
+                "the losses were added up",
+                "each step leaves a share of what the steps before have left",
+            ),
+        ],
+        eps=6e-4,
+        hint="after two steps the share is the decay times the decay",
+    )
