@@ -16,7 +16,8 @@ from functools import partial
 import sota_course  # noqa: F401 (before torch: see its `__init__`)
 import torch
 from fastai.callback.channelslast import ChannelsLast
-from sota_course.baseline import ResidualPair, baseline_learner, small_resnet
+from sota_course.baseline import ResidualPair, small_resnet
+from sota_course.training.learner import baseline_learner
 from sota_course.core import write_whole
 from sota_course.data import get_dls
 from sota_course.training.mixing import CutMix, MixUp

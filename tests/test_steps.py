@@ -12,7 +12,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
-from sota_course.baseline import baseline_learner
+from sota_course.training.learner import baseline_learner
 from sota_course.data import get_data, get_dls
 from sota_course.training.mixing import CutMix, ManifoldMixup, MixUp
 from sota_course.training.mixup_variants import RegMixup
