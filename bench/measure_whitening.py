@@ -27,7 +27,7 @@ from sota_course.training.whitening import whitening_conv
 from study import LR, PHOTOS, Clock, one_seed, photo_options
 
 SIZE, BS, EPOCHS = 32, 64, 6
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 RATE_EPOCHS = 3
 RATE_SEED = 100  # none of those that are compared
 STEM = 48  # channels behind a first layer of 4 by 4 pixels
