@@ -115,8 +115,12 @@ def rates(path, own, args):
 
 
 def best_rate(found, side):
-    "The rate whose run of `side` has the lowest NLL."
-    return min(RATES, key=lambda lr: found[rate_name(side, lr)][0].nll)
+    "The rate whose run of `side` has the lowest NLL. Raises `ValueError` where one is missing."
+    names = {rate_name(side, lr): lr for lr in RATES}
+    missing = names.keys() - found.keys()
+    if missing:
+        raise ValueError(f"no run {', '.join(sorted(missing))} yet: --part rates first")
+    return names[min(names, key=lambda o: found[o][0].nll)]
 
 
 def without(path, own, args):
