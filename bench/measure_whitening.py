@@ -28,7 +28,7 @@ from sota_course.training.whitening import whitening_conv
 from study import LR, PHOTOS, Clock, one_seed, photo_options
 
 SIZE, BS, EPOCHS = 32, 64, 6
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 RATE_EPOCHS = 3
 RATE_SEED = 100  # none of those that are compared
 STEM = 48  # channels behind a first layer of 4 by 4 pixels
@@ -116,8 +116,12 @@ def rates(path, own, args):
 
 
 def best_rate(found, side):
-    "The rate whose run of `side` has the lowest NLL."
-    return min(RATES, key=lambda lr: found[rate_name(side, lr)][0].nll)
+    "The rate whose run of `side` has the lowest NLL. Raises `ValueError` where one is missing."
+    names = {rate_name(side, lr): lr for lr in RATES}
+    missing = names.keys() - found.keys()
+    if missing:
+        raise ValueError(f"no run {', '.join(sorted(missing))} yet: --part rates first")
+    return names[min(names, key=lambda o: found[o][0].nll)]
 
 
 def without(path, own, args):
