@@ -22,6 +22,7 @@ from ..data import get_data
 from ..images.decode import open_image
 from .command import START_AGAIN, Diverged
 from .compare import compare
+from .distributed import distributed, is_main, wait_for_all
 from .models import CARD_FILE, WEIGHTS_FILE, load_model, save_model
 from sota_course.training.options import (
     Options,
@@ -116,7 +117,9 @@ class SessionRun(RecipeRun):
         except ImportError as e:
             raise ValueError(f"--arch {e}") from e
         if self.options.overwrite and self.seed == self.recipe.seed:
-            _remove(self)  # of all seeds, with the first
+            if is_main():
+                _remove(self)  # of all seeds, with the first
+            wait_for_all()
         return learn
 
 # %% ../../nbs/training/session.ipynb #9b7b52f6
@@ -285,6 +288,8 @@ def _finish(run, result):
     own = run_files(run, run.seed)
     if not all(math.isfinite(o) for o in (result.nll, result.ece)):
         raise Diverged("after the last epoch the model's predictions are no numbers")
+    if not is_main():
+        return result
     _save(run, own["model"])
     _draw(run, result, own["picture"])
     _write_recipe(run, own["recipe"])
@@ -342,6 +347,8 @@ def _lacks(own, result, recipe):
 def _complete(run):
     "The stored result, with what it lacks. Raises `ValueError` for views that can't be had."
     own, result = run_files(run, run.seed), run.train().results[0]
+    if not is_main():
+        return result
     lacks = _lacks(own, result, run.recipe)
     print(f"The run of seed {run.seed} was finished before; here is its result.")
     if lacks:
@@ -412,8 +419,8 @@ def _in_words(e, run):
     "The error to raise in place of `e`, for people; None where there is no better one."
     if isinstance(e, Diverged):
         return Diverged(
-            f"training diverged: {e.where}, with --lr {run.recipe.lr:g}, and no further step can mend "
-            "that. Choose a lower --lr, and add --overwrite"
+            f"training diverged: {e.where}, with --lr {run.recipe.lr:g}, and no further step "
+            "can mend that. Choose a lower --lr, and add --overwrite"
         )
     if _is_memory(e):
         bs = max(bs for _, _, bs in stages_of(run.recipe))
@@ -495,7 +502,7 @@ def _session(options, stopper):
         run = SessionRun(options, seed, [stopper, Divergence()])
         if not can_show_bars():
             run.cbs.append(EpochTable())
-        if options.tensorboard:
+        if options.tensorboard and is_main():
             run.cbs.append(Board(run_files(run, seed)["events"]))
         runs.append(run)
     return runs
@@ -514,10 +521,17 @@ def run_training(
     """Train, and write model, picture, recipe and result of each seed.
 
     Raises `Diverged`, `DataError`, `ValueError` and `OSError`; `Stopped` when told to stop."""
+    with distributed():
+        return _run_all(options)
+
+
+def _run_all(options):
+    "`run_training`, in each of the processes that train together."
     stopper, results = Stopper(), []
     runs = _session(options, stopper)
     run = runs[0]
     _may_start(runs, options)
+    wait_for_all()  # what one of them writes isn't in the way of another
     try:
         # Whether something is in the way is known without the data; the learner needs it.
         path = Path(os.path.abspath(get_data(options.recipe.data, progress=can_show_bars())))
@@ -526,6 +540,7 @@ def run_training(
                 _announce(run)
                 run.path = path
                 results.append(_trained(run))
+                wait_for_all()
             _report(runs, results)
         return results
     except KeyboardInterrupt as e:
