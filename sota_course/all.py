@@ -13,7 +13,8 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
            'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
            'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon',
-           'fit_triangular', 'triangular', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
+           'fit_triangular', 'triangular', 'compile_model', 'estimate', 'profile_steps', 'recommend_precision',
+           'set_precision', 'smaller_batch', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
            'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError', 'ImageError',
            'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run', 'load_results',
            'predictions', 'score']
@@ -92,6 +93,14 @@ from .training.mixup_variants import RegMixup, ResizeMix
 from .training.muon import Muon, muon
 from .training.progressive import Progressive, Stage, fit_progressive
 from .training.schedules import fit_triangular, triangular
+from sota_course.training.steps import (
+    compile_model,
+    estimate,
+    profile_steps,
+    recommend_precision,
+    set_precision,
+    smaller_batch,
+)
 from .training.views import tta_predict
 from .training.whitening import whitening_conv
 
@@ -130,6 +139,12 @@ _all_ = [
     "muon",
     "fit_triangular",
     "triangular",
+    "compile_model",
+    "estimate",
+    "profile_steps",
+    "recommend_precision",
+    "set_precision",
+    "smaller_batch",
     "whitening_conv",
     "reliability",
 ]

@@ -33,6 +33,7 @@ LATE = {
     "training.metrics": {"matplotlib"},  # one diagram
     "training.options": {"fastcore"},  # a quick start
     "training.session": {"torch.utils.tensorboard"},  # whoever asks for event files needs it
+    "training.steps": {"resource"},  # Windows has none
 }
 
 
