@@ -6,7 +6,7 @@ Docs: https://sota-course.github.io/sota_course/training/session.html.md"""
 
 # %% auto #0
 __all__ = ['top_losses', 'run_figure', 'SessionRun', 'Divergence', 'EpochTable', 'Board', 'run_files', 'session_table',
-           'run_training']
+           'look_ahead', 'run_training']
 
 # %% ../../nbs/training/session.ipynb #ba948153
 import io
@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
 from ..core import DataError, write_whole
 from ..data import get_data
 from ..images.decode import open_image
@@ -33,9 +34,11 @@ from sota_course.training.options import (
     seeds_of,
     shareable,
 )
+from .progressive import Stage
 from .recipe_runs import RecipeRun, recipe_dls, recipe_learner
 from .recipes import stages_of, to_toml
 from .runs import Result, Run, can_show_bars, predictions, score
+from .steps import estimate, profile_steps, recommend_precision
 from .stopping import Stopper
 
 # %% ../../nbs/training/session.ipynb #7d281db2
@@ -514,13 +517,35 @@ def _announce(run):
     if n > 1:
         print(f"Seed {run.seed}, run {run.seed - run.recipe.seed + 1} of {n}:", flush=True)
 
+# %% ../../nbs/training/session.ipynb #acc1a877
+def look_ahead(
+    options: Options,  # with `dry_run`, `profile` or both
+):
+    "Print what a training would be, and what it would cost. Raises as `run_training` does."
+    path = Path(os.path.abspath(get_data(options.recipe.data, progress=can_show_bars())))
+    recipe = options.recipe
+    run = SessionRun(replace(options, overwrite=False), recipe.seed)
+    run.path = path
+    set_seed(recipe.seed)
+    learn = run.new_learner()
+    if options.dry_run:
+        stages = [Stage(size, bs, epochs) for epochs, size, bs in stages_of(recipe)]
+        print(f"{to_toml(recipe, whole=True)}\n{estimate(learn, stages)}")
+        print(f"{options.runs} of these, with files that begin with {run.folder / run.name}")
+        print(f"The quickest precision: {recommend_precision(learn)}")
+    if options.profile:
+        print(profile_steps(learn))
+
 # %% ../../nbs/training/session.ipynb #422da5e4
 def run_training(
     options: Options,
-) -> list:  # a `Result` for each seed
+) -> list:  # a `Result` for each seed; none where nothing is to be trained
     """Train, and write model, picture, recipe and result of each seed.
 
     Raises `Diverged`, `DataError`, `ValueError` and `OSError`; `Stopped` when told to stop."""
+    if options.dry_run or options.profile:
+        look_ahead(options)
+        return []
     with distributed():
         return _run_all(options)
 
