@@ -15,8 +15,8 @@ from sota_course.training.session import run_training, session_table
 # The drawn set is small, so the book's recipe gets smaller batches, and a learning rate to match.
 BOOK = "--preset book --epochs 2 --bs 32 --lr 8e-3 --name course-book"
 FAST = "--preset fast --epochs 7 --name course-fast"
-HOW_ON = """NLL and ECE say what the stated probabilities are worth: less is better. Chapter 1 explains
-the table, and the chapters behind it what makes the difference.
+HOW_ON = """NLL and ECE say what the stated probabilities are worth: less is better. Chapter 1
+explains the table, and the chapters behind it what makes the difference.
 
 The picture:      {picture}
 Your own images:  sota-train --preset fast --data <folder with train/<class> and val/<class>>

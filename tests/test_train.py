@@ -609,6 +609,47 @@ def test_too_little_memory_is_a_sentence(small, tmp_path, refused, monkeypatch):
     assert "try --bs 8" in refused(*options(small, tmp_path), "--bs", 16)
 
 
+# Looking ahead
+
+
+def test_a_dry_run_shows_the_plan_and_its_cost_and_leaves_nothing(small, tmp_path, command):
+    args = flags(data=small, out=tmp_path, stages="1x16 2x32", **TINY | dict(epochs=3))
+    code, out, err = command(*args, "--dry-run", "--profile", "--overwrite")
+    assert code == 0, err
+    assert 'stages = "1x16 2x32"' in out and "bs = 20" in out
+    rows = [o.split() for o in out.splitlines()]
+    assert any(o[:3] == ["16", "20", "1"] for o in rows), out
+    assert any(o[:3] == ["32", "20", "2"] for o in rows), out
+    assert "MiB" in out and "fp32" in out
+    assert {"data", "augmentation", "backward", "optimizer"} <= {o[0] for o in rows if o}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_that_the_device_lacks_is_refused(small, tmp_path, refused):
+    said = refused(*options(small, tmp_path), "--precision", "fp16")
+    assert "precision must be one of fp32" in said
+
+
+def test_event_files_are_asked_for_where_nothing_writes_them(tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    said = refused("--tensorboard", "--out", tmp_path)
+    assert "pip install tensorboard" in said
+
+
+def test_event_files_hold_what_the_result_says(small, tmp_path, command):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    code, out, err = command(*options(small, tmp_path, 2), "--tensorboard")
+    assert code == 0 and "tensorboard --logdir" in out, err
+    events = accumulator.EventAccumulator(str(tmp_path / "try-seed0-events"))
+    events.Reload()
+    stored = json.loads((tmp_path / "try-seed0.json").read_text())
+    found = events.Scalars("epoch/accuracy")
+    assert [o.step for o in found] == [200, 400], "images seen"
+    expected = [o["accuracy"] for o in stored["history"]]
+    assert [o.value for o in found] == pytest.approx(expected, abs=1e-6)
+    assert len(events.Scalars("batch/loss")) == 20
+
+
 # Stopped at any moment
 
 

@@ -137,3 +137,9 @@ def main():
         signals.end(getattr(e, "signum", signal.SIGINT))
     signals.code = code  # all is said: a signal while Python shuts down changes nothing
     sys.exit(code)
+
+# %% ../../nbs/training/command.ipynb #1402b988
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
+    from sota_course.training import command
+
+    command.main()

@@ -11,6 +11,7 @@ __all__ = ['CROPS', 'recipe_dls', 'nesterov', 'recipe_callbacks', 'recipe_learne
 import time
 from pathlib import Path
 import torch
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.schedule import Learner
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
@@ -26,6 +27,7 @@ from .muon import muon
 from .progressive import Progressive, Stage
 from .recipes import ARCH_NAMES, Recipe, preset, stages_of, total_epochs
 from .runs import Run, score
+from .steps import compile_model, set_precision
 from .views import tta_predict
 
 # %% ../../nbs/training/recipe_runs.ipynb #ed3defc1
@@ -112,7 +114,7 @@ def recipe_learner(
 ) -> Learner:
     "A new learner, with everything that the recipe wants of it. Raises `ValueError`."
     loss = SmoothCrossEntropy(recipe.smoothing) if recipe.smoothing else CrossEntropyLossFlat()
-    return baseline_learner(
+    learn = baseline_learner(
         dls,
         recipe.arch,
         loss_func=loss,
@@ -120,6 +122,11 @@ def recipe_learner(
         cbs=recipe_callbacks(recipe),
         wd=recipe.wd,
     )
+    if not recipe.channels_last:
+        learn.remove_cb(ChannelsLast)
+    if recipe.precision != "auto":
+        set_precision(learn, recipe.precision)
+    return compile_model(learn) if recipe.compile else learn
 
 # %% ../../nbs/training/recipe_runs.ipynb #51c6bcd9
 def recipe_fit(

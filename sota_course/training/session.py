@@ -6,7 +6,7 @@ Docs: https://sota-course.github.io/sota_course/training/session.html.md"""
 
 # %% auto #0
 __all__ = ['top_losses', 'run_figure', 'SessionRun', 'Divergence', 'EpochTable', 'Board', 'run_files', 'session_table',
-           'run_training']
+           'look_ahead', 'run_training']
 
 # %% ../../nbs/training/session.ipynb #ba948153
 import io
@@ -17,11 +17,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
 from ..core import DataError, write_whole
 from ..data import get_data
 from ..images.decode import open_image
 from .command import START_AGAIN, Diverged
 from .compare import compare
+from .distributed import distributed, is_main, wait_for_all
 from .models import CARD_FILE, WEIGHTS_FILE, load_model, save_model
 from sota_course.training.options import (
     Options,
@@ -32,9 +34,11 @@ from sota_course.training.options import (
     seeds_of,
     shareable,
 )
+from .progressive import Stage
 from .recipe_runs import RecipeRun, recipe_dls, recipe_learner
 from .recipes import stages_of, to_toml
 from .runs import Result, Run, can_show_bars, predictions, score
+from .steps import estimate, profile_steps, recommend_precision
 from .stopping import Stopper
 
 # %% ../../nbs/training/session.ipynb #7d281db2
@@ -116,7 +120,9 @@ class SessionRun(RecipeRun):
         except ImportError as e:
             raise ValueError(f"--arch {e}") from e
         if self.options.overwrite and self.seed == self.recipe.seed:
-            _remove(self)  # of all seeds, with the first
+            if is_main():
+                _remove(self)  # of all seeds, with the first
+            wait_for_all()
         return learn
 
 # %% ../../nbs/training/session.ipynb #9b7b52f6
@@ -285,6 +291,8 @@ def _finish(run, result):
     own = run_files(run, run.seed)
     if not all(math.isfinite(o) for o in (result.nll, result.ece)):
         raise Diverged("after the last epoch the model's predictions are no numbers")
+    if not is_main():
+        return result
     _save(run, own["model"])
     _draw(run, result, own["picture"])
     _write_recipe(run, own["recipe"])
@@ -342,6 +350,8 @@ def _lacks(own, result, recipe):
 def _complete(run):
     "The stored result, with what it lacks. Raises `ValueError` for views that can't be had."
     own, result = run_files(run, run.seed), run.train().results[0]
+    if not is_main():
+        return result
     lacks = _lacks(own, result, run.recipe)
     print(f"The run of seed {run.seed} was finished before; here is its result.")
     if lacks:
@@ -412,8 +422,8 @@ def _in_words(e, run):
     "The error to raise in place of `e`, for people; None where there is no better one."
     if isinstance(e, Diverged):
         return Diverged(
-            f"training diverged: {e.where}, with --lr {run.recipe.lr:g}, and no further step can mend "
-            "that. Choose a lower --lr, and add --overwrite"
+            f"training diverged: {e.where}, with --lr {run.recipe.lr:g}, and no further step "
+            "can mend that. Choose a lower --lr, and add --overwrite"
         )
     if _is_memory(e):
         bs = max(bs for _, _, bs in stages_of(run.recipe))
@@ -495,7 +505,7 @@ def _session(options, stopper):
         run = SessionRun(options, seed, [stopper, Divergence()])
         if not can_show_bars():
             run.cbs.append(EpochTable())
-        if options.tensorboard:
+        if options.tensorboard and is_main():
             run.cbs.append(Board(run_files(run, seed)["events"]))
         runs.append(run)
     return runs
@@ -507,17 +517,46 @@ def _announce(run):
     if n > 1:
         print(f"Seed {run.seed}, run {run.seed - run.recipe.seed + 1} of {n}:", flush=True)
 
+# %% ../../nbs/training/session.ipynb #acc1a877
+def look_ahead(
+    options: Options,  # with `dry_run`, `profile` or both
+):
+    "Print what a training would be, and what it would cost. Raises as `run_training` does."
+    path = Path(os.path.abspath(get_data(options.recipe.data, progress=can_show_bars())))
+    recipe = options.recipe
+    run = SessionRun(replace(options, overwrite=False), recipe.seed)
+    run.path = path
+    set_seed(recipe.seed)
+    learn = run.new_learner()
+    if options.dry_run:
+        stages = [Stage(size, bs, epochs) for epochs, size, bs in stages_of(recipe)]
+        print(f"{to_toml(recipe, whole=True)}\n{estimate(learn, stages)}")
+        print(f"{options.runs} of these, with files that begin with {run.folder / run.name}")
+        print(f"The quickest precision: {recommend_precision(learn)}")
+    if options.profile:
+        print(profile_steps(learn))
+
 # %% ../../nbs/training/session.ipynb #422da5e4
 def run_training(
     options: Options,
-) -> list:  # a `Result` for each seed
+) -> list:  # a `Result` for each seed; none where nothing is to be trained
     """Train, and write model, picture, recipe and result of each seed.
 
     Raises `Diverged`, `DataError`, `ValueError` and `OSError`; `Stopped` when told to stop."""
+    if options.dry_run or options.profile:
+        look_ahead(options)
+        return []
+    with distributed():
+        return _run_all(options)
+
+
+def _run_all(options):
+    "`run_training`, in each of the processes that train together."
     stopper, results = Stopper(), []
     runs = _session(options, stopper)
     run = runs[0]
     _may_start(runs, options)
+    wait_for_all()  # what one of them writes isn't in the way of another
     try:
         # Whether something is in the way is known without the data; the learner needs it.
         path = Path(os.path.abspath(get_data(options.recipe.data, progress=can_show_bars())))
@@ -526,6 +565,7 @@ def run_training(
                 _announce(run)
                 run.path = path
                 results.append(_trained(run))
+                wait_for_all()
             _report(runs, results)
         return results
     except KeyboardInterrupt as e:

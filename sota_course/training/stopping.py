@@ -40,7 +40,7 @@ class Stopper(Callback):
     def _clear(self):
         self.signum = None  # the signal that came
         self.running = False  # batches are being trained
-        self.inside = False  # within `with`
+        self.within = False  # within `with`
         self.late = False  # the signal came on the way in or out
         self.old = {}  # signal -> the handler that it had before
 
@@ -72,7 +72,7 @@ def __enter__(self: Stopper):
     if self.late:  # it came meanwhile
         self._let_go()
         raise Stopped(self.signum)
-    self.inside = True
+    self.within = True
     return self
 
 
@@ -81,7 +81,7 @@ def _note(self: Stopper, signum, frame):
     again = self.signum is not None
     self.signum = signum
     leaving = frame is not None and frame.f_code is Stopper.__exit__.__code__
-    self.late = leaving or not self.inside
+    self.late = leaving or not self.within
     if self.late:  # raising would leave handlers behind
         return
     if again or not self.running:
@@ -110,7 +110,7 @@ def _let_go(self: Stopper):
 
 @patch
 def __exit__(self: Stopper, kind, error, trace):
-    self.inside = False
+    self.within = False
     self._let_go()
     if not self.signum or isinstance(error, Stopped):
         return
