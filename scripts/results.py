@@ -7,6 +7,7 @@ fails where the tables aren't what the files give.
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -53,13 +54,32 @@ def commands(runs: dict) -> list[str]:
     return sorted({re.sub(r" --(only|seeds?) \S+", "", o) for o in found})
 
 
-def section(folder: Path) -> str:
+def laid_out(folder: Path, commands: list[str], head: list[str], rows: list[list[str]]) -> str:
     "An experiment: its heading, its commands, its table."
-    runs = load_results(folder.name, folder.parent)
-    lines = [HEAD, ["---"] * len(HEAD), *map(row, runs.values())]
+    lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(o)} |" for o in lines)
-    measured = "\n".join(commands(runs))
+    measured = "\n".join(commands)
     return f"### {folder.name}\n\n```bash\n{measured}\n```\n\n{table}\n"
+
+
+def rounded(value):
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def simple_section(folder: Path, files: list[dict]) -> str:
+    "Runs of a program that doesn't use the package: what its files say, as it stands there."
+    head = [o for o in files[0] if o != "command"]
+    rows = [[str(rounded(o[k])) for k in head] for o in files]
+    return laid_out(folder, sorted({o["command"] for o in files}), head, rows)
+
+
+def section(folder: Path) -> str:
+    "An experiment: a table of its runs, or of its files where these aren't runs of the package."
+    files = [json.loads(o.read_text(encoding="utf-8")) for o in sorted(folder.glob("*.json"))]
+    if "config" not in files[0]:
+        return simple_section(folder, files)
+    runs = load_results(folder.name, folder.parent)
+    return laid_out(folder, commands(runs), HEAD, list(map(row, runs.values())))
 
 
 def readme(results: Path) -> str:
