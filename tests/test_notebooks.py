@@ -188,7 +188,7 @@ def test_small_steps(path):
 def install_cell(path):
     "The cell of a notebook that installs the package; None where there is none."
     code = [o.source for o in read(path).cells if o.cell_type == "code"]
-    return next((o for o in code if "pip install" in o), None)
+    return next((o for o in code if "%pip install" in o), None)
 
 
 @pytest.mark.parametrize("path", [o for o in NBS if install_cell(o)], ids=lambda o: o.name)
