@@ -9,15 +9,15 @@ __all__ = ['class_name', 'data_block', 'get_data', 'get_dls', 'check_images', 'q
            'CLASSES', 'draw_image', 'build_cache', 'cached_dls', 'clear_cache', 'smooth_cross_entropy',
            'smooth_targets', 'cutmix', 'mixup', 'ChannelStats', 'channel_stats', 'denormalize', 'normalize',
            'center_crop', 'random_resized_crop', 'resize', 'five_crop', 'merge_views', 'ten_crop', 'baseline_learner',
-           'Recipe', 'from_toml', 'preset', 'to_toml', 'train', 'whitened_resnet', 'small_resnet', 'xresnet10',
-           'SmoothCrossEntropy', 'reliability_diagram', 'CutMix', 'ManifoldMixup', 'MixUp', 'Normalize',
-           'dataset_stats', 'Progressive', 'Stage', 'fit_progressive', 'RegMixup', 'ResizeMix', 'dense_five_crop',
-           'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA', 'Lookahead', 'Muon', 'muon',
-           'fit_triangular', 'triangular', 'compile_model', 'estimate', 'profile_steps', 'recommend_precision',
-           'set_precision', 'smaller_batch', 'whitening_conv', 'reliability', 'compare', 'detectable', 'interval',
-           'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError', 'ImageError',
-           'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run', 'load_results',
-           'predictions', 'score']
+           'Distribute', 'distributed', 'is_main', 'Recipe', 'from_toml', 'preset', 'to_toml', 'train',
+           'whitened_resnet', 'small_resnet', 'xresnet10', 'SmoothCrossEntropy', 'reliability_diagram', 'CutMix',
+           'ManifoldMixup', 'MixUp', 'Normalize', 'dataset_stats', 'Progressive', 'Stage', 'fit_progressive',
+           'RegMixup', 'ResizeMix', 'dense_five_crop', 'tta_predict', 'brier', 'ece', 'fit_temperature', 'nll', 'EMA',
+           'Lookahead', 'Muon', 'muon', 'fit_triangular', 'triangular', 'compile_model', 'estimate', 'profile_steps',
+           'recommend_precision', 'set_precision', 'smaller_batch', 'whitening_conv', 'reliability', 'compare',
+           'detectable', 'interval', 'mcnemar', 'welch', 'CacheError', 'CheckpointError', 'DataError', 'DownloadError',
+           'ImageError', 'SotaCourseError', 'explore', 'show_figure', 'load_model', 'save_model', 'Result', 'Run',
+           'load_results', 'predictions', 'score']
 
 # %% ../nbs/all.ipynb #51c3b005
 from .data import class_name, data_block, get_data, get_dls
@@ -107,6 +107,9 @@ from .training.whitening import whitening_conv
 # %% ../nbs/all.ipynb #51c3b00c
 _all_ = [
     "baseline_learner",
+    "Distribute",
+    "distributed",
+    "is_main",
     "Recipe",
     "from_toml",
     "preset",
