@@ -3,7 +3,7 @@
     python scripts/course.py [option of sota-train …]
 
 Epochs are fixed, not seconds, so that the same command gives the same numbers on the same machine;
-on two idle cores each side takes about forty seconds. The files go to `runs`.
+on two cores each side takes about twenty seconds. The files go to `runs`.
 """
 
 import sys
