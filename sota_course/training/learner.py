@@ -121,10 +121,20 @@ def n_outputs(
     model: torch.nn.Module,  # any model that takes a batch of images
     x: torch.Tensor,  # a batch, `(n, channels, height, width)`; two images are enough
 ) -> int:  # the size of its output's last axis
-    "How many outputs `model` gives an image, found by asking it."
+    """How many outputs `model` gives an image, found by asking it.
+
+    Raises `ValueError` for images that shrink to nothing inside it."""
     device = next(model.parameters(), x).device
-    with eval_mode(model):
-        return model(torch.Tensor(x.float().cpu()).to(device)).shape[-1]
+    try:
+        with eval_mode(model):
+            return model(torch.Tensor(x.float().cpu()).to(device)).shape[-1]
+    except RuntimeError as e:
+        if "Output size is too small" not in str(e):
+            raise
+        raise ValueError(
+            f"images of {x.shape[-2]} by {x.shape[-1]} pixels shrink to nothing inside the "
+            "network: choose a larger size, or another network"
+        ) from e
 
 # %% ../../nbs/training/learner.ipynb #66530712
 def baseline_learner(

@@ -20,7 +20,7 @@ from fastai.optimizer import Adam, OptimWrapper
 from ..data import get_data, get_dls
 from ..images.cache import presize_for
 from .averaging import EMA, Lookahead
-from .learner import baseline_learner
+from .learner import baseline_learner, n_outputs
 from ..label_smoothing import SmoothCrossEntropy
 from .mixing import CutMix, MixUp
 from .muon import muon
@@ -122,6 +122,8 @@ def recipe_learner(
         cbs=recipe_callbacks(recipe),
         wd=recipe.wd,
     )
+    smallest = min(size for _, size, _ in stages_of(recipe))
+    n_outputs(learn.model, torch.zeros(2, 3, smallest, smallest))  # images may be too small for it
     if not recipe.channels_last:
         learn.remove_cb(ChannelsLast)
     if recipe.precision != "auto":
