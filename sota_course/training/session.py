@@ -38,7 +38,12 @@ from .progressive import Stage
 from .recipe_runs import RecipeRun, recipe_dls, recipe_learner
 from .recipes import stages_of, to_toml
 from .runs import Result, Run, can_show_bars, predictions, score
-from .steps import estimate, profile_steps, recommend_precision
+from sota_course.training.steps import (
+    estimate,
+    is_out_of_memory,
+    profile_steps,
+    recommend_precision,
+)
 from .stopping import Stopper
 
 # %% ../../nbs/training/session.ipynb #7d281db2
@@ -398,12 +403,6 @@ def _why_not_written(e):
         e = e.__cause__ or e.__context__
 
 
-def _is_memory(e):
-    "Whether `e` says that there is no memory left, on a GPU or elsewhere."
-    words = ("out of memory", "allocate memory")
-    return isinstance(e, MemoryError) or any(o in str(e) for o in words)
-
-
 def _how_to_go_on(run):
     "What to tell someone whose run ended before its time."
     own = run_files(run, run.seed)
@@ -425,7 +424,7 @@ def _in_words(e, run):
             f"training diverged: {e.where}, with --lr {run.recipe.lr:g}, and no further step "
             "can mend that. Choose a lower --lr, and add --overwrite"
         )
-    if _is_memory(e):
+    if is_out_of_memory(e):
         bs = max(bs for _, _, bs in stages_of(run.recipe))
         smaller = f"try --bs {bs // 2}" if bs >= 4 else "no smaller batch is left"
         return ValueError(
