@@ -20,6 +20,7 @@ from sota_course.data import get_dls
 from sota_course.label_smoothing import SmoothCrossEntropy
 from sota_course.training.metrics import brier, fit_temperature
 from sota_course.training.mixing import CutMix, MixUp
+from sota_course.training.recipe_runs import CROPS
 from sota_course.training.runs import Run, score
 from sota_course.training.views import tta_predict
 from sota_course.tta import changed_predictions
@@ -27,8 +28,6 @@ from sota_course.tta import changed_predictions
 from study import LR, PHOTOS, Clock, one_seed, photo_options
 
 SIZE = 32
-# Crops of any shape up to 4:3, and nothing but crops and flips
-CROPS = dict(ratio=(3 / 4, 4 / 3), max_rotate=0, max_warp=0, max_zoom=1.0, max_lighting=0)
 # Loss and callbacks of each technique; new ones for each learner
 TECHNIQUES = {
     "plain": lambda: dict(),

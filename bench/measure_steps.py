@@ -16,32 +16,18 @@ from functools import partial
 import sota_course  # noqa: F401 (before torch: see its `__init__`)
 import torch
 from fastai.callback.channelslast import ChannelsLast
-from sota_course.baseline import ResidualPair, small_resnet
-from sota_course.training.learner import baseline_learner
+from sota_course.baseline import small_resnet
+from sota_course.training.learner import baseline_learner, whitened_resnet
 from sota_course.core import write_whole
 from sota_course.data import get_dls
 from sota_course.training.mixing import CutMix, MixUp
 from sota_course.training.settings import environment
 from sota_course.training.steps import profile_steps, recommend_precision
-from sota_course.training.whitening import whitening_conv
-from torch import nn
 
 from study import PHOTOS, photo_options
 
 SIZE, BS, PER_CLASS = 64, 64, 100
-WIDTHS = 48, 96, 192
 MIXING = dict(mixup=MixUp, cutmix=CutMix)
-
-
-def recipe_net(n_out, stem):
-    "A whitening stem, and three stages with a residual pair each."
-    layers, channels = [stem, nn.ReLU()], stem.out_channels
-    for o in WIDTHS:
-        conv = nn.Conv2d(channels, o, 3, padding=1, bias=False)
-        layers += [conv, nn.MaxPool2d(2), nn.BatchNorm2d(o), nn.ReLU(), ResidualPair(o)]
-        channels = o
-    layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, n_out)]
-    return nn.Sequential(*layers)
 
 
 def parts_of(learn, steps, clock):
@@ -70,7 +56,7 @@ def main():
         torch.set_num_threads(1)
     path = args.data / PHOTOS
     dls = get_dls(BS, SIZE, path, per_class=PER_CLASS, progress=False)
-    nets = dict(small_resnet=small_resnet, recipe=partial(recipe_net, stem=whitening_conv(dls)))
+    nets = dict(small_resnet=small_resnet, recipe=partial(whitened_resnet, data=dls))
     setting = dict(data=PHOTOS, size=SIZE, bs=BS, clock=clock.__name__)
     command = f"python bench/measure_steps.py --data <photos> --steps {args.steps}"
 

@@ -244,6 +244,20 @@ def urls(root: Path = ROOT) -> list[str]:
     return sorted(o for o in found if not NOWHERE.match(o))
 
 
+def made_file(doc: str, path: Path, make, problem: str):
+    "The command of a script that makes the file `path`: write it, or only look, with --check."
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    wish = f"change nothing; fail where {path.relative_to(ROOT).as_posix()} would change"
+    parser.add_argument("--check", action="store_true", help=wish)
+    args, made = parser.parse_args(), make()
+    if not args.check:
+        path.write_text(made, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != made:
+        sys.exit(problem)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -5,9 +5,7 @@
 `--check` changes nothing, and fails where README.md isn't what the notebook gives.
 """
 
-import argparse
 import re
-import sys
 from html import unescape
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from fastcore.xtras import working_directory
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, hide_line, strip_ansi
 
-from links import ROOT, absolute, address
+from links import ROOT, absolute, address, made_file
 
 HIDDEN = {"hide", "default_exp"}
 
@@ -107,18 +105,8 @@ def readme() -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    wish = "change nothing; fail where README.md would change"
-    parser.add_argument("--check", action="store_true", help=wish)
-    args = parser.parse_args()
-    path, made = ROOT / "README.md", readme()
-    if args.check:
-        if path.read_text(encoding="utf-8") != made:
-            sys.exit("README.md isn't nbs/index.ipynb: run `python scripts/readme.py`")
-    else:
-        path.write_text(made, encoding="utf-8")
+    problem = "README.md isn't nbs/index.ipynb: run `python scripts/readme.py`"
+    made_file(__doc__, ROOT / "README.md", readme, problem)
 
 
 if __name__ == "__main__":

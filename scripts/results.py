@@ -6,15 +6,13 @@ What stands above the heading "All runs" is written by hand and kept. `--check` 
 fails where the tables aren't what the files give.
 """
 
-import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from links import ROOT
+from links import ROOT, made_file
 from sota_course.training.compare import interval
 from sota_course.training.runs import load_results
 
@@ -90,18 +88,9 @@ def readme(results: Path) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    wish = "change nothing; fail where results/README.md would change"
-    parser.add_argument("--check", action="store_true", help=wish)
-    args = parser.parse_args()
     results = ROOT / "results"
-    path, made = results / "README.md", readme(results)
-    if not args.check:
-        path.write_text(made, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != made:
-        sys.exit("results/README.md isn't what the files give: run `python scripts/results.py`")
+    problem = "results/README.md isn't what the files give: run `python scripts/results.py`"
+    made_file(__doc__, results / "README.md", lambda: readme(results), problem)
 
 
 if __name__ == "__main__":

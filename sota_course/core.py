@@ -6,9 +6,9 @@ Docs: https://sota-course.github.io/sota_course/core.html.md"""
 
 # %% auto #0
 __all__ = ['check_tensor', 'plain_tensor', 'as_numbers', 'class_numbers', 'whole_numbers', 'object_name', 'size_pair',
-           'eval_mode', 'remove_stale_parts', 'write_whole', 'full_path', 'course_home', 'default_workers',
-           'SotaCourseError', 'ArgumentError', 'DataError', 'DownloadError', 'CheckpointError', 'ImageError',
-           'BadImages', 'CacheError', 'check_whole']
+           'keep_modes', 'eval_mode', 'remove_stale_parts', 'write_whole', 'full_path', 'course_home',
+           'default_workers', 'SotaCourseError', 'ArgumentError', 'DataError', 'DownloadError', 'CheckpointError',
+           'ImageError', 'BadImages', 'CacheError', 'check_whole']
 
 # %% ../nbs/core.ipynb #a4c53f68
 import os
@@ -138,6 +138,23 @@ def size_pair(
 
 # %% ../nbs/core.ipynb #5f037168
 @contextmanager
+def keep_modes(
+    model: torch.nn.Module,
+    buffers: bool = False,  # keep those too, such as BatchNorm's statistics
+):
+    "Afterwards each part of `model` is in training mode, or in evaluation mode, as it was."
+    modes = [(o, o.training) for o in model.modules()]
+    kept = {k: o.clone() for k, o in model.named_buffers()} if buffers else {}
+    try:
+        yield
+    finally:
+        for k, o in model.named_buffers() if buffers else ():
+            o.copy_(kept[k])
+        for o, mode in modes:
+            o.training = mode
+
+
+@contextmanager
 def eval_mode(
     model: torch.nn.Module,
     learn=None,  # its learner, for mixed precision; None: a model alone
@@ -145,17 +162,13 @@ def eval_mode(
     """Within: evaluation mode, no gradients, and the mixed precision of `learn`.
 
     Afterwards each part is as it was."""
-    modes = [(o, o.training) for o in model.modules()]
     cb = next((o for o in getattr(learn, "cbs", ()) if hasattr(o, "amp_mode")), None)
     half = torch.bfloat16 if cb is not None and cb.amp_mode.value == "bf16" else torch.float16
     amp = cb is not None and torch.cuda.is_available()
-    try:
+    with keep_modes(model):
         model.eval()
         with torch.no_grad(), torch.autocast("cuda", dtype=half, enabled=amp):
             yield
-    finally:
-        for o, mode in modes:
-            o.training = mode
 
 # %% ../nbs/core.ipynb #c99cdd9b
 def _is_alive(pid):

@@ -10,7 +10,7 @@ __all__ = ['planned', 'PRESETS', 'Recipe', 'from_toml', 'preset', 'to_toml', 'tr
 # %% ../nbs/07_recipe.ipynb #07c00004
 import numpy as np
 import pandas as pd
-from fastai.callback.schedule import combined_cos
+from .training.progressive import rate_curve
 from .training.recipe_runs import train
 from sota_course.training.recipes import (
     PRESETS,
@@ -19,21 +19,12 @@ from sota_course.training.recipes import (
     preset,
     stages_of,
     to_toml,
-    total_epochs,
 )
-from .training.schedules import triangular
 
 # %% ../nbs/07_recipe.ipynb #07c00005
 _all_ = ["PRESETS", "Recipe", "from_toml", "preset", "to_toml", "train"]
 
 # %% ../nbs/07_recipe.ipynb #07c00036
-def _rates(recipe):
-    "The learning rate as a function of the place in the training, 0 to 1."
-    if recipe.schedule == "triangular":
-        return triangular(recipe.lr, peak=recipe.peak)
-    return combined_cos(recipe.peak, recipe.lr / 25, recipe.lr, recipe.lr / 1e5)
-
-
 def planned(
     recipe: Recipe,
     n: int = 201,  # places to look at, from the first step to the last
@@ -41,9 +32,9 @@ def planned(
     "Image size and learning rate in the course of the training that a recipe asks for."
     stages = stages_of(recipe)
     places = np.linspace(0, 1, n)
-    epochs = places * total_epochs(recipe)
+    epochs = places * recipe.epochs
     ends = np.cumsum([o[0] for o in stages])
     stage = np.searchsorted(ends, epochs, side="right").clip(max=len(stages) - 1)
     sizes = np.array([o[1] for o in stages])
-    rate = _rates(recipe)
+    rate = rate_curve(recipe.lr, recipe.schedule, recipe.peak)
     return pd.DataFrame(dict(epoch=epochs, size=sizes[stage], lr=[float(rate(o)) for o in places]))

@@ -20,19 +20,11 @@ from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.vision.models import xresnet as fastai_xresnet
 from torch import nn
-from ..baseline import ResidualPair, small_resnet, xresnet10
+from ..baseline import resnet_stage, small_resnet, xresnet10
 from ..core import eval_mode, object_name
 from .whitening import whitening_conv
 
 # %% ../../nbs/training/learner.ipynb #8118e8e5
-def _stage(n_in, n_out):
-    conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight)
-    return nn.Sequential(
-        conv, nn.MaxPool2d(2), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True), ResidualPair(n_out)
-    )
-
-
 def whitened_resnet(
     n_out: int,  # number of outputs: one for each class
     width: int = 48,  # channels of the first of three stages; each has twice those of the last
@@ -45,7 +37,7 @@ def whitened_resnet(
     Each stage halves the image, as the stem does. After Jordan, arXiv:2404.00498."""
     stem = nn.Sequential(whitening_conv(data), nn.ReLU(inplace=True))
     widths = [width * 2**i for i in range(3)]
-    stages = [_stage(a, b) for a, b in zip([48, *widths], widths)]
+    stages = [resnet_stage(a, b, inplace=True) for a, b in zip([48, *widths], widths)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_out)]
     return nn.Sequential(stem, *stages, *head)
 

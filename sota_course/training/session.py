@@ -34,8 +34,7 @@ from sota_course.training.options import (
     seeds_of,
     shareable,
 )
-from .progressive import Stage
-from .recipe_runs import RecipeRun, recipe_dls, recipe_learner
+from .recipe_runs import RecipeRun, recipe_dls, recipe_learner, recipe_stages
 from .recipes import stages_of, to_toml
 from .runs import Result, Run, can_show_bars, predictions, score
 from sota_course.training.steps import (
@@ -517,19 +516,22 @@ def _announce(run):
         print(f"Seed {run.seed}, run {run.seed - run.recipe.seed + 1} of {n}:", flush=True)
 
 # %% ../../nbs/training/session.ipynb #acc1a877
+def _data_path(options):
+    "The folder of the images, fetched or drawn if need be."
+    return Path(os.path.abspath(get_data(options.recipe.data, progress=can_show_bars())))
+
+
 def look_ahead(
     options: Options,  # with `dry_run`, `profile` or both
 ):
     "Print what a training would be, and what it would cost. Raises as `run_training` does."
-    path = Path(os.path.abspath(get_data(options.recipe.data, progress=can_show_bars())))
-    recipe = options.recipe
+    path, recipe = _data_path(options), options.recipe
     run = SessionRun(replace(options, overwrite=False), recipe.seed)
     run.path = path
     set_seed(recipe.seed)
     learn = run.new_learner()
     if options.dry_run:
-        stages = [Stage(size, bs, epochs) for epochs, size, bs in stages_of(recipe)]
-        print(f"{to_toml(recipe, whole=True)}\n{estimate(learn, stages)}")
+        print(f"{to_toml(recipe, whole=True)}\n{estimate(learn, recipe_stages(recipe))}")
         print(f"{options.runs} of these, with files that begin with {run.folder / run.name}")
         print(f"The quickest precision: {recommend_precision(learn)}")
     if options.profile:
@@ -558,7 +560,7 @@ def _run_all(options):
     wait_for_all()  # what one of them writes isn't in the way of another
     try:
         # Whether something is in the way is known without the data; the learner needs it.
-        path = Path(os.path.abspath(get_data(options.recipe.data, progress=can_show_bars())))
+        path = _data_path(options)
         with stopper:
             for run in runs:
                 _announce(run)

@@ -39,7 +39,7 @@ from fastai.data.core import Pipeline
 from fastai.torch_core import default_device, find_bs, get_random_states, set_random_states
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
-from ..core import check_whole
+from ..core import check_whole, keep_modes
 from .mixing import MixHandler
 from .progressive import check_stages
 
@@ -649,9 +649,7 @@ def step_fits(
     "Whether a forward and a backward pass with `bs` images find enough memory."
     _forget_batch(learn)
     model, device = learn.model, _device(learn)
-    kept = {k: o.clone() for k, o in model.named_buffers()}
-    modes = [(o, o.training) for o in model.modules()]
-    with _same_luck(learn.dls):
+    with _same_luck(learn.dls), keep_modes(model, buffers=True):
         try:
             x, y = (o.repeat_interleave(bs, 0).to(device) for o in _one_image(learn))
             with _autocast(learn):
@@ -662,11 +660,6 @@ def step_fits(
             if not is_out_of_memory(e):
                 raise
             return False
-        finally:
-            for k, o in model.named_buffers():
-                o.copy_(kept[k])
-            for o, mode in modes:
-                o.training = mode
     return True
 
 # %% ../../nbs/training/steps.ipynb #950aff9d
